@@ -1,0 +1,125 @@
+"""Feature and label tables: frozen arrays keyed by unit id, stored as `.npz` without pickle."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compress.errors import ArtifactError, CompressError
+from compress.files import load_arrays, save_arrays
+from compress.scores import Scores
+
+SOURCES = ("measured", "predicted")
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureTable:
+    """Numbers known of each unit without measuring damage.
+
+    Attributes:
+        values: `(n_units, n_features)` float32, finite.
+        names: `n_features` unique column names.
+        unit_ids: `n_units` ids.
+        group: `(n_units,)` str, the layer or coupled group of each unit: what cross-validation must not split.
+        model: name of the network the units belong to (rows of several networks may be concatenated).
+    """
+
+    values: np.ndarray
+    names: tuple[str, ...]
+    unit_ids: tuple[str, ...]
+    group: np.ndarray
+    model: np.ndarray
+
+    def __post_init__(self) -> None:
+        shape = (len(self.unit_ids), len(self.names))
+        if self.values.shape != shape or self.values.dtype != np.float32:
+            raise CompressError(
+                f"FeatureTable.values must be float32 of shape {shape}. Got {self.values.dtype} {self.values.shape}."
+            )
+        if self.group.shape != shape[:1] or self.model.shape != shape[:1]:
+            raise CompressError(f"FeatureTable.group and .model must have shape {shape[:1]}.")
+        if len(set(self.names)) != len(self.names):
+            raise CompressError("FeatureTable.names must be unique.")
+        if not np.isfinite(self.values).all():
+            row, column = np.argwhere(~np.isfinite(self.values))[0]
+            raise CompressError(f"Feature {self.names[column]!r} of unit {self.unit_ids[row]!r} is not finite.")
+
+    def column(self, name: str) -> np.ndarray:
+        """`(n_units,)` values of one feature."""
+        return self.values[:, self.names.index(name)]
+
+    def select(self, rows: np.ndarray) -> "FeatureTable":
+        """The table of these rows (positions or a bool mask)."""
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        return FeatureTable(
+            self.values[rows], self.names, tuple(self.unit_ids[i] for i in rows), self.group[rows], self.model[rows]
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write `features.npz`, atomically."""
+        save_arrays(path, values=self.values, names=np.array(self.names, dtype=str), unit_ids=np.array(self.unit_ids, dtype=str),
+                    group=self.group.astype(str), model=self.model.astype(str))  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | Path) -> "FeatureTable":
+        """Read `features.npz`. Raises ArtifactError if it is missing, damaged or inconsistent."""
+        a = load_arrays(path, ("values", "names", "unit_ids", "group", "model"))
+        try:
+            return cls(a["values"], tuple(a["names"].tolist()), tuple(a["unit_ids"].tolist()), a["group"], a["model"])
+        except CompressError as error:
+            raise ArtifactError(f"{path} is not a valid feature table: {error}") from None
+
+
+@dataclass(frozen=True, eq=False)
+class LabelTable:
+    """Damage of each unit and choice, measured or predicted.
+
+    Attributes:
+        unit_ids: `n_units` ids.
+        choices: `n_choices` column names (`"removed"`, `"8bit"`, ...).
+        damage: `(n_units, n_choices)` float64 in the task's loss unit; NaN where it is unknown or does not apply.
+        std_err: standard error of a measured damage over the examples; NaN for predictions.
+        lower, upper: interval of a prediction (or damage -+ 1.96 std_err when measured).
+        source: `"measured"` or `"predicted"`, per unit, `(n_units,)` str.
+        forward_macs: MACs spent on getting these labels; `naive_macs`: what full masked forwards would have cost.
+    """
+
+    unit_ids: tuple[str, ...]
+    choices: tuple[str, ...]
+    damage: np.ndarray
+    std_err: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    source: np.ndarray
+    forward_macs: float = 0.0
+    naive_macs: float = 0.0
+
+    def __post_init__(self) -> None:
+        shape = (len(self.unit_ids), len(self.choices))
+        for name in ("damage", "std_err", "lower", "upper"):
+            if getattr(self, name).shape != shape:
+                raise CompressError(f"LabelTable.{name} must have shape {shape}. Got {getattr(self, name).shape}.")
+        if self.source.shape != shape[:1] or not np.isin(self.source, SOURCES).all():
+            raise CompressError(f"LabelTable.source must be {shape[:1]} of {SOURCES}.")
+        if np.isinf(self.damage).any():
+            raise CompressError("LabelTable.damage must not be infinite.")
+
+    def scores(self) -> Scores:
+        """The damages as scores in nats, for an allocator."""
+        return Scores(self.unit_ids, self.choices, self.damage, "nats")
+
+    def save(self, path: str | Path) -> None:
+        """Write `labels.npz`, atomically."""
+        save_arrays(path, unit_ids=np.array(self.unit_ids, dtype=str), choices=np.array(self.choices, dtype=str), damage=self.damage,
+                    std_err=self.std_err, lower=self.lower, upper=self.upper, source=self.source.astype(str),
+                    macs=np.array([self.forward_macs, self.naive_macs]))  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LabelTable":
+        """Read `labels.npz`. Raises ArtifactError if it is missing, damaged or inconsistent."""
+        a = load_arrays(path, ("unit_ids", "choices", "damage", "std_err", "lower", "upper", "source", "macs"))
+        try:
+            return cls(tuple(a["unit_ids"].tolist()), tuple(a["choices"].tolist()), a["damage"], a["std_err"], a["lower"], a["upper"],
+                       a["source"], float(a["macs"][0]), float(a["macs"][1]))  # fmt: skip
+        except CompressError as error:
+            raise ArtifactError(f"{path} is not a valid label table: {error}") from None

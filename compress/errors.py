@@ -1,0 +1,25 @@
+"""What can go wrong, by name: every error a user can act on is a `CompressError`."""
+
+
+class CompressError(ValueError):
+    """Something a user can mend. The message names the thing and the next step."""
+
+
+class TraceError(CompressError):
+    """The model could not be traced into one graph."""
+
+
+class PlanError(CompressError):
+    """A plan that does not fit this model, or that would empty a group."""
+
+
+class BudgetError(CompressError):
+    """A budget that is malformed, or that no plan can meet."""
+
+
+class DataError(CompressError):
+    """Data that is missing, empty, of the wrong shape, or not finite."""
+
+
+class ArtifactError(CompressError):
+    """A file that is missing, truncated, altered, or of another version."""

@@ -1,0 +1,276 @@
+"""One traced graph serves everything that touches structure: units, gates, slicing, measuring, exporting."""
+
+import copy
+import hashlib
+import operator
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim
+from torch.utils import _pytree as pytree
+
+from compress.errors import DataError, TraceError
+
+ATEN = torch.ops.aten
+_TRAINING_ARGUMENT = {ATEN.batch_norm.default: 5, ATEN.instance_norm.default: 5, ATEN.dropout.default: 2,
+                      ATEN.feature_dropout.default: 2, ATEN.alpha_dropout.default: 2}  # fmt: skip
+_LAYER_OPS = {
+    ATEN.conv1d.default: "conv", ATEN.conv2d.default: "conv", ATEN.conv3d.default: "conv",
+    ATEN.conv1d.padding: "conv", ATEN.conv2d.padding: "conv", ATEN.conv3d.padding: "conv",
+    ATEN.conv_transpose1d.default: "conv_transpose", ATEN.conv_transpose2d.input: "conv_transpose",
+    ATEN.conv_transpose3d.input: "conv_transpose", ATEN.linear.default: "linear", ATEN.embedding.default: "embedding",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One use of a weight: a conv, linear or embedding node of the graph.
+
+    Attributes:
+        name: qualified name of the module, or of the parameter where it belongs to none (`layer1.0.conv1`).
+        kind: `"conv"`, `"conv_transpose"`, `"linear"` or `"embedding"`.
+        node: the call in the graph.
+        weight, bias: qualified parameter names; `bias` is None without one.
+    """
+
+    name: str
+    kind: str
+    node: fx.Node
+    weight: str
+    bias: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class TracedGraph:
+    """A model as one graph of ATen operations.
+
+    Attributes:
+        module: runs like the model (same inputs, outputs, parameter names), shares its parameters and buffers, and
+            follows `train()` and `eval()`.
+        inputs: flat example inputs, each a tensor (batch first) or a constant.
+        shapes: node name -> shape of its value on the example inputs (a tuple of shapes for several outputs).
+        fingerprint: hash of the sorted (parameter name, shape) pairs.
+    """
+
+    module: fx.GraphModule
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    shapes: dict[str, Any]
+    fingerprint: str
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.module.graph
+
+    def layers(self) -> list[Layer]:
+        """Every conv, linear and embedding whose weight is a parameter, in execution order."""
+        return list(layers_of(self.module))
+
+
+def layers_of(module: fx.GraphModule) -> Iterator[Layer]:
+    """The layers of a traced module, see `TracedGraph.layers`."""
+    for node in module.graph.nodes:
+        kind = _LAYER_OPS.get(node.target) if node.op == "call_function" else None
+        if kind is None:
+            continue
+        weight = node.args[0] if kind == "embedding" else node.args[1]
+        if not is_parameter(weight):
+            continue
+        bias = None if kind == "embedding" or len(node.args) < 3 or node.args[2] is None else node.args[2]
+        bias_name = bias.target if is_parameter(bias) else None
+        yield Layer(weight.target.removesuffix(".weight"), kind, node, weight.target, bias_name)
+
+
+def is_parameter(node: Any) -> bool:
+    """Whether `node` reads a parameter or buffer of the module."""
+    return isinstance(node, fx.Node) and node.op == "get_attr" and node.target != "training"
+
+
+def fingerprint(module: nn.Module) -> str:
+    """sha256 of the sorted (parameter name, shape) pairs: equal for another seed, different for another architecture."""
+    pairs = sorted((name, tuple(p.shape)) for name, p in module.named_parameters(remove_duplicate=False))
+    return hashlib.sha256(repr(pairs).encode()).hexdigest()
+
+
+def as_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`(args, kwargs)` of a model's forward, from a tensor, or a tuple (args) or dict (kwargs) of its inputs.
+
+    Raises:
+        DataError: if there is no tensor, an empty one, or one that is not finite.
+    """
+    if isinstance(example_inputs, dict):
+        args, kwargs = (), dict(example_inputs)
+    elif isinstance(example_inputs, (tuple, list)):
+        args, kwargs = tuple(example_inputs), {}
+    else:
+        args, kwargs = (example_inputs,), {}
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if not tensors:
+        raise DataError(
+            "The 'example_inputs' parameter must hold at least one tensor: a tensor, or a tuple or dict of inputs."
+        )
+    for tensor in tensors:
+        if tensor.numel() == 0:
+            raise DataError(f"The 'example_inputs' parameter holds an empty tensor of shape {tuple(tensor.shape)}.")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise DataError("The 'example_inputs' parameter holds NaN or infinite values. Pass a clean batch.")
+    return args, kwargs
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raises DataError naming the first parameter or buffer with NaN or infinite values."""
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise DataError(f"Parameter {name!r} has NaN or infinite values. Load a sound checkpoint.")
+
+
+def trace(model: nn.Module, example_inputs: Any) -> TracedGraph:
+    """The model as one graph that shares its parameters. The model, its mode and its gradients stay as they are.
+
+    The batch dimension (dim 0 of every tensor) may take any size afterwards, and so may dim 1 of integer inputs (tokens);
+    a model that fixes its batch is traced with the fixed size.
+
+    Args:
+        model: any module that `torch.export` can trace. A traced module is taken as it is.
+        example_inputs: a tensor, or a tuple or dict of the forward's inputs, batch first.
+
+    Raises:
+        TraceError: if the model cannot be traced, with the place in its source.
+        DataError: for empty or non-finite inputs or non-finite parameters.
+    """
+    args, kwargs = as_inputs(example_inputs)
+    check_finite(model)
+    modes = {name: module.training for name, module in model.named_modules()}
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    try:
+        model.eval()
+        torch.backends.mha.set_fastpath_enabled(False)
+        module, args, kwargs = _export(model, args, kwargs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for name, submodule in model.named_modules():
+            submodule.training = modes[name]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    _share_parameters(module, model)
+    _follow_mode(module)
+    module.train(modes[""])
+    return TracedGraph(module, args, kwargs, record_shapes(module, args, kwargs), fingerprint(model))
+
+
+def _export(model: nn.Module, args: tuple, kwargs: dict) -> tuple[fx.GraphModule, tuple, dict]:
+    """Export with a free batch if possible; the error of the last try is the one reported."""
+    doubled = pytree.tree_map(_at_least_two, (args, kwargs))
+    error: Exception | None = None
+    for (a, k), dynamic in ((doubled, True), ((args, kwargs), False)):
+        dynamic_shapes = pytree.tree_map(_free_dims, (a, k)) if dynamic else None
+        if dynamic_shapes is not None:
+            dynamic_shapes = (*dynamic_shapes[0], *dynamic_shapes[1].values()) if not k else _named_dims(model, a, k)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                program = torch.export.export(model, a, k, dynamic_shapes=dynamic_shapes, strict=False)
+                return program.module(check_guards=False), a, k
+        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError, ArithmeticError,
+                NotImplementedError, torch._dynamo.exc.TorchDynamoException) as reason:  # fmt: skip
+            error = reason
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    raise TraceError(
+        f"{type(model).__name__} could not be traced by torch.export: {lines[0] if lines else type(error).__name__}. "
+        f"Check that the example inputs have the right shape and that forward has no data-dependent Python branches."
+    ) from error
+
+
+def _at_least_two(leaf: Any) -> Any:
+    """A batch of one is repeated: torch.export would otherwise fix the batch to 1."""
+    return (
+        leaf.repeat(2, *[1] * (leaf.dim() - 1))
+        if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == 1
+        else leaf
+    )
+
+
+def _free_dims(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor) or leaf.dim() == 0:
+        return None
+    tokens = not leaf.is_floating_point() and leaf.dim() == 2 and leaf.shape[1] > 1
+    return {0: Dim.AUTO, 1: Dim.AUTO} if tokens else {0: Dim.AUTO}
+
+
+def _named_dims(model: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
+    import inspect
+
+    bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    return {name: pytree.tree_map(_free_dims, value) for name, value in bound.arguments.items()}
+
+
+def _share_parameters(module: fx.GraphModule, model: nn.Module) -> None:
+    """Point every parameter and buffer of the graph at the model's own, so that tied weights stay tied."""
+    own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    for name, value in own.items():
+        owner, _, leaf = name.rpartition(".")
+        try:
+            holder = module.get_submodule(owner)
+        except AttributeError:
+            continue
+        if hasattr(holder, leaf):
+            setattr(holder, leaf, value)
+
+
+def _follow_mode(module: fx.GraphModule) -> None:
+    """Wire the mode arguments of batch norm and dropout to `module.training`."""
+    graph = module.graph
+    mode = None
+    for node in list(graph.nodes):
+        position = _TRAINING_ARGUMENT.get(node.target) if node.op == "call_function" else None
+        if position is None or (node.target is ATEN.batch_norm.default and node.args[3] is None):
+            continue
+        if mode is None:
+            with graph.inserting_before(next(iter(graph.nodes))):
+                mode = graph.create_node("get_attr", "training", name="training")
+        node.update_arg(position, mode)
+    dead = [n for n in graph.nodes if n.op == "get_attr" and not n.users]
+    for node in dead:
+        graph.erase_node(node)
+    # Export forbids train() and eval() and checks input shapes in hooks: a traced module behaves like any other instead.
+    for name in ("train", "eval"):
+        module.__dict__.pop(name, None)
+    module._forward_pre_hooks.clear()
+    module._forward_pre_hooks_with_kwargs.clear()
+    module.recompile()
+
+
+class _ShapeRecorder(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[str, Any] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        value = super().run_node(node)
+        self.shapes[node.name] = pytree.tree_map(
+            lambda leaf: tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf, value
+        )
+        return value
+
+
+def flat_inputs(module: fx.GraphModule, args: tuple, kwargs: dict) -> list[Any]:
+    """The inputs in the order of the graph's placeholders."""
+    return list(module.graph.process_inputs(*args, **kwargs)) if kwargs or args else []
+
+
+def record_shapes(module: fx.GraphModule, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """Node name -> shape (or tuple of shapes) of its value on these inputs, in evaluation mode."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            recorder = _ShapeRecorder(module)
+            recorder.run(*args, **kwargs)
+    finally:
+        module.train(was_training)
+    return recorder.shapes
