@@ -1,0 +1,49 @@
+# `make demo` and `make test` need nothing but make and Python 3.11 or later.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+THREADS ?= 2
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+EXTRAS := dev,joblib,sweep,sts
+
+export OMP_NUM_THREADS := $(THREADS)
+export MKL_NUM_THREADS := $(THREADS)
+export OPENBLAS_NUM_THREADS := $(THREADS)
+export WANDB_MODE ?= offline
+export WANDB_ERROR_REPORTING := false
+
+.PHONY: setup demo test lint format wheel clean
+
+setup: $(READY)
+
+# The marker is newer than both files after a complete install, so that a second call costs nothing.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed. Got $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt torch
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m experiments.run experiment=quickstart hydra.run.dir=outputs/demo
+	@echo "Report: $(CURDIR)/outputs/demo/report.html"
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(READY)
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf build dist *.egg-info outputs multirun
