@@ -23,3 +23,7 @@ class DataError(CompressError):
 
 class ArtifactError(CompressError):
     """A file that is missing, truncated, altered, or of another version."""
+
+
+class ExportError(CompressError):
+    """A model that the file format cannot express."""

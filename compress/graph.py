@@ -1,8 +1,6 @@
 """One traced graph serves everything that touches structure: units, gates, slicing, measuring, exporting."""
 
-import copy
 import hashlib
-import operator
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,0 +1,165 @@
+"""Fake-quantisers written into a traced graph: rounding that a state dict can fill and training can pass through."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from compress.activation_edges import activation_edges
+from compress.attributes import copy_module, set_buffer, sibling
+from compress.errors import PlanError
+from compress.folding import output_axis
+from compress.graph import ATEN, Layer, is_parameter, layers_of
+from compress.plan import LayerFormat
+from compress.quantizer import ACTIVATION_LEVELS, largest_integer
+
+WEIGHT_OP = ATEN.fake_quantize_per_channel_affine.default
+ACTIVATION_OP = ATEN.fake_quantize_per_tensor_affine.tensor_qparams
+HOLDER = "activation_ranges"
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """Where a weight is fake-quantised.
+
+    Attributes:
+        parameter: qualified name of the weight.
+        bits: its format.
+        largest: the largest integer: 2^(bits-1)-1, or 63 for 8 bits of reduced range.
+        axis: the dimension with one scale per index.
+        scale: qualified name of the buffer with the scales.
+        node: the fake-quantiser in the graph.
+    """
+
+    parameter: str
+    bits: int
+    largest: int
+    axis: int
+    scale: str
+    node: fx.Node
+
+
+def check_formats(module: fx.GraphModule, formats: Mapping[str, LayerFormat]) -> None:
+    """Raises PlanError for a layer that the module does not have, or two formats of one tied weight."""
+    layers = list(layers_of(module))
+    known = {layer.name for layer in layers}
+    for name in formats:
+        if name not in known:
+            raise PlanError(
+                f"The plan has a format for layer {name!r}, which this model does not have. Its layers look like "
+                f"{sorted(known)[:3]}."
+            )
+    bits: dict[int, tuple[str, int]] = {}
+    for layer in layers:
+        if layer.name not in formats:
+            continue
+        weight = id(module.get_parameter(layer.weight))
+        name, first = bits.setdefault(weight, (layer.name, formats[layer.name].bits))
+        if first != formats[layer.name].bits:
+            raise PlanError(
+                f"Layers {name!r} and {layer.name!r} share one weight but the plan gives them {first} and "
+                f"{formats[layer.name].bits} bits. Give both the same format."
+            )
+
+
+def insert_fake_quantizers(
+    module: fx.GraphModule, formats: Mapping[str, LayerFormat], quantize_activations: bool, reduce_range: bool = False
+) -> fx.GraphModule:
+    """A copy with fake-quantisers that still lack their ranges (all scales are 1): the form that a state dict fills.
+
+    Raises:
+        PlanError: for an unknown layer, or two formats of one tied weight.
+    """
+    check_formats(module, formats)
+    module = copy_module(module)
+    if quantize_activations:
+        _insert_activation_quantizers(module, formats)
+    _insert_weight_quantizers(module, formats, reduce_range)
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+def _insert_weight_quantizers(module: fx.GraphModule, formats: Mapping[str, LayerFormat], reduce_range: bool) -> None:
+    graph = module.graph
+    layers = list(layers_of(module))
+    tied: dict[int, list[Layer]] = {}
+    for layer in layers:
+        tied.setdefault(id(module.get_parameter(layer.weight)), []).append(layer)
+    for group in tied.values():
+        named = [layer for layer in group if layer.name in formats]
+        if not named:
+            continue
+        bits = formats[named[0].name].bits
+        largest = largest_integer(bits)
+        largest = min(largest, 63) if reduce_range else largest
+        # One tied weight has one set of integers: a linear needs its scales at its outputs, an embedding can do either.
+        axis = min(output_axis(layer) for layer in group)
+        weight = module.get_parameter(group[0].weight)
+        channels = weight.shape[axis]
+        scale = sibling(module, group[0].weight, _leaf(group[0].weight) + "_scale")
+        zero = sibling(module, group[0].weight, _leaf(group[0].weight) + "_zero_point")
+        set_buffer(module, scale, torch.ones(channels, device=weight.device))
+        set_buffer(module, zero, torch.zeros(channels, dtype=torch.int32, device=weight.device), persistent=False)
+        for layer in group:
+            position = 0 if layer.kind == "embedding" else 1
+            with graph.inserting_before(layer.node):
+                arguments = (
+                    layer.node.args[position],
+                    graph.get_attr(scale),
+                    graph.get_attr(zero),
+                    axis,
+                    -largest,
+                    largest,
+                )
+                node = graph.call_function(WEIGHT_OP, arguments)
+            node.meta["bits"] = bits
+            layer.node.update_arg(position, node)
+
+
+def _insert_activation_quantizers(module: fx.GraphModule, formats: Mapping[str, LayerFormat]) -> None:
+    graph = module.graph
+    edges = activation_edges(module, formats)
+    if not edges:
+        return
+    module.add_submodule(HOLDER, nn.Module())
+    holder = module.get_submodule(HOLDER)
+    for i, (node, users) in enumerate(edges):
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        holder.register_buffer(f"scale_{i}", torch.ones((), device=device))
+        holder.register_buffer(f"zero_point_{i}", torch.zeros((), dtype=torch.int32, device=device))
+        with graph.inserting_after(node):
+            zero = graph.get_attr(f"{HOLDER}.zero_point_{i}")
+        with graph.inserting_after(node):
+            scale = graph.get_attr(f"{HOLDER}.scale_{i}")
+        with graph.inserting_after(zero):
+            fake = graph.call_function(ACTIVATION_OP, (node, scale, zero, 0, ACTIVATION_LEVELS))
+        for user in users:
+            user.replace_input_with(node, fake)
+
+
+def quantized_weights(module: fx.GraphModule) -> list[QuantizedWeight]:
+    """Where the weights of a prepared module are fake-quantised, in execution order; empty for a float module."""
+    found = []
+    for node in module.graph.nodes:
+        if node.op == "call_function" and node.target is WEIGHT_OP and is_parameter(node.args[0]):
+            weight, scale, _, axis, _, largest = node.args
+            bits = node.meta.get("bits") or next(b for b in (2, 3, 4, 6, 8) if 2 ** (b - 1) - 1 >= largest)
+            found.append(QuantizedWeight(weight.target, bits, largest, axis, scale.target, node))
+    return found
+
+
+def quantizes_activations(module: fx.GraphModule) -> bool:
+    """Whether any activation of this module is fake-quantised."""
+    return any(node.target is ACTIVATION_OP for node in module.graph.nodes)
+
+
+def layers_of_prepared(module: fx.GraphModule) -> list[fx.Node]:
+    """The conv and linear calls whose weight is fake-quantised."""
+    users = [user for entry in quantized_weights(module) for user in entry.node.users]
+    return [user for user in users if user.target is not ATEN.embedding.default]
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -1,0 +1,289 @@
+"""The menu of an allocator: for each group how many units may go, for each layer which formats it may take.
+
+Constraints are resolved here, once, for every allocator: pinned names, floors, alignment and widths become fewer entries.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from compress.allocator import Constraints
+from compress.budget import Budget
+from compress.costs import CostTable
+from compress.errors import CompressError
+from compress.scores import Scores
+from compress.units import UnitTable
+
+FLOAT_BITS = 32
+_BITS = re.compile(r"([1-9]\d*)bit")
+
+
+@dataclass(frozen=True, eq=False)
+class GroupChoices:
+    """How many units of one coupled group may go, always the lowest scores first.
+
+    Attributes:
+        name: the group.
+        size: units of the group, removable or not.
+        rows: rows of the unit table in the order of removal.
+        removed: `(n_levels,)` ascending numbers of removed units that are allowed; the first is 0.
+        damage: `(n_levels,)` summed scores, negative ones counted as 0, so ascending.
+        raw_damage: `(n_levels,)` summed scores as they are.
+        layers: `(n_touched,)` rows of the cost table's layers that have units of this group.
+        in_gone, out_gone: `(n_levels, n_touched)` fraction of the inputs and outputs of these layers that is gone.
+    """
+
+    name: str
+    size: int
+    rows: np.ndarray
+    removed: np.ndarray
+    damage: np.ndarray
+    raw_damage: np.ndarray
+    layers: np.ndarray
+    in_gone: np.ndarray
+    out_gone: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class LayerChoices:
+    """The widths one layer may be stored in.
+
+    Attributes:
+        name: the layer.
+        layers: rows of the cost table's layers that take the format.
+        bits: `(n_levels,)` descending widths; 32 is float32.
+        damage, raw_damage: `(n_levels,)` as in `GroupChoices`; float32 does none.
+    """
+
+    name: str
+    layers: np.ndarray
+    bits: np.ndarray
+    damage: np.ndarray
+    raw_damage: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Menu:
+    """All that may be chosen, and the bounds.
+
+    Attributes:
+        units: the units of the model.
+        costs: the cost table.
+        columns: `(n_units,)` column of the cost table that each unit has.
+        groups: the groups of which something may go.
+        layers: the layers that have a format to choose.
+        bounds: absolute upper bounds by name.
+        scale: of the scores, `"nats"` or `"order"`.
+        unscored: layers that `always_quantize` stores in 8 bits though no score says what that does.
+    """
+
+    units: UnitTable
+    costs: CostTable
+    columns: np.ndarray
+    groups: tuple[GroupChoices, ...]
+    layers: tuple[LayerChoices, ...]
+    bounds: dict[str, float]
+    scale: str
+    unscored: int
+
+
+def open_menu(
+    units: UnitTable,
+    scores: Scores,
+    costs: CostTable,
+    budget: Budget,
+    constraints: Constraints,
+    *,
+    always_quantize: bool = False,
+) -> Menu:
+    """What may be chosen under the constraints.
+
+    Units without a score stay. Layers without a score stay in float32, unless `always_quantize`: then every layer that is
+    not pinned is stored in at most 8 bits, and a width that has no score counts as harmless. Without it, widths are
+    offered only if `weight_bytes` is bounded, for only then do they buy anything.
+
+    Raises:
+        CompressError: for units, scores and costs that do not belong together, a pinned name that does not exist, a
+            setting out of range or a choice that allocators do not know.
+    """
+    _check_settings(constraints)
+    columns = _columns(units, costs)
+    table = _score_table(units, scores)
+    pinned = _pinned_rows(units, costs, columns, constraints.pinned)
+    groups = _group_choices(units, costs, columns, table.get("removed"), pinned, constraints)
+    quantize = always_quantize or budget.weight_bytes is not None
+    layers, unscored = _layer_choices(units, costs, columns, table, pinned, constraints, always_quantize)
+    if not quantize:
+        layers, unscored = (), 0
+    bounds = budget.absolute(costs.dense_macs, costs.dense_weight_bytes)
+    return Menu(units, costs, columns, groups, layers, bounds, scores.scale, unscored)
+
+
+def offered_bits(choices: Iterable[str]) -> dict[str, int]:
+    """Width of each format among these choices (`"8bit"` -> 8). Raises CompressError for a choice unknown here."""
+    bits = {}
+    for choice in choices:
+        match = _BITS.fullmatch(choice)
+        if match and 2 <= int(match[1]) <= 8:
+            bits[choice] = int(match[1])
+        elif choice != "removed":
+            raise CompressError(f"Allocators know the choices 'removed' and '2bit' to '8bit'. Got {choice!r}.")
+    return bits
+
+
+def _check_settings(constraints: Constraints) -> None:
+    floor, round_to = constraints.floor, constraints.round_to
+    if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor < 1:
+        raise CompressError(f"The 'floor' parameter of Constraints must be a float in [0, 1). Got {floor!r}.")
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise CompressError(f"The 'round_to' parameter of Constraints must be an int of at least 1. Got {round_to!r}.")
+    for name in ("pinned", "max_bits_only"):
+        if isinstance(getattr(constraints, name), str):
+            raise CompressError(
+                f"The '{name}' parameter of Constraints must be a tuple of names. Got the single string "
+                f"{getattr(constraints, name)!r}; put it into a tuple."
+            )
+
+
+def _columns(units: UnitTable, costs: CostTable) -> np.ndarray:
+    if units.ids == costs.unit_ids:
+        return np.arange(len(units))
+    missing = sorted(set(units.ids) ^ set(costs.unit_ids))
+    if missing:
+        raise CompressError(
+            f"The cost table and the unit table do not hold the same units ({missing[0]!r} is in only one of them). "
+            "Make both from the same model."
+        )
+    columns = np.empty(len(units), dtype=np.int64)
+    columns[units.positions(costs.unit_ids)] = np.arange(len(units))
+    return columns
+
+
+def _score_table(units: UnitTable, scores: Scores) -> dict[str, np.ndarray]:
+    """Choice -> `(n_units,)` scores, NaN where there is none."""
+    offered_bits(scores.choices)
+    rows = units.positions(scores.unit_ids)
+    table = {}
+    for column, choice in enumerate(scores.choices):
+        table[choice] = np.full(len(units), np.nan)
+        table[choice][rows] = scores.values[:, column]
+    return table
+
+
+def _pinned_rows(units: UnitTable, costs: CostTable, columns: np.ndarray, names: Iterable[str]) -> np.ndarray:
+    """`(n_units,)` bool: units that stay as they are. A pinned layer pins its inputs, its outputs and its format."""
+    pinned = np.zeros(len(units), dtype=bool)
+    ids, layer_names = np.array(units.ids, dtype=str), np.array(costs.layer_names, dtype=str)
+    row_of_column = np.argsort(columns)
+    formatted = costs.layer_unit >= 0
+    layer_row = row_of_column[costs.layer_unit]  # meaningless where not formatted
+    for name in names:
+        if name.endswith("."):
+            rows, layers = np.char.startswith(ids, name), np.char.startswith(layer_names, name)
+        else:
+            rows, layers = (ids == name) | (units.group == name), layer_names == name
+        if not rows.any() and not layers.any():
+            raise CompressError(_unknown_name("pinned", name, units, costs))
+        layers = layers | (formatted & (rows & ~units.removable)[layer_row])
+        touched = (costs.in_share[layers] != 0).any(axis=0) | (costs.out_share[layers] != 0).any(axis=0)
+        pinned |= rows
+        pinned[row_of_column[touched]] = True
+        pinned[layer_row[layers & formatted]] = True
+    return pinned
+
+
+def _unknown_name(parameter: str, name: str, units: UnitTable, costs: CostTable) -> str:
+    known = [*units.groups, *units.group[units.kind == "layer"].tolist(), *costs.layer_names]
+    if "[" in name:
+        known.extend(units.ids)
+    close = difflib.get_close_matches(name.rstrip("."), dict.fromkeys(known), n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(map(repr, close))}?" if close else f"Known names look like {known[:3]}."
+    return f"The '{parameter}' parameter of Constraints names {name!r}, which this model does not have. {hint}"
+
+
+def _group_choices(
+    units: UnitTable,
+    costs: CostTable,
+    columns: np.ndarray,
+    removal: np.ndarray | None,
+    pinned: np.ndarray,
+    constraints: Constraints,
+) -> tuple[GroupChoices, ...]:
+    if removal is None:
+        return ()
+    members: dict[str, list[int]] = {}
+    for row in np.flatnonzero(units.removable):
+        members.setdefault(str(units.group[row]), []).append(int(row))
+    choices = []
+    for name, rows in members.items():
+        rows = np.array(rows)
+        free = rows[~pinned[rows] & ~np.isnan(removal[rows])]
+        free = free[np.argsort(removal[free], kind="stable")]
+        removed = _removed_levels(len(rows), len(free), constraints)
+        if len(removed) == 1:
+            continue
+        share_in, share_out = costs.in_share[:, columns[free]], costs.out_share[:, columns[free]]
+        layers = np.flatnonzero((share_in != 0).any(axis=1) | (share_out != 0).any(axis=1))
+        choices.append(GroupChoices(
+            name=name, size=len(rows), rows=free, removed=removed,
+            damage=_summed(np.maximum(removal[free], 0.0))[removed], raw_damage=_summed(removal[free])[removed],
+            layers=layers, in_gone=_summed(share_in[layers].T)[removed], out_gone=_summed(share_out[layers].T)[removed],
+        ))  # fmt: skip
+    return tuple(choices)
+
+
+def _summed(values: np.ndarray) -> np.ndarray:
+    """Cumulative sums along the first axis, beginning with 0."""
+    return np.concatenate([np.zeros((1, *values.shape[1:])), np.cumsum(values, axis=0, dtype=np.float64)])
+
+
+def _removed_levels(size: int, free: int, constraints: Constraints) -> np.ndarray:
+    least = max(1, size - free, math.ceil(constraints.floor * size - 1e-9))
+    kept = np.arange(size - 1, least - 1, -1)
+    return np.concatenate([[0], size - kept[kept % constraints.round_to == 0]]).astype(np.int64)
+
+
+def _layer_choices(
+    units: UnitTable,
+    costs: CostTable,
+    columns: np.ndarray,
+    table: dict[str, np.ndarray],
+    pinned: np.ndarray,
+    constraints: Constraints,
+    always_quantize: bool,
+) -> tuple[tuple[LayerChoices, ...], int]:
+    wide_only = _named_layers(units, costs, constraints.max_bits_only)
+    by_width = sorted(((bits, table[choice]) for choice, bits in offered_bits(table).items()), key=lambda pair: -pair[0])
+    choices, unscored = [], 0
+    for row in np.flatnonzero((units.kind == "layer") & ~pinned):
+        layers = np.flatnonzero(costs.layer_unit == columns[row])
+        if not len(layers):
+            continue
+        offered = {bits: float(score[row]) for bits, score in by_width if not np.isnan(score[row])}
+        if units.ids[row] in wide_only:
+            offered = {bits: score for bits, score in offered.items() if bits == 8}
+        if always_quantize:
+            unscored += not offered
+            offered = offered or {8: 0.0}
+        else:
+            offered = {FLOAT_BITS: 0.0, **offered}
+        if list(offered) == [FLOAT_BITS]:
+            continue
+        raw = np.array(list(offered.values()))
+        choices.append(LayerChoices(units.ids[row], layers, np.array(list(offered)), np.maximum(raw, 0.0), raw))
+    return tuple(choices), unscored
+
+
+def _named_layers(units: UnitTable, costs: CostTable, names: Iterable[str]) -> set[str]:
+    layers = [unit for unit, kind in zip(units.ids, units.kind, strict=True) if kind == "layer"]
+    found: set[str] = set()
+    for name in names:
+        hits = [layer for layer in layers if layer == name or (name.endswith(".") and layer.startswith(name))]
+        if not hits:
+            raise CompressError(_unknown_name("max_bits_only", name, units, costs))
+        found.update(hits)
+    return found

@@ -1,0 +1,141 @@
+"""Low bits from a plan: fold, insert fake-quantisers, choose their ranges on calibration data."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from compress.activation_edges import MOVES
+from compress.attributes import value_of
+from compress.errors import DataError, PlanError
+from compress.fake_quantization import (
+    ACTIVATION_OP,
+    insert_fake_quantizers,
+    layers_of_prepared,
+    quantized_weights,
+    quantizes_activations,
+)
+from compress.folding import fold_batch_norm
+from compress.graph import is_parameter
+from compress.plan import CompressionPlan
+from compress.quantizer import Histogram, Quantizer, affine_parameters, weight_scale
+
+_log = logging.getLogger(__name__)
+_BINS = 2048
+_INT32_BIAS_LIMIT = 2.0**30
+
+
+def prepare_quantized(
+    module: fx.GraphModule,
+    plan: CompressionPlan,
+    calibration_batches: Sequence[tuple[Any, ...]],
+    quantizer: Quantizer,
+    reduce_range: bool = False,
+) -> fx.GraphModule:
+    """A copy that computes with the low-bit weights and activations of the plan, as floats, and can be trained on.
+
+    Batch norms are folded. Weights keep their float values as parameters and are rounded in every forward, with scales
+    fixed here; the gradient passes straight through (clipped values get none). Activations are rounded to 256 levels
+    with ranges fixed here: the input of every quantised conv and linear, and all edges between ops that an engine can
+    compute on integers; residual streams that end in a float operation (layer norm) stay float. Transposed convs and
+    embeddings keep float activations.
+
+    Args:
+        module: a traced module, e.g. from `apply_plan`; it stays as it is.
+        plan: its `layer_formats` say which layers, its `activation_bits` (None or 8) whether activations too.
+        calibration_batches: tuples of the forward's positional inputs. May be empty if only weights are quantised.
+        quantizer: who chooses the ranges.
+        reduce_range: 8-bit weights use the integers up to 63 only: faster than uint8 on CPUs whose int8 sums overflow.
+
+    Raises:
+        PlanError: for a format of an unknown layer, or activation bits other than 8.
+        DataError: if calibration data is missing, or some value in the network is not finite.
+    """
+    if plan.activation_bits not in (None, 8):
+        raise PlanError(f"The 'activation_bits' of a plan must be 8 or None. Got {plan.activation_bits!r}.")
+    if not plan.layer_formats:
+        _log.warning("The plan has no layer formats: nothing is quantised.")
+    activations = plan.activation_bits is not None
+    prepared = insert_fake_quantizers(fold_batch_norm(module), plan.layer_formats, activations, reduce_range)
+    for entry in quantized_weights(prepared):
+        weight = prepared.get_parameter(entry.parameter)
+        prepared.get_buffer(entry.scale).copy_(weight_scale(weight, entry.largest, quantizer, entry.axis))
+    if quantizes_activations(prepared):
+        histograms = _observe(prepared, calibration_batches)
+        for node, histogram in histograms.items():
+            scale, zero_point = affine_parameters(*quantizer.activation_range(histogram))
+            prepared.get_buffer(node.args[1].target).fill_(scale)
+            prepared.get_buffer(node.args[2].target).fill_(zero_point)
+        _bound_biases(prepared)
+    return prepared
+
+
+class _Observer(fx.Interpreter):
+    """Runs the graph with float activations and shows every value that will be quantised to `see`."""
+
+    def __init__(self, module: fx.GraphModule, see: Any) -> None:
+        super().__init__(module)
+        self.see = see
+
+    def run_node(self, node: fx.Node) -> Any:
+        if node.target is ACTIVATION_OP:
+            value = self.env[node.args[0]]
+            self.see(node, value)
+            return value
+        return super().run_node(node)
+
+
+def _observe(module: fx.GraphModule, batches: Iterable[tuple[Any, ...]]) -> dict[fx.Node, Histogram]:
+    """A histogram of every activation to be quantised, in two passes: ends first, then counts in float64."""
+    batches = list(batches)
+    if not batches:
+        raise DataError(
+            "The 'calibration_batches' parameter of prepare_quantized must hold at least one batch. Got none."
+        )
+    ends: dict[fx.Node, tuple[float, float]] = {}
+    counts: dict[fx.Node, np.ndarray] = {}
+
+    def see_ends(node: fx.Node, value: Tensor) -> None:
+        if not torch.isfinite(value).all():
+            raise DataError(f"Activation {node.args[0].name!r} is NaN or infinite on the calibration data.")
+        low, high = (float(end) for end in torch.aminmax(value))
+        seen = ends.get(node, (low, high))
+        ends[node] = (min(low, seen[0]), max(high, seen[1]))
+
+    def see_counts(node: fx.Node, value: Tensor) -> None:
+        low, high = ends[node]
+        if high > low:
+            counts[node] = (
+                counts.get(node, 0.0) + torch.histc(value.detach().float(), _BINS, low, high).double().cpu().numpy()
+            )
+
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            for see in (see_ends, see_counts):
+                observer = _Observer(module, see)
+                for batch in batches:
+                    observer.run(*batch)
+    finally:
+        module.train(was_training)
+    return {node: Histogram(low, high, counts.get(node, np.zeros(_BINS))) for node, (low, high) in ends.items()}
+
+
+def _bound_biases(module: fx.GraphModule) -> None:
+    """Raise the weight scales under which a bias would not fit the int32 that engines add it in."""
+    for layer in layers_of_prepared(module):
+        weight, source = layer.args[1], layer.args[0]
+        while source.target in MOVES:
+            source = source.args[0]
+        bias = layer.args[2] if len(layer.args) > 2 else None
+        if source.target is not ACTIVATION_OP or not is_parameter(bias):
+            continue
+        scale = module.get_buffer(weight.args[1].target)
+        input_scale = module.get_buffer(source.args[1].target)
+        floor = value_of(module, bias.target).detach().abs() / (input_scale * _INT32_BIAS_LIMIT)
+        if floor.shape == scale.shape:
+            scale.copy_(torch.maximum(scale, floor))

@@ -1,0 +1,137 @@
+"""The seam of quantisation: how a float range is chosen, and the integers that follow from it."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compress.errors import CompressError, DataError
+
+WEIGHT_BITS = (8, 6, 4, 3, 2)
+ACTIVATION_LEVELS = 255
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """How often the values of one activation fall into equal bins.
+
+    Attributes:
+        low, high: smallest and largest value seen.
+        counts: `(n_bins,)` float64, values per bin between `low` and `high`.
+    """
+
+    low: float
+    high: float
+    counts: np.ndarray
+
+    @property
+    def centers(self) -> np.ndarray:
+        """`(n_bins,)` float64, the middle of each bin."""
+        width = (self.high - self.low) / len(self.counts)
+        return self.low + width * (np.arange(len(self.counts)) + 0.5)
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """Chooses ranges: what lies outside is clipped, what lies inside is rounded."""
+
+    name: str
+
+    def weight_limit(self, weight: Tensor, largest: int) -> Tensor:
+        """`(channels,)` the magnitude of each row that the integer `largest` stands for.
+
+        Args:
+            weight: `(channels, n)` float.
+            largest: the largest integer, 2^(bits-1) - 1.
+        """
+
+    def activation_range(self, histogram: Histogram) -> tuple[float, float]:
+        """`(low, high)` that the 256 levels of an activation span; zero is made to lie inside afterwards."""
+
+
+def largest_integer(bits: int) -> int:
+    """2^(bits-1) - 1: weights take the integers from minus this to plus this.
+
+    Raises:
+        CompressError: for bits other than 8, 6, 4, 3, 2.
+    """
+    if isinstance(bits, bool) or bits not in WEIGHT_BITS:
+        raise CompressError(f"The 'bits' parameter of a weight format must be one of {WEIGHT_BITS}. Got {bits!r}.")
+    return 2 ** (bits - 1) - 1
+
+
+def weight_scale(weight: Tensor, largest: int, quantizer: Quantizer, axis: int = 0) -> Tensor:
+    """`(channels,)` float32, the value of the integer 1 in each channel along `axis`; always positive.
+
+    A channel of zeros gets the largest scale of the others, so that nothing later divides by zero.
+
+    Raises:
+        DataError: if the weight has NaN or infinite values.
+    """
+    if not torch.isfinite(weight).all():
+        raise DataError("A weight with NaN or infinite values cannot be quantised. Load a sound checkpoint.")
+    rows = weight.detach().movedim(axis, 0).flatten(1).float()
+    scale = (quantizer.weight_limit(rows, largest) / largest).float()
+    tiny = torch.finfo(torch.float32).tiny
+    dead = scale <= tiny
+    alive = scale[~dead]
+    scale[dead] = alive.max() if alive.numel() else 1.0 / largest
+    return scale
+
+
+def quantize_weight(weight: Tensor, bits: int, quantizer: Quantizer, axis: int = 0) -> tuple[Tensor, Tensor]:
+    """`(integers, scale)` of a weight: int8 of its shape in [-(2^(bits-1)-1), 2^(bits-1)-1], float32 per channel.
+
+    Args:
+        weight: any float tensor of two dimensions or more.
+        bits: 8, 6, 4, 3 or 2.
+        quantizer: who chooses the scale.
+        axis: the dimension with one scale per index (the outputs).
+
+    Raises:
+        CompressError: for other bits. DataError: for NaN or infinite values.
+    """
+    largest = largest_integer(bits)
+    scale = weight_scale(weight, largest, quantizer, axis)
+    return round_weight(weight, scale, largest, axis), scale
+
+
+def round_weight(weight: Tensor, scale: Tensor, largest: int, axis: int = 0) -> Tensor:
+    """int8 integers of a weight under given scales: exactly those that `fake_quantize_weight` uses."""
+    simulated = fake_quantize_weight(weight.detach().float(), scale, largest, axis)
+    return torch.round(simulated / _spread(scale, weight.dim(), axis)).to(torch.int8)
+
+
+def dequantize_weight(integers: Tensor, scale: Tensor, axis: int = 0) -> Tensor:
+    """float32 weight, integers times the scale of their channel."""
+    return integers.float() * _spread(scale, integers.dim(), axis)
+
+
+def fake_quantize_weight(weight: Tensor, scale: Tensor, largest: int, axis: int = 0) -> Tensor:
+    """The weight rounded to its integers, as floats; the gradient passes straight through where nothing is clipped."""
+    zero = torch.zeros_like(scale, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, axis, -largest, largest)
+
+
+def affine_parameters(low: float, high: float) -> tuple[float, int]:
+    """`(scale, zero_point)` of uint8 levels over [low, high]; zero is always a level, exactly.
+
+    Raises:
+        DataError: if the range is not finite.
+    """
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise DataError(f"The range of an activation must be finite. Got [{low}, {high}]. Check the calibration data.")
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = float(np.float32((high - low) / ACTIVATION_LEVELS))
+    if scale <= np.finfo(np.float32).tiny:
+        return 1.0 / ACTIVATION_LEVELS, 0
+    return scale, int(np.clip(np.rint(-low / scale), 0, ACTIVATION_LEVELS))
+
+
+def _spread(scale: Tensor, dims: int, axis: int) -> Tensor:
+    """`scale` shaped to multiply a tensor of `dims` dimensions along `axis`."""
+    shape = [1] * dims
+    shape[axis] = -1
+    return scale.reshape(shape)

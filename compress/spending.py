@@ -1,0 +1,216 @@
+"""What every allocator does with a ledger: check the budget can be met, step down into it, give back, write the plan."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from compress.allocator import Constraints
+from compress.budget import Budget
+from compress.errors import BudgetError, CompressError
+from compress.ledger import Ledger
+from compress.menu import FLOAT_BITS, Menu
+from compress.plan import CompressionPlan, LayerFormat
+
+CLOSE = 0.99  # a bound counts as spent from this fraction on
+_FREE = 1e-12  # damage that is counted for a harmless step, as a fraction of all damage on the menu
+
+
+def require_nats(menu: Menu, allocator: str) -> None:
+    """Raises CompressError if the scores are only an order: sums over groups would mean nothing."""
+    if menu.scale != "nats":
+        raise CompressError(
+            f"The scores are an order within each group, and the allocator '{allocator}' adds scores over groups. Use the "
+            "allocator 'uniform', or scores whose scale is 'nats'."
+        )
+
+
+def take_strictest(ledger: Ledger) -> None:
+    """Take the smallest choice everywhere. No plan of the menu costs less, in any bound."""
+    for group, choices in enumerate(ledger.menu.groups):
+        ledger.set_group(group, len(choices.removed) - 1)
+    layer, level, _, saved = ledger.formats()
+    for index in range(len(ledger.menu.layers)):
+        rows = np.flatnonzero(layer == index)
+        ledger.set_layer(index, int(level[rows[np.argmax(saved["weight_bytes"][rows])]]))
+
+
+def feasible_budget(menu: Menu, budget: Budget) -> Budget:
+    """The budget itself if some plan meets it, else the closest one that is met: bounds are raised as little as needed."""
+    ledger = Ledger(menu)
+    take_strictest(ledger)
+    least = ledger.exact_cost()
+    dense = {"macs": menu.costs.dense_macs, "weight_bytes": menu.costs.dense_weight_bytes}
+    raised = {}
+    for name, bound in menu.bounds.items():
+        if least[name] > bound:
+            fraction = getattr(budget, name) <= 1
+            raised[name] = min(1.0, math.ceil(least[name] / dense[name] * 1e4) / 1e4) if fraction else math.ceil(least[name])
+    return replace(budget, **raised)
+
+
+def require_feasible(menu: Menu, budget: Budget, constraints: Constraints) -> None:
+    """Raises BudgetError, with the closest feasible budget and what to loosen, if no plan meets the budget."""
+    closest = feasible_budget(menu, budget)
+    if closest == budget:
+        return
+    ledger = Ledger(menu)
+    take_strictest(ledger)
+    least = ledger.exact_cost()
+    dense = {"macs": menu.costs.dense_macs, "weight_bytes": menu.costs.dense_weight_bytes}
+    lines = [
+        f"The '{name}' parameter of Budget cannot be met: {getattr(budget, name)!r} allows {bound:,.0f} of "
+        f"{dense[name]:,.0f}, and the strictest plan under the constraints needs {least[name]:,.0f} "
+        f"({least[name] / dense[name]:.4f} of dense)."
+        for name, bound in menu.bounds.items()
+        if least[name] > bound
+    ]
+    terms = ", ".join(f"{name}={value!r}" for name, value in asdict(closest).items() if value is not None)
+    raise BudgetError(f"{' '.join(lines)} Closest feasible: Budget({terms}). {_what_to_loosen(menu, constraints)}")
+
+
+def _what_to_loosen(menu: Menu, constraints: Constraints) -> str:
+    tips = []
+    if constraints.floor > 0:
+        tips.append(f"lower floor={constraints.floor}")
+    if constraints.round_to > 1:
+        tips.append(f"lower round_to={constraints.round_to}")
+    if constraints.pinned:
+        tips.append(f"unpin some of {list(constraints.pinned)[:3]}")
+    if constraints.max_bits_only and "weight_bytes" in menu.bounds:
+        tips.append(f"free some of max_bits_only={list(constraints.max_bits_only)[:3]}")
+    if "weight_bytes" in menu.bounds and all(c.bits.min() > 2 for c in menu.layers):
+        tips.append("offer fewer bits (score the choices '4bit', '3bit' or '2bit')")
+    if len(menu.groups) < len(menu.units.groups):
+        tips.append("score or free the groups of which nothing may go")
+    return f"Or loosen the constraints: {'; '.join(tips)}." if tips else "The constraints leave nothing to loosen."
+
+
+def descend(ledger: Ledger) -> None:
+    """Take steps, the least damage for what it saves first, until every bound is met or no step is left.
+
+    What a step saves is its exact marginal cost. Under several bounds, savings count as fractions of dense, weighed by how
+    far each bound is exceeded, and only up to what is still needed.
+    """
+    menu = ledger.menu
+    dense = {"macs": menu.costs.dense_macs, "weight_bytes": menu.costs.dense_weight_bytes}
+    total = sum(c.damage.max() for c in (*menu.groups, *menu.layers))
+    least = _FREE * total if total > 0 else 1.0
+    while any(left < 0 for left in (slack := ledger.slack()).values()):
+        group_damage, group_saved = ledger.group_steps(1)
+        layer, level, format_damage, format_saved = ledger.formats()
+        damage = np.concatenate([group_damage, format_damage])
+        gain = np.zeros(len(damage))
+        for name, left in slack.items():
+            if left < 0:
+                weight = -left / ledger.bounds[name] / dense[name]
+                gain += weight * np.minimum(np.concatenate([group_saved[name], format_saved[name]]), -left)
+        useful = ~np.isnan(damage) & (gain > 0)
+        if not useful.any():
+            # A level that saves nothing by itself may stand before one that does.
+            if np.isnan(group_damage).all():
+                return
+            ledger.set_group(int(best := np.nanargmin(group_damage)), int(ledger.group_level[best]) + 1)
+            continue
+        price = np.full(len(damage), np.inf)
+        price[useful] = np.maximum(damage[useful], least) / gain[useful]
+        best = int(np.argmin(price))
+        if best < len(group_damage):
+            ledger.set_group(best, int(ledger.group_level[best]) + 1)
+        else:
+            ledger.set_layer(int(layer[best - len(group_damage)]), int(level[best - len(group_damage)]))
+
+
+def give_back(ledger: Ledger) -> None:
+    """Take back steps while they fit, the most damage for what is left of the bounds first."""
+    while _step_back(ledger):
+        pass
+
+
+def _step_back(ledger: Ledger) -> bool:
+    slack = ledger.slack()
+    group_damage, group_saved = ledger.group_steps(-1)
+    layer, level, format_damage, format_saved = ledger.formats()
+    regained = -np.concatenate([group_damage, format_damage])
+    wider = level < ledger.layer_level[layer]
+    fits = ~np.isnan(regained) & (regained >= 0) & np.concatenate([np.ones(len(group_damage), dtype=bool), wider])
+    price = np.zeros(len(regained))
+    for name, left in slack.items():
+        needed = -np.concatenate([group_saved[name], format_saved[name]])
+        fits &= needed <= max(left, 0.0)
+        price += np.maximum(needed, 0.0) / max(left, 1e-300)
+    if not fits.any():
+        return False
+    worth = np.full(len(regained), -np.inf)
+    worth[fits] = regained[fits] / np.maximum(price[fits], 1e-12)
+    best = int(np.argmax(worth))
+    if best < len(group_damage):
+        ledger.set_group(best, int(ledger.group_level[best]) - 1)
+    else:
+        ledger.set_layer(int(layer[best - len(group_damage)]), int(level[best - len(group_damage)]))
+    return True
+
+
+def settle(ledger: Ledger) -> None:
+    """Step down into the bounds, give back what fits, and see that the cost table itself agrees."""
+    descend(ledger)
+    give_back(ledger)
+    if exceeds(ledger):
+        ledger.bounds = {name: bound * (1 - 1e-9) for name, bound in ledger.bounds.items()}
+        descend(ledger)
+        give_back(ledger)
+    if exceeds(ledger):
+        take_strictest(ledger)
+
+
+def exceeds(ledger: Ledger) -> bool:
+    """Whether a bound of the menu is exceeded by the exact cost, however little."""
+    cost = ledger.exact_cost()
+    return any(cost[name] > bound for name, bound in ledger.menu.bounds.items())
+
+
+def write_plan(
+    ledger: Ledger, allocator: str, budget: Budget, constraints: Constraints, details: Mapping[str, Any]
+) -> CompressionPlan:
+    """The plan of the levels chosen so far, with predicted damage and exact cost.
+
+    The provenance holds no times, so that equal inputs give equal files.
+    """
+    menu = ledger.menu
+    cost = ledger.exact_cost()
+    assert not exceeds(ledger), f"plan above its bounds {menu.bounds}: {cost}"
+    widths = {c.name: int(c.bits[level]) for c, level in zip(menu.layers, ledger.layer_level, strict=True)}
+    provenance = {
+        "allocator": allocator,
+        "budget": asdict(budget),
+        "bounds": dict(menu.bounds),
+        "constraints": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(constraints).items()},
+        "stopped_by": stopped_by(ledger, cost),
+        "unscored_8bit_layers": menu.unscored,
+        **details,
+    }
+    return CompressionPlan.removing(
+        menu.units,
+        [menu.units.ids[row] for row in np.flatnonzero(ledger.removed())],
+        layer_formats={name: LayerFormat(bits) for name, bits in widths.items() if bits < FLOAT_BITS},
+        predicted_damage=ledger.raw_damage() if menu.scale == "nats" else None,
+        predicted_cost=cost,
+        provenance=provenance,
+    )
+
+
+def stopped_by(ledger: Ledger, cost: Mapping[str, float]) -> str:
+    """Why the plan does not keep more.
+
+    `"macs"` or `"weight_bytes"` (or both) when that bound is spent to within 1 %; `"nothing left to keep"` when all that
+    may stay as it is does; `"step size: ..."` when the smallest step back would exceed a bound.
+    """
+    bounds = ledger.menu.bounds
+    spent = [name for name, bound in bounds.items() if cost[name] >= CLOSE * bound]
+    if spent:
+        return " and ".join(spent)
+    if not ledger.group_level.any() and not ledger.layer_level.any():
+        return "nothing left to keep"
+    return f"step size: no single step back fits into {' and '.join(bounds)}"

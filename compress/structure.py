@@ -1,0 +1,231 @@
+"""The structure of a model: its units, and where each of them lies in parameters and in values."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+import compress.rules as _rules  # noqa: F401  (registers the rules)
+from compress.dimensions import BatchLayout, Value, batch_layout
+from compress.graph import TracedGraph, trace
+from compress.propagation import MAX_ROUNDS, Producer, Propagation
+from compress.units import UnitTable
+
+FIXED = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """Where a unit is consumed: `node` sums or normalises over dimension `dim` of its positional `argument`.
+
+    Attributes:
+        rows: `(size,)` unit row of each index, -1 where it is fixed.
+        batch: where the examples lie in that argument, None if unknown.
+    """
+
+    node: fx.Node
+    argument: int
+    dim: int
+    rows: np.ndarray
+    batch: BatchLayout | None
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """A traced model with its units.
+
+    Attributes:
+        traced: the graph; shares the model's parameters.
+        units: the units, channels and heads first, then layers.
+        parameters: parameter or buffer name -> per dimension `(size,)` unit rows (-1: fixed).
+        values: node name -> the value with unit rows in place of atoms.
+        sites: every place where a unit must be silenced to be as if absent.
+        producers: the parameter dimensions that make channels, in execution order.
+    """
+
+    traced: TracedGraph
+    units: UnitTable
+    parameters: dict[str, tuple[np.ndarray, ...]]
+    values: dict[str, Any]
+    sites: tuple[Site, ...]
+    producers: tuple[Producer, ...]
+
+    @property
+    def n_removable(self) -> int:
+        """Number of channels and heads; they are the first rows of `units`."""
+        return int(self.units.removable.sum())
+
+
+def find_units(model: nn.Module, example_inputs: Any) -> UnitTable:
+    """Coupled channel groups, attention heads and layers of any model that `torch.export` can trace.
+
+    Args:
+        model: the network; left as it was.
+        example_inputs: a tensor, or a tuple or dict of the forward's inputs, batch first.
+
+    Returns:
+        The units. `units.blocked` names what cannot be compressed, with the reason.
+
+    Raises:
+        TraceError: if the model cannot be traced. DataError: for empty or non-finite inputs or parameters.
+    """
+    return analyze(model, example_inputs).units
+
+
+def analyze(model: nn.Module | Structure, example_inputs: Any = None) -> Structure:
+    """The structure of `model`; a structure is returned as it is."""
+    if isinstance(model, Structure):
+        return model
+    traced = trace(model, example_inputs)
+    propagation = _propagate(traced)
+    return _structure(propagation)
+
+
+def _propagate(traced: TracedGraph) -> Propagation:
+    """Propagate, cutting ambiguous reshapes at the outermost factor that leaves at least two removable units."""
+    choices: dict[str, int] = {}
+    for _ in range(MAX_ROUNDS):
+        propagation = Propagation(traced, dict(choices)).run()
+        changed = False
+        for key, (n_candidates, atoms) in propagation.splits.items():
+            current = choices.get(key, 0)
+            if current + 1 < n_candidates and _live(propagation, atoms) < 2:
+                choices[key] = current + 1
+                changed = True
+        if not changed:
+            break
+    return propagation
+
+
+def _live(propagation: Propagation, atoms: np.ndarray) -> int:
+    """Number of separate sets among these atoms that may be removed."""
+    return sum(propagation.atoms.reason(root) is None for root in np.unique(propagation.atoms.roots(atoms)).tolist())
+
+
+def _structure(p: Propagation) -> Structure:
+    members = _memberships(p)
+    groups = _group(p, members)
+    attention = {int(root) for root in p.atoms.roots(np.array(sorted(p.atoms.attention), dtype=np.int64))}
+    ids, group_of, index_of, kind_of = [], [], [], []
+    row_of: dict[int, int] = {}
+    lonely: dict[int, str] = {}
+    taken: set[str] = set()
+    for roots in groups.values():
+        producer, indices = roots[0][1], [index for _, _, index in roots]
+        if len(roots) < 2:
+            lonely[roots[0][0]] = "its group has a single unit"
+            continue
+        head = roots[0][0] in attention
+        name = _unique(_group_name(p, [root for root, _, _ in roots], producer, head), taken)
+        for (root, _, _), index in zip(roots, indices, strict=True):
+            row_of[root] = len(ids)
+            ids.append(f"{name}[{index}]")
+            group_of.append(name)
+            index_of.append(index)
+            kind_of.append("head" if head else "channel")
+    layers = list(dict.fromkeys(layer.name for layer in p.traced.layers()))
+    ids += layers
+    group_of += layers
+    index_of += [0] * len(layers)
+    kind_of += ["layer"] * len(layers)
+    units = UnitTable(tuple(ids), np.array(group_of, dtype=str), np.array(index_of, dtype=np.int64),
+                      np.array(kind_of, dtype=str), _blocked(p, row_of, lonely), p.traced.fingerprint)  # fmt: skip
+
+    def rows(labels: np.ndarray | None, size: int) -> np.ndarray:
+        if labels is None:
+            return np.full(size, FIXED, dtype=np.int64)
+        return np.array([row_of.get(root, FIXED) for root in p.atoms.roots(labels).tolist()], dtype=np.int64)
+
+    def with_rows(value: Any) -> Any:
+        if not isinstance(value, Value):
+            return value
+        labels = tuple(None if found is None else rows(found, size) for found, size in zip(value.labels, value.shape, strict=True))  # fmt: skip
+        return Value(value.shape, labels, value.batch)
+
+    parameters = {name: tuple(rows(labels, size) for labels, size in zip(value.labels, value.shape, strict=True))
+                  for name, value in p.parameters.items()}  # fmt: skip
+    values = {name: pytree.tree_map(with_rows, value, is_leaf=lambda leaf: isinstance(leaf, Value))
+              for name, value in p.values.items()}  # fmt: skip
+    sites = tuple(site for site in (_site(p, use, rows) for use in p.uses) if (site.rows != FIXED).any())
+    return Structure(p.traced, units, parameters, values, sites, tuple(p.producers))
+
+
+def _site(p: Propagation, use: Any, rows: Any) -> Site:
+    value = p.value(use.node.args[use.argument])
+    return Site(use.node, use.argument, use.dim, rows(use.labels, len(use.labels)), batch_layout(value, p.n_examples))
+
+
+def _memberships(p: Propagation) -> dict[int, set]:
+    """Removable root -> every parameter dimension and every use in which it occurs."""
+    members: dict[int, set] = {}
+    places = [((name, dim), labels) for name, value in p.parameters.items() for dim, labels in enumerate(value.labels)]
+    places += [((use.node.name, use.argument, use.dim, "use"), use.labels) for use in p.uses]
+    for place, labels in places:
+        for root in np.unique(p.atoms.roots(labels)).tolist():
+            if p.atoms.reason(root) is None:
+                members.setdefault(root, set()).add(place)
+    return members
+
+
+def _group(p: Propagation, members: dict[int, set]) -> dict[Any, list[tuple[int, Producer, int]]]:
+    """First producer and places -> its (root, producer, index), in execution order."""
+    groups: dict[Any, list[tuple[int, Producer, int]]] = {}
+    seen: set[int] = set()
+    for producer in p.producers:
+        roots = p.atoms.roots(p.parameters[producer.parameter].labels[producer.dim]).tolist()
+        for index, root in enumerate(dict.fromkeys(roots)):
+            if root in members and root not in seen:
+                seen.add(root)
+                groups.setdefault((producer.parameter, frozenset(members[root])), []).append((root, producer, index))
+    return groups
+
+
+def _group_name(p: Propagation, roots: list[int], producer: Producer, head: bool) -> str:
+    module = producer.parameter.removesuffix(".weight")
+    if not head:
+        return f"{module}:out"
+    wanted = set(roots)
+    paths = []
+    for other in p.producers:
+        labels = p.parameters[other.parameter].labels[other.dim]
+        if wanted & set(p.atoms.roots(labels).tolist()):
+            paths.append(other.parameter.removesuffix(".weight").split("."))
+    common = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    if len({tuple(path) for path in paths}) == 1 and len(common) > 1:
+        common = common[:-1]
+    return f"{'.'.join(common) or module}:head"
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    candidate, count = name, 1
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}/{count}"
+    taken.add(candidate)
+    return candidate
+
+
+def _blocked(p: Propagation, row_of: dict[int, int], lonely: dict[int, str]) -> tuple[tuple[str, str], ...]:
+    """(layer, reason) of every producer with channels that must stay, and of every operation that is not understood."""
+    found: dict[str, str] = {}
+    for producer in p.producers:
+        roots = p.atoms.roots(p.parameters[producer.parameter].labels[producer.dim]).tolist()
+        distinct = list(dict.fromkeys(roots))
+        stuck = [root for root in distinct if root not in row_of]
+        if stuck:
+            reason = p.atoms.reason(stuck[0]) or lonely.get(stuck[0], "nothing consumes it")
+            part = "" if len(stuck) == len(distinct) else f"{len(stuck)} of {len(distinct)} channels: "
+            found.setdefault(producer.parameter.removesuffix(".weight"), part + reason)
+    for node_name, reason in p.unknown.items():
+        node = next(n for n in p.traced.graph.nodes if n.name == node_name)
+        for argument in node.all_input_nodes:
+            if argument.op == "get_attr" and argument.target in p.parameters:
+                owner = argument.target.rpartition(".")[0] or argument.target
+                found.setdefault(owner, reason)
+    return tuple(found.items())
