@@ -123,3 +123,44 @@ class LabelTable:
                        a["source"], float(a["macs"][0]), float(a["macs"][1]))  # fmt: skip
         except CompressError as error:
             raise ArtifactError(f"{path} is not a valid label table: {error}") from None
+
+
+def merge_labels(measured: LabelTable, predicted: LabelTable) -> LabelTable:
+    """All units and choices of both tables: a measured damage where there is one, else the predicted one.
+
+    Units keep the order of `predicted`, then come measured units it lacks. A unit's source is `"measured"` if none of
+    its known damages had to be predicted. Costs are those of `measured`.
+
+    Raises:
+        CompressError: if unit ids repeat (several networks) and the two tables do not list the same units in order.
+    """
+    unit_ids = predicted.unit_ids
+    if measured.unit_ids != predicted.unit_ids:
+        for table in (measured, predicted):
+            if len(set(table.unit_ids)) != len(table.unit_ids):
+                raise CompressError(
+                    "Unit ids repeat (several networks?): both label tables must list the same units in the same order."
+                )
+        unit_ids = tuple(dict.fromkeys(predicted.unit_ids + measured.unit_ids))
+    choices = tuple(dict.fromkeys(predicted.choices + measured.choices))
+    ours, theirs = (_spread(table, unit_ids, choices) for table in (measured, predicted))
+    known = np.isfinite(ours["damage"])
+    merged = {name: np.where(known, ours[name], theirs[name]) for name in ours}
+    guessed = (np.isfinite(merged["damage"]) & ~known).any(axis=1) | ~known.any(axis=1)
+    return LabelTable(unit_ids, choices, **merged, source=np.where(guessed, "predicted", "measured"),
+                      forward_macs=measured.forward_macs, naive_macs=measured.naive_macs)  # fmt: skip
+
+
+def _spread(table: LabelTable, unit_ids: tuple[str, ...], choices: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The number columns of `table` on these units and choices, NaN where it has none."""
+    if unit_ids == table.unit_ids:
+        rows = np.arange(len(unit_ids))
+    else:
+        position = {unit: row for row, unit in enumerate(unit_ids)}
+        rows = np.array([position[unit] for unit in table.unit_ids], dtype=np.int64)
+    cells = np.ix_(rows, [choices.index(choice) for choice in table.choices])
+    spread = {}
+    for name in ("damage", "std_err", "lower", "upper"):
+        spread[name] = np.full((len(unit_ids), len(choices)), np.nan)
+        spread[name][cells] = getattr(table, name)
+    return spread
