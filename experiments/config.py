@@ -1,0 +1,225 @@
+"""The configuration: a schema for the root, and a guarded way from a `_target_` node to the object it names."""
+
+import difflib
+import hashlib
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from compress.errors import CompressError
+from experiments.settings import Config
+
+PACKAGES = ("compress", "autolabel", "experiments")
+# A model or data set may be made by a function; elsewhere a function may write files, and a configuration must not
+# choose which.
+FUNCTION_PACKAGES = ("experiments.models.", "experiments.data.")
+FOLDER_NAME_LIMIT = 120
+
+ConfigStore.instance().store(name="root_schema", node=Config)
+
+
+class ConfigError(CompressError):
+    """A configuration that cannot be run. The message names the key."""
+
+
+def load_config(node: DictConfig) -> Config:
+    """The checked, resolved configuration as plain dataclasses, lists and dicts.
+
+    Works for a composed configuration and for the `config.yaml` of a run folder, which knows no schema.
+
+    Raises:
+        ConfigError: for an unknown key (also one added with `+`), a missing value or a value of the wrong type.
+    """
+    schema = OmegaConf.structured(Config)
+    _refuse_unknown_keys(node, schema, "")
+    try:
+        merged = OmegaConf.merge(schema, node)
+        OmegaConf.resolve(merged)
+        OmegaConf.to_container(merged, throw_on_missing=True)
+        return OmegaConf.to_object(merged)
+    except MissingMandatoryValue as error:
+        key = error.full_key or "?"
+        raise ConfigError(f"'{key}' is not set. Set {key}=..., or choose an experiment=... that does.") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(_first_line(error)) from None
+
+
+def plain_config(node: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as nested plain containers, for records and trackers."""
+    container = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(container, dict)
+    return container
+
+
+def build(node: Mapping[str, Any] | DictConfig, key: str, *, within: str | None = None, **extra: Any) -> Any:
+    """The object that `node["_target_"]` names, called with the other entries of `node` and with `extra`.
+
+    Nested nodes with a `_target_` are built first. Only classes, and functions that make models or data,
+    are called, and only those defined in this project; nothing else can be reached, whatever the name of the target.
+
+    Args:
+        node: `_target_` and keyword arguments.
+        key: where the node stands in the configuration, for messages.
+        within: package in which the target must be defined (`"autolabel.labelers"`), or None.
+        **extra: keyword arguments that a configuration cannot know (such as the run).
+
+    Raises:
+        ConfigError: for a target outside the project, an unknown or missing argument, or a value that it refuses.
+    """
+    if isinstance(node, DictConfig):
+        node = OmegaConf.to_container(node, resolve=True)
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        raise ConfigError(f"'{key}' must name an object by '_target_'. Got {node!r}.")
+    target = locate_target(node["_target_"], key, within)
+    arguments = {name: value for name, value in node.items() if name != "_target_"}
+    _refuse_unknown_arguments(target, arguments, extra, key)
+    arguments = {name: _build_nested(value, f"{key}.{name}") for name, value in arguments.items()}
+    try:
+        return target(**arguments, **extra)
+    except ConfigError:
+        raise
+    except (CompressError, TypeError, ValueError) as error:
+        raise ConfigError(f"'{key}' cannot be built from {node['_target_']}: {_first_line(error)}") from error
+
+
+def locate_target(name: str, key: str, within: str | None = None) -> Callable[..., Any]:
+    """The class or function that `name` (`package.module.Name`) stands for, checked to be defined in this project.
+
+    Raises:
+        ConfigError: if it does not exist, is defined elsewhere (an imported `json.loads`), or may not be called.
+    """
+    module_name, _, attribute = name.rpartition(".")
+    parts = name.split(".")
+    if (
+        len(parts) < 2
+        or parts[0] not in PACKAGES
+        or not all(part.isidentifier() and not part.startswith("_") for part in parts)
+    ):
+        raise ConfigError(f"'{key}._target_' must lie in {', '.join(PACKAGES)}. Got {name!r}.")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A module of ours that lacks its own dependency is another matter than a misspelt target.
+        if error.name and error.name.split(".")[0] not in PACKAGES:
+            raise ConfigError(f"'{key}' needs the package {error.name!r}, which is not installed.") from None
+        raise ConfigError(
+            f"'{key}._target_': there is no module {error.name or module_name!r}. Got {name!r}."
+        ) from None
+    target = getattr(module, attribute, None)
+    if target is None:
+        own = [n for n, value in vars(module).items() if getattr(value, "__module__", None) == module_name]
+        raise ConfigError(f"'{key}._target_': {module_name} has no {attribute!r}.{_suggest(attribute, own)}")
+    home = getattr(target, "__module__", None) or ""
+    is_ours = home.split(".")[0] in PACKAGES and _is_defined_at(target, home)
+    if not is_ours or not (
+        inspect.isclass(target) or (inspect.isfunction(target) and home.startswith(FUNCTION_PACKAGES))
+    ):
+        raise ConfigError(f"'{key}._target_' must be a class or model defined in this project. Got {name!r}.")
+    if within is not None and not (home + ".").startswith(within + "."):
+        raise ConfigError(f"'{key}._target_' must be defined in {within}. Got {name!r}.")
+    return target
+
+
+def folder_name(text: str) -> str:
+    """`text` as one name of a folder: other characters become `_`, a long one is cut and told apart by a hash."""
+    name = re.sub(r"[^\w.=,+-]", "_", text) or "default"
+    if len(name) <= FOLDER_NAME_LIMIT:
+        return name
+    return f"{name[: FOLDER_NAME_LIMIT - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+
+
+def explain_composition(error: Exception) -> str:
+    """One line for an error of Hydra or OmegaConf while composing, with a suggestion where a key is misspelt."""
+    text = str(error)
+    found = re.search(r"Could not (?:override|append to config\. An item is already at) '([^']+)'", text)
+    if found and "append" not in found.group(0):
+        key = found.group(1)
+        return f"Unknown configuration key '{key}'.{_suggest(key, _known_keys(OmegaConf.structured(Config), ''))}"
+    found = re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s+(.*?)(?:\n\S|\Z)", text, re.DOTALL)
+    if found:
+        path, group, options = found.group(1), found.group(2), found.group(3).split()
+        return f"There is no {path!r}.{_suggest(path.rpartition('/')[2], options, f'Options of {group!r}')}"
+    lines = [text] + ([str(error.__cause__)] if isinstance(error.__cause__, OmegaConfBaseException) else [])
+    return " ".join(" ".join(line.split("\n    full_key", 1)[0] for line in lines).split())
+
+
+def _refuse_unknown_keys(node: DictConfig, schema: DictConfig, prefix: str) -> None:
+    # Not `in schema`: that is False for a key whose value is still missing.
+    names = list(schema)
+    for name in node:
+        if name not in names:
+            known = [f"{prefix}{other}" for other in names]
+            raise ConfigError(f"Unknown configuration key '{prefix}{name}'.{_suggest(f'{prefix}{name}', known)}")
+        if name == "hydra" or OmegaConf.is_missing(node, name) or OmegaConf.is_missing(schema, name):
+            continue
+        # Only nodes with a schema are checked here; a `_target_` node is checked against its signature by `build`.
+        if isinstance(schema[name], DictConfig) and _has_schema(schema[name]) and isinstance(node[name], DictConfig):
+            _refuse_unknown_keys(node[name], schema[name], f"{prefix}{name}.")
+
+
+def _has_schema(node: DictConfig) -> bool:
+    return OmegaConf.get_type(node) not in (dict, None)
+
+
+def _known_keys(schema: DictConfig, prefix: str) -> list[str]:
+    keys = []
+    for name in schema:
+        keys.append(f"{prefix}{name}")
+        if not OmegaConf.is_missing(schema, name) and isinstance(schema[name], DictConfig):
+            keys += _known_keys(schema[name], f"{prefix}{name}.")
+    return keys
+
+
+def _refuse_unknown_arguments(
+    target: Callable[..., Any], arguments: Mapping[str, Any], extra: Mapping[str, Any], key: str
+) -> None:
+    parameters = inspect.signature(target).parameters
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = [name for name, parameter in parameters.items() if parameter.kind in kinds and name not in extra]
+    for name in arguments:
+        if name not in known:
+            raise ConfigError(
+                f"Unknown configuration key '{key}.{name}': {target.__name__} has no such parameter."
+                f"{_suggest(name, known)}"
+            )
+    given = {*arguments, *extra}
+    missing = [n for n in known if parameters[n].default is inspect.Parameter.empty and n not in given]
+    if missing:
+        raise ConfigError(f"'{key}.{missing[0]}' is not set: {target.__name__} needs it.")
+
+
+def _build_nested(value: Any, key: str) -> Any:
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return build(value, key)
+        return {name: _build_nested(item, f"{key}.{name}") for name, item in value.items()}
+    if isinstance(value, list):
+        return [_build_nested(item, f"{key}[{i}]") for i, item in enumerate(value)]
+    return value
+
+
+def _is_defined_at(target: Any, home: str) -> bool:
+    """Whether the module `home` really holds `target` under its own name, so that a forged `__module__` is no use."""
+    module = importlib.import_module(home)
+    return getattr(module, getattr(target, "__qualname__", ""), None) is target
+
+
+def _suggest(name: str, known: Iterable[str], label: str = "Known") -> str:
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" {label}: {', '.join(known)}." if known and len(known) <= 40 else ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

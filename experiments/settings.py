@@ -1,0 +1,135 @@
+"""The schema of the root configuration: plain settings as dataclasses, components as `_target_` nodes (`Any`).
+
+The dataclasses are mutable and use no `Literal`, because OmegaConf cannot read others.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class BudgetSettings:
+    """Upper bounds: a float in (0, 1] is a fraction of dense, an int above 1 is absolute, null is free."""
+
+    macs: int | float | None = 0.5
+    weight_bytes: int | float | None = None
+
+
+@dataclass
+class TrainSettings:
+    """How the dense network is trained where no trained weights are given."""
+
+    epochs: int = 10
+    batch_size: int = 64
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+
+
+@dataclass
+class MeasureSettings:
+    """Which units are measured (`sample`: a number, or null for all), and on how many examples."""
+
+    sample: int | None = 512
+    images: int = 512
+    batch_size: int = 256
+    sampling: str = "stratified"
+    adaptive: bool = False
+
+
+@dataclass
+class ConstraintSettings:
+    """What an allocator must respect besides the budget; see `compress.allocator.Constraints`."""
+
+    floor: float = 0.1
+    round_to: int = 1
+    pinned: list[str] = field(default_factory=list)
+    max_bits_only: list[str] = field(default_factory=list)
+
+
+@dataclass
+class RecoverySettings:
+    """Repair without labels, each step on or off."""
+
+    refit: bool = True
+    batch_norm: bool = True
+    bias_correction: bool = True
+    images: int = 512
+
+
+@dataclass
+class FinetuneSettings:
+    """Fine-tuning with distillation: loss = (1 - alpha) task + alpha KL to the dense model at `temperature`."""
+
+    epochs: int = 3
+    batch_size: int = 64
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    temperature: float = 4.0
+    alpha: float = 0.5
+    patience: int | None = None
+
+
+@dataclass
+class QuantizeSettings:
+    """Low-bit weights per layer as the plan says, affine activations, then quantisation-aware fine-tuning."""
+
+    enabled: bool = True
+    scheme: str = "mse"
+    activation_bits: int | None = 8
+    epochs: int = 1
+    lr: float = 1e-4
+
+
+@dataclass
+class ExportSettings:
+    """What leaves: file formats, the tolerance against the simulation, and how latency is taken."""
+
+    formats: list[str] = field(default_factory=lambda: ["onnx"])
+    int8: bool = True
+    tolerance: float = 0.02
+    latency_batches: list[int] = field(default_factory=lambda: [1, 64])
+    latency_repeats: int = 50
+
+
+@dataclass
+class Config:
+    """Everything one run is made of.
+
+    Attributes:
+        name: of the experiment: folder of its runs and group in the tracker.
+        seed: of everything random in the run.
+        seeds: over which the compared methods are repeated inside one run.
+        threads: of torch; results repeat bit for bit only at the same number.
+        device: of torch (`cpu`, `cuda`).
+        traceback: show the whole traceback of an error instead of one line.
+        objective: dotted names in the final metrics that the run returns to a sweeper.
+        baselines: name -> criterion node, compared with the labeler at the same budget.
+        oracles: name -> oracle node.
+    """
+
+    name: str = "run"
+    seed: int = 0
+    seeds: list[int] = field(default_factory=lambda: [0])
+    threads: int = 2
+    device: str = "cpu"
+    traceback: bool = False
+    objective: list[str] = field(default_factory=lambda: ["compressed.metric.value"])
+    model: Any = MISSING
+    data: Any = MISSING
+    task: Any = MISSING
+    labeler: Any = MISSING
+    criterion: Any = MISSING
+    allocator: Any = MISSING
+    tracker: Any = MISSING
+    baselines: dict[str, Any] = field(default_factory=dict)
+    oracles: dict[str, Any] = field(default_factory=dict)
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    measure: MeasureSettings = field(default_factory=MeasureSettings)
+    constraints: ConstraintSettings = field(default_factory=ConstraintSettings)
+    recovery: RecoverySettings = field(default_factory=RecoverySettings)
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)
