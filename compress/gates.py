@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compress.errors import CompressError
-from compress.graph import ATEN
-from compress.rules import argument
+from compress.graph import ATEN, argument
 from compress.structure import Site, Structure
 
 NORMS = (ATEN.layer_norm.default, ATEN.rms_norm.default, ATEN.group_norm.default)

@@ -88,6 +88,11 @@ def is_parameter(node: Any) -> bool:
     return isinstance(node, fx.Node) and node.op == "get_attr" and node.target != "training"
 
 
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, given by position or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
 def fingerprint(module: nn.Module) -> str:
     """sha256 of the sorted (parameter name, shape) pairs: equal for another seed, different for another architecture."""
     pairs = sorted((name, tuple(p.shape)) for name, p in module.named_parameters(remove_duplicate=False))

@@ -175,6 +175,23 @@ class Propagation:
         self.atoms.join(left, right)
         return left
 
+    def align(self, node: fx.Node, inputs: list[Value], shape: tuple[int, ...]) -> Value:
+        """Broadcast values to `shape`, joining the labels that meet."""
+        labels: list[Any] = [None] * len(shape)
+        batch: list[Any] = [None] * len(shape)
+        for back in range(1, len(shape) + 1):
+            full = [v for v in inputs if len(v.shape) >= back and v.shape[-back] == shape[-back]]
+            for value in inputs:
+                if value not in full and len(value.shape) >= back:
+                    self.block(value.labels[-back], f"it is broadcast at '{node.name}'")
+            if full:
+                merged = full[0].labels[-back]
+                for value in full[1:]:
+                    merged = self.join(merged, value.labels[-back], node)
+                labels[-back] = merged
+                batch[-back] = next((v.batch[-back] for v in full if v.batch[-back] is not None), None)
+        return Value(tuple(shape), tuple(labels), tuple(batch))
+
     def use(self, node: fx.Node, argument: int, dim: int, labels: np.ndarray | None) -> None:
         """Note that `node` sums over this dimension of its argument."""
         if labels is not None:

@@ -8,8 +8,7 @@ from torch import fx
 
 from compress.dimensions import Value
 from compress.errors import PlanError
-from compress.graph import ATEN
-from compress.rules import argument
+from compress.graph import ATEN, argument
 from compress.structure import Structure
 
 
