@@ -1,0 +1,22 @@
+"""Data sets in their publishers' formats, split once into parts that never overlap."""
+
+from experiments.data.cifar10 import load_cifar10
+from experiments.data.digits import load_digits
+from experiments.data.mnist import load_mnist
+from experiments.data.root import data_root, require_files
+from experiments.data.splits import DataSplits, ImagePart, Part, ShuffledBatches, make_batches
+from experiments.data.stsb import load_stsb
+
+__all__ = [
+    "DataSplits",
+    "ImagePart",
+    "Part",
+    "ShuffledBatches",
+    "data_root",
+    "load_cifar10",
+    "load_digits",
+    "load_mnist",
+    "load_stsb",
+    "make_batches",
+    "require_files",
+]
