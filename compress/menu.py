@@ -1,6 +1,7 @@
 """The menu of an allocator: for each group how many units may go, for each layer which formats it may take.
 
-Constraints are resolved here, once, for every allocator: pinned names, floors, alignment and widths become fewer entries.
+Constraints are resolved here, once, for every allocator: pinned names, floors, alignment and widths become fewer
+entries.
 """
 
 import difflib
@@ -102,8 +103,8 @@ def open_menu(
 ) -> Menu:
     """What may be chosen under the constraints.
 
-    Units without a score stay. Layers without a score stay in float32, unless `always_quantize`: then every layer that is
-    not pinned is stored in at most 8 bits, and a width that has no score counts as harmless. Without it, widths are
+    Units without a score stay. Layers without a score stay in float32, unless `always_quantize`: then every layer that
+    is not pinned is stored in at most 8 bits, and a width that has no score counts as harmless. Without it, widths are
     offered only if `weight_bytes` is bounded, for only then do they buy anything.
 
     Raises:
@@ -257,13 +258,14 @@ def _layer_choices(
     always_quantize: bool,
 ) -> tuple[tuple[LayerChoices, ...], int]:
     wide_only = _named_layers(units, costs, constraints.max_bits_only)
-    by_width = sorted(((bits, table[choice]) for choice, bits in offered_bits(table).items()), key=lambda pair: -pair[0])
+    widths = sorted(offered_bits(table).items(), key=lambda pair: -pair[1])
     choices, unscored = [], 0
     for row in np.flatnonzero((units.kind == "layer") & ~pinned):
         layers = np.flatnonzero(costs.layer_unit == columns[row])
         if not len(layers):
             continue
-        offered = {bits: float(score[row]) for bits, score in by_width if not np.isnan(score[row])}
+        scored = ((bits, float(table[choice][row])) for choice, bits in widths)
+        offered = {bits: score for bits, score in scored if not np.isnan(score)}
         if units.ids[row] in wide_only:
             offered = {bits: score for bits, score in offered.items() if bits == 8}
         if always_quantize:

@@ -1,4 +1,4 @@
-"""What every allocator does with a ledger: check the budget can be met, step down into it, give back, write the plan."""
+"""What allocators do with a ledger: see that the budget can be met, step down into it, give back, write the plan."""
 
 import math
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ def require_nats(menu: Menu, allocator: str) -> None:
     """Raises CompressError if the scores are only an order: sums over groups would mean nothing."""
     if menu.scale != "nats":
         raise CompressError(
-            f"The scores are an order within each group, and the allocator '{allocator}' adds scores over groups. Use the "
-            "allocator 'uniform', or scores whose scale is 'nats'."
+            f"The scores are an order within each group, and the allocator '{allocator}' adds them over groups. "
+            "Use the allocator 'uniform', or scores whose scale is 'nats'."
         )
 
 
@@ -38,7 +38,7 @@ def take_strictest(ledger: Ledger) -> None:
 
 
 def feasible_budget(menu: Menu, budget: Budget) -> Budget:
-    """The budget itself if some plan meets it, else the closest one that is met: bounds are raised as little as needed."""
+    """The budget itself if some plan meets it, else the closest one: bounds are raised as little as needed."""
     ledger = Ledger(menu)
     take_strictest(ledger)
     least = ledger.exact_cost()
@@ -47,7 +47,9 @@ def feasible_budget(menu: Menu, budget: Budget) -> Budget:
     for name, bound in menu.bounds.items():
         if least[name] > bound:
             fraction = getattr(budget, name) <= 1
-            raised[name] = min(1.0, math.ceil(least[name] / dense[name] * 1e4) / 1e4) if fraction else math.ceil(least[name])
+            raised[name] = (
+                min(1.0, math.ceil(least[name] / dense[name] * 1e4) / 1e4) if fraction else math.ceil(least[name])
+            )
     return replace(budget, **raised)
 
 
@@ -91,14 +93,14 @@ def _what_to_loosen(menu: Menu, constraints: Constraints) -> str:
 def descend(ledger: Ledger) -> None:
     """Take steps, the least damage for what it saves first, until every bound is met or no step is left.
 
-    What a step saves is its exact marginal cost. Under several bounds, savings count as fractions of dense, weighed by how
-    far each bound is exceeded, and only up to what is still needed.
+    What a step saves is its exact marginal cost. Under several bounds, savings count as fractions of dense, weighed by
+    how far each bound is exceeded, and only up to what is still needed.
     """
     menu = ledger.menu
     dense = {"macs": menu.costs.dense_macs, "weight_bytes": menu.costs.dense_weight_bytes}
     total = sum(c.damage.max() for c in (*menu.groups, *menu.layers))
     least = _FREE * total if total > 0 else 1.0
-    while any(left < 0 for left in (slack := ledger.slack()).values()):
+    while min((slack := ledger.slack()).values(), default=0.0) < 0:
         group_damage, group_saved = ledger.group_steps(1)
         layer, level, format_damage, format_saved = ledger.formats()
         damage = np.concatenate([group_damage, format_damage])
@@ -204,8 +206,8 @@ def write_plan(
 def stopped_by(ledger: Ledger, cost: Mapping[str, float]) -> str:
     """Why the plan does not keep more.
 
-    `"macs"` or `"weight_bytes"` (or both) when that bound is spent to within 1 %; `"nothing left to keep"` when all that
-    may stay as it is does; `"step size: ..."` when the smallest step back would exceed a bound.
+    `"macs"` or `"weight_bytes"` (or both) when that bound is spent to within 1 %; `"nothing left to keep"` when all
+    that may stay as it is does; `"step size: ..."` when the smallest step back would exceed a bound.
     """
     bounds = ledger.menu.bounds
     spent = [name for name, bound in bounds.items() if cost[name] >= CLOSE * bound]
