@@ -1,0 +1,204 @@
+"""Counts what every unit costs in a traced model: multiply-accumulates and parameter bytes."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import fx, nn
+
+from compress.costs import BIT_CHOICES, FLOAT_BYTES, CostTable
+from compress.dimensions import Value
+from compress.graph import ATEN
+from compress.structure import Structure, analyze
+from compress.units import UnitTable
+
+PRODUCTS = (ATEN.matmul.default, ATEN.mm.default, ATEN.bmm.default, ATEN.addmm.default)
+_FREE = ("view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze", "expand", "slice",
+         "select", "split", "chunk", "cat", "stack", "getitem", "dropout", "contiguous", "clone", "to", "detach", "alias",
+         "unbind", "t", "sym_size", "pad", "embedding")  # fmt: skip
+
+
+@dataclass
+class _Entry:
+    """Costs of one layer, before they are put into the table."""
+
+    n_units: int
+    macs: float = 0.0
+    weights: int = 0
+    params: int = 0
+    outputs: int = 0
+    in_share: np.ndarray = field(init=False)
+    out_share: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.in_share = np.zeros(self.n_units)
+        self.out_share = np.zeros(self.n_units)
+
+
+def unit_costs(model: nn.Module | Structure, units: UnitTable | None = None, example_inputs: Any = None) -> CostTable:
+    """MACs of one example and parameter bytes, per unit and choice.
+
+    One MAC is one multiply and one add of a convolution, linear layer or matrix product (attention included); biases,
+    activations, norms and pooling are not counted and are listed in `uncounted`. Bytes are those of all parameters:
+    4 for a float32 value; weights of a quantised layer take `bits / 8` each and one float32 scale per output channel.
+
+    Args:
+        model: the dense model, or its structure.
+        units: as `find_units` returned them; checked against the model.
+        example_inputs: inputs of the forward; MACs are those of one example at their size.
+
+    Raises:
+        CompressError: if `units` belong to another model.
+    """
+    structure = analyze(model, example_inputs)
+    if units is not None and units.ids != structure.units.ids:
+        structure.units.positions(units.ids)
+    entries: dict[str, _Entry] = {}
+    counted: set[str] = set()
+    uncounted: Counter[str] = Counter()
+    layers = structure.traced.layers()
+    layer_nodes = {layer.node.name for layer in layers}
+    for layer in layers:
+        _count_layer(structure, layer, entries, counted)
+    for node in structure.traced.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target in PRODUCTS or node.target in (ATEN.scaled_dot_product_attention.default, ATEN.einsum.default):
+            _count_product(structure, node, entries)
+        elif node.name not in layer_nodes and isinstance(structure.traced.shapes.get(node.name), tuple):
+            name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
+            if name.rstrip("_") not in _FREE:
+                uncounted[name] += 1
+    _count_rest(structure, entries, counted)
+    return _table(structure, entries, uncounted)
+
+
+def _examples(structure: Structure, node: fx.Node) -> int:
+    """How many examples the value of `node` holds (1 where it does not depend on the inputs)."""
+    value = structure.values.get(node.name)
+    if isinstance(value, Value):
+        for labels in value.batch:
+            if labels is not None:
+                return len(np.unique(labels))
+    return next((s[0] for n in structure.traced.graph.nodes if n.op == "placeholder"
+                 and (s := structure.traced.shapes[n.name])), 1)  # fmt: skip
+
+
+def _share(rows: np.ndarray, n_units: int) -> np.ndarray:
+    """Fraction of the indices that each unit is."""
+    found = rows[rows >= 0]
+    return np.bincount(found, minlength=n_units).astype(np.float64) / len(rows)
+
+
+def _count_layer(structure: Structure, layer: Any, entries: dict[str, _Entry], counted: set[str]) -> None:
+    n_units = len(structure.units)
+    rows = structure.parameters[layer.weight]
+    shape = tuple(len(r) for r in rows)
+    entry = entries.setdefault(layer.name, _Entry(n_units))
+    out_dim, in_dim = {"conv": (0, 1), "linear": (0, 1), "conv_transpose": (1, 0), "embedding": (1, 0)}[layer.kind]
+    out_shape = structure.traced.shapes[layer.node.name]
+    positions = np.prod(out_shape) / _examples(structure, layer.node)
+    if layer.kind == "conv_transpose":
+        in_shape = structure.traced.shapes[layer.node.args[0].name]
+        entry.macs += float(np.prod(in_shape) / _examples(structure, layer.node) * np.prod(shape[1:]))
+    elif layer.kind != "embedding":
+        entry.macs += float(positions * np.prod(shape[1:]))
+    if layer.weight not in counted:
+        counted.add(layer.weight)
+        entry.weights = int(np.prod(shape))
+        entry.outputs = shape[out_dim]
+        entry.in_share, entry.out_share = _share(rows[in_dim], n_units), _share(rows[out_dim], n_units)
+    if layer.bias is not None and layer.bias not in counted:
+        counted.add(layer.bias)
+        entry.params += len(structure.parameters[layer.bias][0])
+
+
+def _count_product(structure: Structure, node: fx.Node, entries: dict[str, _Entry]) -> None:
+    """Attention and other products of two computed values: units are leading dimensions, shared by all operands."""
+    n_units = len(structure.units)
+    out = structure.values[node.name]
+    examples = _examples(structure, node)
+    entry = _Entry(n_units)
+    if node.target is ATEN.scaled_dot_product_attention.default:
+        q, k, v = (structure.values[n.name] for n in node.args[:3])
+        heads = np.prod(q.shape[:-2]) / examples
+        entry.macs = float(heads * q.shape[-2] * k.shape[-2] * (q.shape[-1] + v.shape[-1]))
+    elif node.target is ATEN.einsum.default:
+        left, _, right = node.args[0].replace(" ", "").partition("->")
+        sizes = {letter: size for term, operand in zip(left.split(","), node.args[1], strict=True)
+                 for letter, size in zip(term, structure.values[operand.name].shape, strict=True)}  # fmt: skip
+        entry.macs = float(np.prod([sizes[letter] for letter in sizes]) / examples) if len(node.args[1]) > 1 else 0.0
+    else:
+        first = node.args[1] if node.target is ATEN.addmm.default else node.args[0]
+        a = structure.values[first.name]
+        entry.macs = float(np.prod(out.shape) * a.shape[-1] / examples)
+        if a.labels[-1] is not None:
+            entry.in_share = _share(a.labels[-1], n_units)
+    for labels in out.labels:
+        if labels is not None:
+            entry.out_share = np.maximum(entry.out_share, _share(labels, n_units))
+    entries[node.name] = entry
+
+
+def _count_rest(structure: Structure, entries: dict[str, _Entry], counted: set[str]) -> None:
+    """Norms, positional embeddings and every other parameter, float32 always."""
+    module, n_units = structure.traced.module, len(structure.units)
+    seen = {id(p) for name, p in module.named_parameters(remove_duplicate=False) if name in counted}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        rows = structure.parameters.get(name, ())
+        entry = entries[name] = _Entry(n_units, params=parameter.numel())
+        shares = [_share(r, n_units) for r in rows if (r >= 0).any()]
+        if shares:
+            entry.out_share = shares[0]
+
+
+def _table(structure: Structure, entries: dict[str, _Entry], uncounted: Counter[str]) -> CostTable:
+    units, names = structure.units, tuple(entries)
+    rows = {unit: i for i, unit in enumerate(units.ids)}
+    stack = [entries[name] for name in names]
+    empty = np.zeros((0, len(units)))
+    fields: dict[str, Any] = dict(
+        layer_names=names, layer_macs=np.array([e.macs for e in stack]),
+        layer_weights=np.array([e.weights for e in stack], dtype=np.float64),
+        layer_params=np.array([e.params for e in stack], dtype=np.float64),
+        layer_outputs=np.array([e.outputs for e in stack], dtype=np.float64),
+        in_share=np.stack([e.in_share for e in stack]) if stack else empty,
+        out_share=np.stack([e.out_share for e in stack]) if stack else empty,
+        layer_unit=np.array([rows.get(name, -1) if e.weights else -1 for name, e in entries.items()], dtype=np.int64),
+        uncounted=tuple(sorted(uncounted.items())),
+    )  # fmt: skip
+    choices = ("removed", *(f"{bits}bit" for bits in BIT_CHOICES))
+    shape = (len(units), len(choices))
+    nothing = CostTable(units.ids, choices, np.full(shape, np.nan), np.full(shape, np.nan), **fields)
+    return CostTable(units.ids, choices, *_savings(nothing, units), **fields)
+
+
+def _savings(costs: CostTable, units: UnitTable) -> tuple[np.ndarray, np.ndarray]:
+    """What each choice saves when it is made alone, `(n_units, n_choices)` each."""
+    macs = np.full((len(units), len(costs.choices)), np.nan)
+    weight_bytes = macs.copy()
+    removable = np.flatnonzero(units.removable)
+    kept_in, kept_out = 1 - costs.in_share[:, removable], 1 - costs.out_share[:, removable]
+    product = kept_in * kept_out
+    macs[removable, 0] = costs.layer_macs @ (1 - product)
+    weight_bytes[removable, 0] = FLOAT_BYTES * (
+        costs.layer_weights @ (1 - product) + costs.layer_params @ (1 - kept_out)
+    )
+    for layer, row in enumerate(costs.layer_unit):
+        if row < 0:
+            continue
+        dense = FLOAT_BYTES * costs.layer_weights[layer]
+        for column, bits in enumerate(BIT_CHOICES, start=1):
+            packed = np.ceil(costs.layer_weights[layer] * bits / 8) + FLOAT_BYTES * costs.layer_outputs[layer]
+            macs[row, column] = 0.0
+            weight_bytes[row, column] = dense - packed
+    return macs, weight_bytes
+
+
+def count_macs(model: nn.Module | Structure, example_inputs: Any = None) -> float:
+    """MACs of one example of a model, as `unit_costs` counts them."""
+    return unit_costs(model, None, example_inputs).dense_macs
