@@ -1,6 +1,5 @@
 """Batch norms taken into the convs and linears before them."""
 
-
 import torch
 from torch import Tensor, fx
 

@@ -1,5 +1,8 @@
 """A prepared module rewritten to compute from stored integers: the form that exporters translate op by op."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
@@ -92,11 +95,15 @@ def _(x: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:2], *[1] * (x.dim() - 2)))
 
 
-def integer_graph(module: fx.GraphModule) -> fx.GraphModule:
+def integer_graph(module: fx.GraphModule, shapes: Mapping[str, Any]) -> fx.GraphModule:
     """A copy of a prepared (or float) module in which low-bit weights are int8 buffers and biases int32.
 
     It computes what the simulation computes, up to the rounding of biases to the unit of the integer sums (far below
     one level of the output).
+
+    Args:
+        module: from `prepare_quantized`, or any traced module.
+        shapes: node name -> shape on example inputs, from `record_shapes`.
     """
     module = copy_module(module)
     graph = module.graph
@@ -131,7 +138,9 @@ def integer_graph(module: fx.GraphModule) -> fx.GraphModule:
             layer.target = torch.ops.autolabel_compress.lookup.default
             layer.args, layer.kwargs = (layer.args[1], integers, scales, entry.axis), {}
         else:
-            _rewrite_layer(module, layer, integers, scales, entry.axis, is_linear, transposed)
+            _rewrite_layer(
+                module, layer, integers, scales, entry.axis, is_linear and len(shapes[layer.name]) == 2, transposed
+            )
         graph.erase_node(entry.node)
     for node in list(graph.nodes):
         if node.target is ACTIVATION_OP:
@@ -144,9 +153,16 @@ def integer_graph(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _rewrite_layer(
-    module: fx.GraphModule, layer: fx.Node, integers: fx.Node, scales: fx.Node, axis: int, is_linear: bool, transposed: bool
+    module: fx.GraphModule,
+    layer: fx.Node,
+    integers: fx.Node,
+    scales: fx.Node,
+    axis: int,
+    matrix: bool,
+    transposed: bool,
 ) -> None:
     graph, ops = module.graph, torch.ops.autolabel_compress
+    is_linear = layer.target is ATEN.linear.default
     source = layer.args[0]
     while source.op == "call_function" and source.target in MOVES:
         source = source.args[0]
@@ -157,8 +173,6 @@ def _rewrite_layer(
         axis = 1 - axis if is_linear else axis
         target = ops.dequantize_weight.default if on_integers else ops.unpack_weight.default
         weight = graph.call_function(target, (integers, scales, axis))
-    value = layer.meta.get("val")
-    matrix = is_linear and isinstance(value, Tensor) and value.dim() == 2
     bias = layer.args[2] if len(layer.args) > 2 else None
     input_scale = source.args[1] if on_integers else None
     per_output = axis == (1 if is_linear else 0)
@@ -180,7 +194,6 @@ def _rewrite_layer(
         return
     with graph.inserting_before(layer):
         product = graph.call_function(ATEN.matmul.default, (layer.args[0], weight))
-    product.meta = dict(layer.meta)
     if bias is None:
         layer.replace_all_uses_with(product)
         graph.erase_node(layer)

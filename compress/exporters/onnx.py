@@ -1,0 +1,176 @@
+"""ONNX files: float32, or integers with the scales of the plan, dynamic batch, and nothing in them that is not needed."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnxscript import opset21 as op
+from onnxscript.optimizer import optimize
+from torch import Tensor, fx
+from torch.export import Dim
+from torch.utils import _pytree as pytree
+
+from compress.errors import CompressError, ExportError
+from compress.exporter import ExportedFile
+from compress.exporters.onnx_compaction import compact, store_integers
+from compress.files import write_atomic
+from compress.folding import fold_batch_norm
+from compress.graph import as_inputs, record_shapes
+from compress.integer_graph import integer_graph
+
+OPSET = 21
+_FOLD_BYTES = 256
+ENCODINGS = ("safe", "int8")
+
+
+def _quantize_activation(x: Any, scale: Any, zero_point: Any) -> Any:
+    return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero_point), scale, zero_point)
+
+
+def _dequantize_weight(integers: Any, scale: Any, axis: int) -> Any:
+    return op.DequantizeLinear(integers, scale, axis=axis)
+
+
+def _unpack_weight(integers: Any, scale: Any, axis: int) -> Any:
+    # Not DequantizeLinear: engines keep that in the graph for their integer kernels and would redo it in every run.
+    rank = len(integers.shape)
+    others = [d for d in range(rank) if d != axis]
+    spread = op.Unsqueeze(scale, op.Constant(value_ints=others)) if others else scale
+    return op.Mul(op.Cast(integers, to=onnx.TensorProto.FLOAT), spread)
+
+
+def _dequantize_bias(integers: Any, weight_scale: Any, input_scale: Any) -> Any:
+    return op.DequantizeLinear(integers, op.Mul(weight_scale, input_scale), axis=0)
+
+
+def _lookup(ids: Any, integers: Any, scale: Any, axis: int) -> Any:
+    rows = op.Cast(op.Gather(integers, ids), to=onnx.TensorProto.FLOAT)
+    return op.Mul(rows, scale if axis == 1 else op.Unsqueeze(op.Gather(scale, ids), op.Constant(value_ints=[-1])))
+
+
+def _gemm(x: Any, weight: Any, bias: Any = None) -> Any:
+    return op.Gemm(x, weight) if bias is None else op.Gemm(x, weight, bias)
+
+
+def _global_average_pool(x: Any) -> Any:
+    return op.GlobalAveragePool(x)
+
+
+class OnnxExporter:
+    """Writes ONNX (opset 21). A prepared module becomes Q/DQ around int8 operations with the scales of the simulation.
+
+    Weights are stored at their bits: 4-bit ones as INT4, other low ones packed into integers that a few nodes unpack
+    while the file is loaded. The engine then computes on 8-bit integers all the same.
+
+    Args:
+        int8_encoding: what 8-bit weights are stored as. CPUs without VNNI multiply uint8 by int8 in pairs that are
+            summed in 16 bits and saturate silently. `"safe"`: a weight where no such pair can overflow (all of 6 bits
+            and below, or of reduced range) stays int8; others become uint8 with zero point 128, exact on every
+            machine, at up to twice the time of int8 on CPUs with VNNI. `"int8"`: always int8; only for files that
+            stay on machines with VNNI or on ARM.
+
+    Raises:
+        CompressError: for another encoding.
+    """
+
+    name = "onnx"
+    suffix = ".onnx"
+
+    def __init__(self, int8_encoding: str = "safe") -> None:
+        if int8_encoding not in ENCODINGS:
+            raise CompressError(
+                f"The 'int8_encoding' parameter of OnnxExporter must be one of {ENCODINGS}. Got {int8_encoding!r}."
+            )
+        self.int8_encoding = int8_encoding
+
+    def export(self, module: fx.GraphModule, example_inputs: Any, path: str | Path) -> ExportedFile:
+        args, kwargs = as_inputs(example_inputs)
+        module = fold_batch_norm(module).eval()
+        module = integer_graph(module, record_shapes(module, args, kwargs))
+        program, args, kwargs, dynamic = _export_program(module, args, kwargs)
+        model = _translate(program)
+        store_integers(model, safe=self.int8_encoding == "safe")
+        compact(model, dynamic)
+        data = model.SerializeToString(deterministic=True)
+        write_atomic(path, lambda file: file.write(data))
+        names = tuple(value.name for value in model.graph.input)
+        return ExportedFile(Path(path), len(data), dynamic, names)
+
+
+def export_onnx(
+    module: fx.GraphModule, example_inputs: Any, path: str | Path, int8_encoding: str = "safe"
+) -> ExportedFile:
+    """The ONNX file of a traced or prepared module, see `OnnxExporter`."""
+    return OnnxExporter(int8_encoding).export(module, example_inputs, path)
+
+
+def _export_program(module: fx.GraphModule, args: tuple, kwargs: dict) -> tuple[Any, tuple, dict, bool]:
+    """The exported program with a free batch if the model allows it: `(program, args, kwargs, dynamic)`."""
+    doubled = pytree.tree_map(_at_least_two, (args, kwargs))
+    error: Exception | None = None
+    for (a, k), dynamic in ((doubled, True), ((args, kwargs), False)):
+        shapes = None
+        if dynamic:
+            shapes = tuple(pytree.tree_map(_free_dims, value) for value in (*a, *k.values()))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return torch.export.export(module, a, k, dynamic_shapes=shapes, strict=False), a, k, dynamic
+        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError,
+                NotImplementedError, torch._dynamo.exc.TorchDynamoException) as reason:  # fmt: skip
+            error = reason
+    raise ExportError(f"The module could not be exported by torch.export: {_first_line(error)}") from error
+
+
+def _at_least_two(leaf: Any) -> Any:
+    grows = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == 1
+    return leaf.repeat(2, *[1] * (leaf.dim() - 1)) if grows else leaf
+
+
+def _free_dims(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor) or leaf.dim() == 0:
+        return None
+    tokens = not leaf.is_floating_point() and leaf.dim() == 2 and leaf.shape[1] > 1
+    return {0: Dim.AUTO, 1: Dim.AUTO} if tokens else {0: Dim.AUTO}
+
+
+def _translate(program: Any) -> onnx.ModelProto:
+    ops = torch.ops.autolabel_compress
+    table = {
+        ops.quantize_activation.default: _quantize_activation, ops.dequantize_weight.default: _dequantize_weight,
+        ops.unpack_weight.default: _unpack_weight, ops.dequantize_bias.default: _dequantize_bias,
+        ops.lookup.default: _lookup, ops.gemm.default: _gemm, ops.global_average_pool.default: _global_average_pool,
+    }  # fmt: skip
+    try:
+        with _quiet():
+            exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, custom_translation_table=table,
+                                         optimize=False, verbose=False)  # fmt: skip
+            # Shapes fold; weights must not: a folded low-bit weight is a float one again.
+            optimize(exported.model, input_size_limit=_FOLD_BYTES, output_size_limit=_FOLD_BYTES)
+            return exported.model_proto
+    except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        raise ExportError(f"The module could not be written as ONNX: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter reports optional packages that are absent, and its own deprecations; neither is our user's matter."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: BaseException | None) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
