@@ -54,12 +54,25 @@ class Agreement:
 
 
 def held_out_predictions(
-    labeler: Labeler, features: FeatureTable, labels: LabelTable, folds: int = 10, seed: int = 0
+    labeler: Labeler,
+    features: FeatureTable,
+    labels: LabelTable,
+    folds: int = 10,
+    seed: int = 0,
+    intervals: bool = False,
 ) -> LabelTable:
     """Predictions for every unit of `features` by copies of `labeler` that saw no label of its group.
 
-    Whole groups are held out (whole networks if there are at least three), at most `folds` times; `labeler` itself is
-    left as it is. Intervals are honest too: each copy calibrates its own without the held-out group.
+    Whole groups are held out (whole networks if there are at least three); `labeler` itself is left as it is.
+
+    Args:
+        labeler: fitted or not; only its settings are used.
+        features: of every unit, labelled or not.
+        labels: measured damages.
+        folds: how many copies are fitted at most.
+        seed: of the folds.
+        intervals: also let every copy calibrate intervals without the held-out groups, for `coverage`. That multiplies
+            the time by the labeler's own number of folds; without it, `lower` and `upper` are NaN.
 
     Warns:
         CalibrationWarning: if all labels of a kind of unit lie in one group; those predictions are NaN.
@@ -78,8 +91,13 @@ def held_out_predictions(
         with warnings.catch_warnings():
             # That a part of the data is too small to calibrate on is no news about the whole.
             warnings.simplefilter("ignore", CalibrationWarning)
-            predicted = copy.deepcopy(labeler).fit(features, train).predict(features.select(held))
-        damage[held], lower[held], upper[held] = predicted.damage, predicted.lower, predicted.upper
+            fresh = copy.deepcopy(labeler)
+            if not intervals and hasattr(fresh, "calibrate"):
+                fresh.calibrate = False
+            predicted = fresh.fit(features, train).predict(features.select(held))
+        damage[held] = predicted.damage
+        if intervals:
+            lower[held], upper[held] = predicted.lower, predicted.upper
     return LabelTable(
         features.unit_ids, labels.choices, damage, np.full(shape, np.nan), lower, upper, np.full(shape[0], "predicted")
     )
@@ -262,13 +280,16 @@ def _folds_of(features: FeatureTable, labels: LabelTable, folds: int, seed: int)
     for kind, rows in (("layers", np.flatnonzero(layer)), ("channels and heads", np.flatnonzero(~layer))):
         if not known[rows].any():
             continue
-        if len(np.unique(keys[rows][known[rows]])) < 2:
+        labelled = rows[known[rows]]
+        if len(np.unique(keys[labelled])) < 2:
             warnings.warn(
-                f"The labels of {kind} come from a single group, so none can be held out and nothing is "
-                "evaluated. Measure units of at least two layers.",
+                f"The labels of {kind} come from a single group, so none can be held out and nothing is evaluated. "
+                "Measure units of at least two layers.",
                 CalibrationWarning,
                 stacklevel=3,
             )
             continue
-        fold[rows] = assign_folds(keys[rows], folds, seed)
+        # Dealt by labelled rows, or all labels might fall into one fold; any copy may predict groups without labels.
+        fold_of = dict(zip(keys[labelled], assign_folds(keys[labelled], folds, seed), strict=True))
+        fold[rows] = [fold_of.get(key, 0) for key in keys[rows]]
     return fold

@@ -87,7 +87,7 @@ def explain(
     for i in np.argsort(-np.abs(split), kind="stable")[:n]:
         if split[i] == 0.0:
             break
-        amount = float(fitted.transform.inverse(z) - fitted.transform.inverse(z - split[i])) * fitted.correction
+        amount = float(fitted.transform.inverse(z) - fitted.transform.inverse(z - split[i]))
         below = float((peers[:, i] < x[row, i]).mean())
         lines.append(
             f"  {'+' if amount >= 0 else '-'}{abs(amount):.3g}  {fitted.problem.columns[i]} = {x[row, i]:.4g}, "

@@ -21,8 +21,6 @@ from compress.files import read_json, write_atomic, write_json
 
 SCHEMA_VERSION = 1
 INDEX_FILE = "labeler.json"
-# Held-out totals correct predicted totals by at most this factor: a few groups cannot support more.
-_LARGEST_CORRECTION = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +33,6 @@ class FittedProblem:
             it predicts for no other kind of unit.
         transform: scale of the regression.
         calibration: how far off it may be.
-        correction: factor that makes held-out predictions add up to the measured total (the regression is unbiased on
-            the transformed scale, which understates a heavy tail).
         regressor: the regression itself.
     """
 
@@ -45,7 +41,6 @@ class FittedProblem:
     parts: bool
     transform: TargetTransform
     calibration: Calibration
-    correction: float
     regressor: Regressor
 
     def applies_to(self, features: FeatureTable) -> np.ndarray:
@@ -62,8 +57,7 @@ class FittedProblem:
         """Damage, lower and upper end, each `(n_units,)` in the task's loss unit."""
         z = self.transformed(features, choice)
         lower, upper = (self.transform.inverse(end) for end in self.calibration.interval(z))
-        damage = self.transform.inverse(z) * self.correction
-        return damage, np.minimum(lower, damage), np.maximum(upper, damage)
+        return self.transform.inverse(z), lower, upper
 
 
 @dataclass
@@ -74,11 +68,13 @@ class TabularLabeler(ABC):
         seed: of folds and of the regression.
         coverage: probability that an interval holds the damage of a unit in a new group, in (0, 1).
         folds: how many held-out groups of rows (layers, or networks from three on) calibrate the intervals.
+        calibrate: False skips the held-out fits, which take most of the time: intervals then span the labels.
     """
 
     seed: int = 0
     coverage: float = 0.9
     folds: int = 8
+    calibrate: bool = True
     _names: tuple[str, ...] = field(default=(), init=False, repr=False)
     _choices: tuple[str, ...] = field(default=(), init=False, repr=False)
     _fitted: tuple[FittedProblem, ...] = field(default=(), init=False, repr=False)
@@ -181,18 +177,13 @@ class TabularLabeler(ABC):
         if self.transformed_target:
             transform = TargetTransform.learn(y, np.concatenate(std_err))
         keys, z = group_keys(features)[at], transform.forward(y)
-        held_out = self._held_out(problem, x, z, keys)
-        if held_out is None:
-            calibration, correction = Calibration.unknown(transform.span, self.coverage), 1.0
-        else:
-            held_out = transform.clip(held_out)
-            calibration = Calibration.learn(z - held_out, keys, self.coverage)
-            correction = _correction(y, transform.inverse(held_out)) if self.transformed_target else 1.0
+        held_out = self._held_out(problem, x, z, keys) if self.calibrate else None
+        calibration = Calibration.unknown(transform.span, self.coverage)
+        if held_out is not None:
+            calibration = Calibration.learn(z - transform.clip(held_out), keys, self.coverage)
         layer = is_layer(features)[at]
         regressor = self._regress(x, z, keys, problem.columns)
-        return FittedProblem(
-            problem, bool(layer.any()), bool((~layer).any()), transform, calibration, correction, regressor
-        )
+        return FittedProblem(problem, bool(layer.any()), bool((~layer).any()), transform, calibration, regressor)
 
     def _held_out(self, problem: Problem, x: np.ndarray, z: np.ndarray, keys: np.ndarray) -> np.ndarray | None:
         """`(n_rows,)` predictions of regressions that saw no row of the same key; None if there is only one key."""
@@ -249,7 +240,6 @@ class TabularLabeler(ABC):
                     "parts": fitted.parts,
                     "transform": fitted.transform.to_json(),
                     "calibration": fitted.calibration.to_json(),
-                    "correction": fitted.correction,
                     "file": file_name,
                     "sha256": digest,
                 }
@@ -310,7 +300,6 @@ class TabularLabeler(ABC):
             bool(entry["parts"]),
             TargetTransform.from_json(entry["transform"]),
             Calibration.from_json(entry["calibration"]),
-            float(entry["correction"]),
             cls._parse(content),
         )
 
@@ -320,14 +309,6 @@ class TabularLabeler(ABC):
             raise CompressError(
                 f"The '{name}' parameter of {type(self).__name__} must be {wanted}. Got {getattr(self, name)!r}."
             )
-
-
-def _correction(measured: np.ndarray, predicted: np.ndarray) -> float:
-    """Factor from the predicted to the measured total, kept within bounds; 1 where totals say nothing."""
-    total, guess = float(measured.sum()), float(predicted.sum())
-    if total <= 0.0 or guess <= 0.0:
-        return 1.0
-    return float(np.clip(total / guess, 1.0 / _LARGEST_CORRECTION, _LARGEST_CORRECTION))
 
 
 def _plain(name: str) -> str:

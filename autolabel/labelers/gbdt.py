@@ -46,7 +46,7 @@ class GBDTLabeler(TabularLabeler):
 
     rounds: int = 200
     learning_rate: float = 0.05
-    leaves: int = 15
+    leaves: int = 7
     feature_fraction: float = 0.5
 
     name: ClassVar[str] = "gbdt"

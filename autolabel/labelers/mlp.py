@@ -53,11 +53,11 @@ class MLPLabeler(TabularLabeler):
         weight_decay: of AdamW.
     """
 
-    hidden: int = 32
+    hidden: int = 16
     nets: int = 4
-    steps: int = 300
-    learning_rate: float = 0.01
-    weight_decay: float = 0.3
+    steps: int = 120
+    learning_rate: float = 0.005
+    weight_decay: float = 1.0
 
     name: ClassVar[str] = "mlp"
 
