@@ -143,7 +143,11 @@ def explain_composition(error: Exception) -> str:
     found = re.search(r"Could not (?:override|append to config\. An item is already at) '([^']+)'", text)
     if found and "append" not in found.group(0):
         key = found.group(1)
-        return f"Unknown configuration key '{key}'.{_suggest(key, _known_keys(OmegaConf.structured(Config), ''))}"
+        # The error carries the node that lacks the key; a component's keys stand in no schema.
+        parent = getattr(error.__cause__, "parent_node", None)
+        prefix = key.rpartition(".")[0]
+        siblings = [f"{prefix}.{name}" if prefix else str(name) for name in parent or ()]
+        return f"Unknown configuration key '{key}'.{_suggest(key, siblings)}"
     found = re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s+(.*?)(?:\n\S|\Z)", text, re.DOTALL)
     if found:
         path, group, options = found.group(1), found.group(2), found.group(3).split()
@@ -168,15 +172,6 @@ def _refuse_unknown_keys(node: DictConfig, schema: DictConfig, prefix: str) -> N
 
 def _has_schema(node: DictConfig) -> bool:
     return OmegaConf.get_type(node) not in (dict, None)
-
-
-def _known_keys(schema: DictConfig, prefix: str) -> list[str]:
-    keys = []
-    for name in schema:
-        keys.append(f"{prefix}{name}")
-        if not OmegaConf.is_missing(schema, name) and isinstance(schema[name], DictConfig):
-            keys += _known_keys(schema[name], f"{prefix}{name}.")
-    return keys
 
 
 def _refuse_unknown_arguments(

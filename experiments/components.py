@@ -1,0 +1,64 @@
+"""The objects that a configuration names, all built before any work starts."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from autolabel.labeler import Labeler
+from compress.allocator import Allocator, Constraints
+from compress.budget import Budget
+from compress.criterion import Criterion
+from compress.errors import CompressError
+from compress.task import Task
+from experiments.config import ConfigError, build
+from experiments.settings import Config
+
+
+@dataclass(frozen=True)
+class Components:
+    """What one run works with. Labelers learn, so every labeler to be fitted anew is built anew."""
+
+    model: Any
+    data: Any
+    task: Task
+    labeler: Labeler
+    criterion: Criterion
+    allocator: Allocator
+    budget: Budget
+    constraints: Constraints
+    baselines: Mapping[str, Criterion] = field(default_factory=dict)
+    oracles: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build_components(config: Config) -> Components:
+    """Every component of `config`.
+
+    Raises:
+        ConfigError: for a component that cannot be built, or settings out of range; the message names the key.
+    """
+    return Components(
+        model=build(config.model, "model", within="experiments.models"),
+        data=build(config.data, "data", within="experiments.data"),
+        task=build(config.task, "task"),
+        labeler=build(config.labeler, "labeler", within="autolabel.labelers"),
+        criterion=build(config.criterion, "criterion", within="compress.criteria"),
+        allocator=build(config.allocator, "allocator", within="compress.allocators"),
+        budget=_build_settings(Budget, config.budget),
+        constraints=_build_settings(Constraints, config.constraints),
+        baselines={
+            name: build(node, f"baselines.{name}", within="compress.criteria")
+            for name, node in config.baselines.items()
+        },
+        oracles={
+            name: build(node, f"oracles.{name}", within="autolabel.oracles") for name, node in config.oracles.items()
+        },
+    )
+
+
+def _build_settings(kind: type, settings: Any) -> Any:
+    """A frozen dataclass of a library from the settings of the same names, lists as tuples."""
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in asdict(settings).items()}
+    try:
+        return kind(**values)
+    except CompressError as error:
+        raise ConfigError(str(error)) from error

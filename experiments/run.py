@@ -1,0 +1,205 @@
+"""The command line: one run, or a multirun over many, of an experiment.
+
+    python -m experiments.run experiment=quickstart budget.macs=0.4
+    autolabel -m experiment=quickstart seed=0,1 labeler=gbdt,ridge
+
+Exit status: 0 done, 1 failed, 2 a configuration that cannot be run, 130 interrupted.
+"""
+
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from compress.errors import CompressError
+from compress.files import write_atomic
+from experiments.components import build_components
+from experiments.config import ConfigError, build, explain_composition, load_config, plain_config
+from experiments.run_dir import RunDir
+from experiments.seeding import seed_run, set_threads
+from experiments.settings import Config
+from experiments.tracker import RunInfo, Tracker, TrackerGroup, flatten, to_json
+from experiments.trackers.jsonl import JSONLTracker
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+FAILED, WRONG_CONFIG, INTERRUPTED = 1, 2, 130
+
+log = logging.getLogger(__name__)
+
+
+class RunFailed(Exception):  # noqa: N818 - the end of a run, told in one line
+    """The one line that the command line shows, and its exit status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message, status)
+        self.message = message
+        self.status = status
+
+
+def main() -> None:
+    """Run the command line in `sys.argv` and exit; an error the user can mend is one line on stderr."""
+    try:
+        with _own_error_report():
+            _check_arguments(sys.argv)
+            sys.argv = _absolute_config_path(sys.argv)
+            _job()
+    except RunFailed as error:
+        _exit(error.message, error.status)
+    except (HydraException, OmegaConfBaseException) as error:
+        _exit(explain_composition(error), WRONG_CONFIG)
+    except OSError as error:
+        if error.filename is None or _is_from_job(error):
+            raise
+        reason = f"Cannot write into the run folder {error.filename}: {error.strerror}."
+        _exit(f"{reason} Choose another with hydra.run.dir=PATH.", FAILED)
+    except KeyboardInterrupt:
+        _exit("Interrupted. The same command with the same hydra.run.dir goes on from here.", INTERRUPTED)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
+def _job(node: DictConfig) -> float | tuple[float, ...] | None:
+    try:
+        return run(node, Path(HydraConfig.get().runtime.output_dir))
+    except CompressError as error:
+        if node.get("traceback"):
+            raise
+        status = WRONG_CONFIG if isinstance(error, ConfigError) else FAILED
+        failed = RunFailed(" ".join(str(error).split()), status)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise failed from None
+        # Hydra would put a line of its own before an exception; an exit it lets through.
+        _exit(failed.message, status)
+
+
+def run(node: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
+    """Do one run in `folder` and return its objective: a number, or one for each of several objectives.
+
+    Raises:
+        CompressError: for whatever the user can mend.
+    """
+    from experiments.stages import run_experiment  # here, so that --help does not wait for torch's exporters
+
+    config = load_config(node)
+    build_components(config)
+    plain = plain_config(node)
+    info = _describe(config, plain, folder)
+    record = {
+        "name": config.name, "command": shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]]),
+        "overrides": _overrides(), "config": to_json(plain), "seeds": {"seed": config.seed, "seeds": config.seeds},
+        "threads": set_threads(config.threads), "device": config.device,
+    }  # fmt: skip
+    with RunDir(folder, record) as run_dir:
+        _save_resolved(node, run_dir)
+        seed_run(config.seed, config.device)
+        tracker = open_tracker(config.tracker, info)
+        try:
+            metrics = run_experiment(config, run_dir, tracker)
+            tracker.summary(metrics)
+        finally:
+            tracker.finish()
+        run_dir.set_metrics(to_json(metrics))
+    log.info("Run folder: %s", folder)
+    return read_objective(metrics, config.objective)
+
+
+def open_tracker(node: Mapping[str, Any], info: RunInfo) -> Tracker:
+    """The tracker that `node` names, beside the run's own `metrics.jsonl`, which is always written."""
+    tracker = build(node, "tracker", within="experiments.trackers", run=info)
+    if isinstance(tracker, JSONLTracker):
+        return tracker
+    return TrackerGroup([JSONLTracker(info), tracker])
+
+
+def read_objective(metrics: Mapping[str, Any], names: list[str]) -> float | tuple[float, ...] | None:
+    """The values of the dotted `names` in nested `metrics`: one number, a tuple of several, or None without names.
+
+    Raises:
+        ConfigError: for a name that the run did not report as a number.
+    """
+    flat = flatten(metrics)
+    for name in names:
+        if isinstance(flat.get(name), bool) or not isinstance(flat.get(name), (int, float)):
+            numbers = [key for key, value in flat.items() if isinstance(value, (int, float))]
+            raise ConfigError(f"objective: the run reported no number {name!r}. It reported {', '.join(numbers)}.")
+    values = tuple(float(flat[name]) for name in names)
+    return (values[0] if len(values) == 1 else values) if values else None
+
+
+def _describe(config: Config, plain: Mapping[str, Any], folder: Path) -> RunInfo:
+    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    group = f"{config.name}/{folder.parent.name}" if sweep else config.name
+    tags = [plain[key]["_target_"].split(".")[-2] for key in ("labeler", "criterion", "allocator")]
+    return RunInfo(
+        name=f"{config.name}/{folder.name}", folder=folder, config=plain, group=group,
+        job_type="sweep" if sweep else "run", tags=tuple(dict.fromkeys(tags)),
+    )  # fmt: skip
+
+
+def _overrides() -> list[str]:
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def _save_resolved(node: DictConfig, run_dir: RunDir) -> None:
+    """Replace Hydra's copy by the resolved one: it must mean the same on another day and machine."""
+    text = OmegaConf.to_yaml(node, resolve=True)
+    write_atomic(run_dir.file(".hydra/config.yaml"), lambda file: file.write(text.encode()))
+
+
+@contextmanager
+def _own_error_report() -> Iterator[None]:
+    """Let errors through Hydra as they are, unless the user wants Hydra's own report."""
+    given = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[FULL_ERROR]
+        else:
+            os.environ[FULL_ERROR] = given
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    if any(argument.startswith("--experimental-rerun") for argument in arguments):
+        raise RunFailed("--experimental-rerun unpickles a file. Use -cp RUN/.hydra -cn config instead.", WRONG_CONFIG)
+
+
+def _absolute_config_path(arguments: list[str]) -> list[str]:
+    """`arguments` with an existing folder after `-cp` made absolute; Hydra would look for it inside this package."""
+    arguments = list(arguments)
+    for i, argument in enumerate(arguments[:-1]):
+        if argument in ("-cp", "--config-path") and Path(arguments[i + 1]).is_dir():
+            arguments[i + 1] = str(Path(arguments[i + 1]).resolve())
+    return arguments
+
+
+def _is_from_job(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code is run.__code__:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _exit(message: str, status: int) -> None:
+    sys.stderr.write(message + "\n")
+    raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    # Through the import, so that the job is the same function here, in the console script and in a worker process.
+    from experiments.run import main as imported_main
+
+    imported_main()
