@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from compress.dimensions import Value
 from compress.errors import PlanError
 from compress.gates import gated_module, gates_of
-from compress.graph import is_parameter
+from compress.graph import flat_inputs, is_parameter
 from compress.plan import CompressionPlan
 from compress.rewriting import Kept, rewrite
 from compress.structure import Structure, analyze
@@ -35,7 +35,7 @@ def apply_plan(model: nn.Module | Structure, plan: CompressionPlan, example_inpu
     """A new, physically smaller model; the original stays as it is.
 
     The result is a `GraphModule` with the original's parameter names: it trains, follows `train()` and `eval()`, saves
-    and exports. Sizes that the original's `forward` had hard-coded are rewritten. Formats of the plan are not applied here.
+    and exports. Sizes that the original's `forward` had hard-coded are rewritten. Formats of the plan are not applied.
 
     Args:
         model: the dense model, or its structure.
@@ -129,8 +129,8 @@ def check_equal(structure: Structure, removed: np.ndarray, small: fx.GraphModule
             return error
     place = _first_difference(structure, removed, masked, small)
     raise PlanError(
-        f"The sliced model differs from the masked one by {error:.1e} of the output's scale, first at {place}. The plan "
-        f"was not applied; pin the groups that meet there, and please report the model."
+        f"The sliced model differs from the masked one by {error:.1e} of the output's scale, first at {place}. The "
+        f"plan was not applied; pin the groups that meet there, and please report the model."
     )
 
 
@@ -190,7 +190,7 @@ class _Recorder(fx.Interpreter):
 def _failing_node(module: fx.GraphModule, args: tuple, kwargs: dict) -> str:
     recorder = _Recorder(module)
     try:
-        recorder.run(*module.graph.process_inputs(*args, **kwargs), enable_io_processing=False)
+        recorder.run(*flat_inputs(module, args, kwargs), enable_io_processing=False)
     except RuntimeError:
         return recorder.last
     return recorder.last
@@ -204,7 +204,7 @@ def _first_difference(structure: Structure, removed: np.ndarray, masked: fx.Grap
         for module in (masked, small):
             module.eval()
             recorder = _Recorder(module)
-            recorder.run(*module.graph.process_inputs(*args, **kwargs), enable_io_processing=False)
+            recorder.run(*flat_inputs(module, args, kwargs), enable_io_processing=False)
             recorders.append({node.name: value for node, value in recorder.env.items()})
     for node in small.graph.nodes:
         value = structure.values.get(node.name)

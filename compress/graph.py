@@ -1,6 +1,7 @@
 """One traced graph serves everything that touches structure: units, gates, slicing, measuring, exporting."""
 
 import hashlib
+import inspect
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,13 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
+from torch.fx._pytree import tree_flatten_spec
 from torch.utils import _pytree as pytree
 
 from compress.errors import DataError, TraceError
+from compress.normal_form import ATEN, normalize_graph
 
-ATEN = torch.ops.aten
 _TRAINING_ARGUMENT = {ATEN.batch_norm.default: 5, ATEN.instance_norm.default: 5, ATEN.dropout.default: 2,
-                      ATEN.feature_dropout.default: 2, ATEN.alpha_dropout.default: 2}  # fmt: skip
+                      ATEN.feature_dropout.default: 2, ATEN.alpha_dropout.default: 2, ATEN.rrelu.default: 3,
+                      ATEN.gru.input: 6, ATEN.lstm.input: 6, ATEN.rnn_tanh.input: 6,
+                      ATEN.rnn_relu.input: 6}  # fmt: skip
+# Without running statistics these normalise with those of the batch in either mode.
+_NEEDS_STATISTICS = (ATEN.batch_norm.default, ATEN.instance_norm.default)
 _LAYER_OPS = {
     ATEN.conv1d.default: "conv", ATEN.conv2d.default: "conv", ATEN.conv3d.default: "conv",
     ATEN.conv1d.padding: "conv", ATEN.conv2d.padding: "conv", ATEN.conv3d.padding: "conv",
@@ -94,7 +100,7 @@ def argument(node: fx.Node, position: int, name: str, default: Any = None) -> An
 
 
 def fingerprint(module: nn.Module) -> str:
-    """sha256 of the sorted (parameter name, shape) pairs: equal for another seed, different for another architecture."""
+    """sha256 of the sorted (parameter name, shape) pairs: equal for another seed, not for another architecture."""
     pairs = sorted((name, tuple(p.shape)) for name, p in module.named_parameters(remove_duplicate=False))
     return hashlib.sha256(repr(pairs).encode()).hexdigest()
 
@@ -134,8 +140,8 @@ def check_finite(model: nn.Module) -> None:
 def trace(model: nn.Module, example_inputs: Any) -> TracedGraph:
     """The model as one graph that shares its parameters. The model, its mode and its gradients stay as they are.
 
-    The batch dimension (dim 0 of every tensor) may take any size afterwards, and so may dim 1 of integer inputs (tokens);
-    a model that fixes its batch is traced with the fixed size.
+    The batch dimension (dim 0 of every tensor) may take any size afterwards, and so may dim 1 of integer inputs
+    (tokens); a model that fixes its batch is traced with the fixed size.
 
     Args:
         model: any module that `torch.export` can trace. A traced module is taken as it is.
@@ -160,6 +166,7 @@ def trace(model: nn.Module, example_inputs: Any) -> TracedGraph:
             submodule.training = modes[name]
         for parameter in frozen:
             parameter.requires_grad_(False)
+    normalize_graph(module)
     _share_parameters(module, model)
     _follow_mode(module)
     module.train(modes[""])
@@ -179,8 +186,8 @@ def _export(model: nn.Module, args: tuple, kwargs: dict) -> tuple[fx.GraphModule
                 warnings.simplefilter("ignore")
                 program = torch.export.export(model, a, k, dynamic_shapes=dynamic_shapes, strict=False)
                 return program.module(check_guards=False), a, k
-        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError, ArithmeticError,
-                NotImplementedError, torch._dynamo.exc.TorchDynamoException) as reason:  # fmt: skip
+        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError,
+                ArithmeticError, NotImplementedError, torch._dynamo.exc.TorchDynamoException) as reason:  # fmt: skip
             error = reason
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     raise TraceError(
@@ -206,8 +213,6 @@ def _free_dims(leaf: Any) -> Any:
 
 
 def _named_dims(model: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
-    import inspect
-
     bound = inspect.signature(model.forward).bind(*args, **kwargs)
     return {name: pytree.tree_map(_free_dims, value) for name, value in bound.arguments.items()}
 
@@ -231,7 +236,7 @@ def _follow_mode(module: fx.GraphModule) -> None:
     mode = None
     for node in list(graph.nodes):
         position = _TRAINING_ARGUMENT.get(node.target) if node.op == "call_function" else None
-        if position is None or (node.target is ATEN.batch_norm.default and node.args[3] is None):
+        if position is None or (node.target in _NEEDS_STATISTICS and node.args[3] is None):
             continue
         if mode is None:
             with graph.inserting_before(next(iter(graph.nodes))):
@@ -240,7 +245,7 @@ def _follow_mode(module: fx.GraphModule) -> None:
     dead = [n for n in graph.nodes if n.op == "get_attr" and not n.users]
     for node in dead:
         graph.erase_node(node)
-    # Export forbids train() and eval() and checks input shapes in hooks: a traced module behaves like any other instead.
+    # Export forbids train() and eval() and checks input shapes in hooks: a traced module behaves like any other.
     for name in ("train", "eval"):
         module.__dict__.pop(name, None)
     module._forward_pre_hooks.clear()
@@ -263,7 +268,9 @@ class _ShapeRecorder(fx.Interpreter):
 
 def flat_inputs(module: fx.GraphModule, args: tuple, kwargs: dict) -> list[Any]:
     """The inputs in the order of the graph's placeholders."""
-    return list(module.graph.process_inputs(*args, **kwargs)) if kwargs or args else []
+    in_spec = module.graph._codegen.pytree_info.in_spec
+    named = {name: kwargs[name] for name in in_spec.child(1).context}
+    return list(tree_flatten_spec((tuple(args), named), in_spec))
 
 
 def record_shapes(module: fx.GraphModule, args: tuple, kwargs: dict) -> dict[str, Any]:
@@ -273,7 +280,7 @@ def record_shapes(module: fx.GraphModule, args: tuple, kwargs: dict) -> dict[str
     try:
         with torch.no_grad():
             recorder = _ShapeRecorder(module)
-            recorder.run(*args, **kwargs)
+            recorder.run(*flat_inputs(module, args, kwargs), enable_io_processing=False)
     finally:
         module.train(was_training)
     return recorder.shapes

@@ -1,0 +1,154 @@
+"""The normal form of a traced graph: no sections, no assertions, no operations in place."""
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+ATEN = torch.ops.aten
+_ASSERTIONS = (ATEN._assert_tensor_metadata.default, ATEN._assert_async.msg, ATEN._assert_async.default,
+               ATEN._assert_scalar.default, ATEN.sym_constrain_range.default,
+               ATEN.sym_constrain_range_for_size.default)  # fmt: skip
+_GRAD_SECTION = torch.ops.higher_order.wrap_with_set_grad_enabled
+_AUTOCAST_SECTION = torch.ops.higher_order.wrap_with_autocast
+
+
+def normalize_graph(module: fx.GraphModule) -> None:
+    """Bring a traced module into normal form, in place; it computes the same.
+
+    Sections under `torch.no_grad` become part of the graph, with their results detached; assertions about dtypes and
+    sizes go, so that the module may be cast; operations in place become their out-of-place forms where nothing else
+    looks at the memory that they change, so that every value stays what it was when it was made.
+    """
+    while _inline_sections(module):
+        pass
+    _erase_assertions(module.graph)
+    _leave_values_alone(module.graph)
+
+
+# -- sections --------------------------------------------------------------------------------------------------------
+
+
+def _inline_sections(module: fx.GraphModule) -> bool:
+    """Inline the calls of submodules under a gradient mode or a disabled autocast; whether there were any."""
+    found = False
+    for node in list(module.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target is _GRAD_SECTION:
+            _inline(module, node, node.args[1], node.args[2:], detach=not node.args[0])
+            found = True
+        elif node.target is _AUTOCAST_SECTION and not node.args[2]:
+            _inline(module, node, node.args[4], node.args[5:], detach=False)
+            found = True
+    return found
+
+
+def _inline(module: fx.GraphModule, call: fx.Node, section: fx.Node, inputs: tuple, detach: bool) -> None:
+    inner = getattr(module, section.target)
+    values: dict[fx.Node, Any] = {}
+    remaining = iter(inputs)
+    outputs: Any = ()
+    with module.graph.inserting_before(call):
+        for node in inner.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = next(remaining)
+            elif node.op == "output":
+                outputs = node.args[0]
+            else:
+                copied = module.graph.node_copy(node, values.__getitem__)
+                if node.op == "get_attr":
+                    copied.target = f"{section.target}.{node.target}"
+                values[node] = copied
+        outputs = [values[item] if isinstance(item, fx.Node) else item for item in outputs]
+        if detach:
+            outputs = [_detached(module.graph, item) for item in outputs]
+    for user in list(call.users):
+        user.replace_all_uses_with(outputs[user.args[1]])
+        module.graph.erase_node(user)
+    module.graph.erase_node(call)
+    if not section.users:
+        module.graph.erase_node(section)
+        if not any(node.op == "get_attr" for node in inner.graph.nodes):
+            delattr(module, section.target)
+
+
+def _detached(graph: fx.Graph, item: Any) -> Any:
+    if not isinstance(item, fx.Node) or not isinstance(item.meta.get("val"), Tensor):
+        return item
+    copied = graph.call_function(ATEN.detach.default, (item,))
+    copied.meta = dict(item.meta)
+    return copied
+
+
+# -- assertions ------------------------------------------------------------------------------------------------------
+
+
+def _erase_assertions(graph: fx.Graph) -> None:
+    """Erase checks of dtypes and sizes, and the arithmetic that only they used."""
+    for node in reversed(list(graph.nodes)):
+        if node.op != "call_function" or node.users:
+            continue
+        arithmetic = getattr(node.target, "__module__", "") in (operator.__name__, "_operator", "math")
+        if node.target in _ASSERTIONS or arithmetic or node.target is ATEN.sym_size.int:
+            graph.erase_node(node)
+
+
+# -- operations in place ---------------------------------------------------------------------------------------------
+
+
+def _leave_values_alone(graph: fx.Graph) -> None:
+    """Turn operations in place into their out-of-place forms; later readers get the new value."""
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    memory: dict[fx.Node, fx.Node] = {}
+    sharing: dict[fx.Node, list[fx.Node]] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        new = _out_of_place(node)
+        if new is not None and _sees_alone(node, order, sharing.get(memory.get(node.args[0], node.args[0]), [])):
+            changed, node.target = node.args[0], new
+            changed.replace_all_uses_with(node, lambda user, node=node: order.get(user, -1) > order[node])
+            continue
+        source = _viewed(node)
+        if source is not None:
+            root = memory.setdefault(source, source)
+            memory[node] = root
+            sharing.setdefault(root, [root]).append(node)
+
+
+def _out_of_place(node: fx.Node) -> Any:
+    """The overload that computes the same without changing its input, or None for anything else."""
+    schema = node.target._schema
+    first = schema.arguments[0] if schema.arguments else None
+    name = schema.name.split("::")[1]
+    if first is None or first.alias_info is None or not first.alias_info.is_write or not name.endswith("_"):
+        return None
+    changed = node.args[0]
+    if changed.op == "get_attr" or any(_dtype(other) not in (None, _dtype(changed)) for other in node.args[1:]):
+        return None
+    packet = getattr(ATEN, name[:-1], None)
+    return getattr(packet, node.target._overloadname, None) if packet is not None else None
+
+
+def _dtype(value: Any) -> Any:
+    found = value.meta.get("val") if isinstance(value, fx.Node) else None
+    # A tensor without dimensions takes part in no type promotion within a kind of number.
+    return found.dtype if isinstance(found, Tensor) and found.dim() else None
+
+
+def _sees_alone(node: fx.Node, order: dict[fx.Node, int], sharing: list[fx.Node]) -> bool:
+    """Whether nobody looks, after `node`, at the memory it changes other than through its input."""
+    changed = node.args[0]
+    others = (other for other in sharing if other is not changed)
+    return not any(order.get(user, -1) > order[node] for other in others for user in other.users)
+
+
+def _viewed(node: fx.Node) -> fx.Node | None:
+    """The input whose memory the result of `node` may share."""
+    schema = node.target._schema
+    if not any(result.alias_info is not None for result in schema.returns):
+        return None
+    return next((value for argument, value in zip(schema.arguments, node.args, strict=False)
+                 if argument.alias_info is not None and isinstance(value, fx.Node)), None)  # fmt: skip
