@@ -168,6 +168,8 @@ class TabularLabeler(ABC):
         for choice in problem.choices:
             column = labels.choices.index(choice)
             known = np.flatnonzero(np.isfinite(labels.damage[:, column]))
+            # In the order of the features, so that the order of the labels means nothing.
+            known = known[np.argsort(rows[known])]
             blocks.append(problem.rows(features.values[rows[known]], features.names, choice))
             damage.append(labels.damage[known, column])
             std_err.append(labels.std_err[known, column])

@@ -72,9 +72,10 @@ class MLPLabeler(TabularLabeler):
     def _regress(self, x: np.ndarray, z: np.ndarray, keys: np.ndarray, columns: Sequence[str]) -> _Nets:
         scaler = FeatureScaler.learn(x)
         center, spread = float(z.mean()), float(z.std())
-        spread = spread if spread > 1e-12 else 1.0
+        # Equal damages leave nothing to learn: the nets then count for nothing and the centre is the answer.
+        spread = spread if spread > 1e-12 * max(1.0, abs(center)) else 0.0
         rows = torch.from_numpy(scaler.apply(x))
-        target = torch.from_numpy((z - center) / spread)
+        target = torch.from_numpy((z - center) / (spread or 1.0))
         share = torch.from_numpy(_row_weights(keys, self.nets, self.seed))
         weights = _start(rows.shape[1], self.hidden, self.nets, self.seed)
         optimizer = torch.optim.AdamW(weights.values(), lr=self.learning_rate, weight_decay=self.weight_decay)
