@@ -9,7 +9,7 @@ python scripts/fetch_data.py --check             no download: only say what is t
 import sys
 
 try:
-    from experiments.data.fetching import main
+    from experiments.fetching import main
 except ModuleNotFoundError as missing:
     sys.exit(f"The package {missing.name!r} is not installed. Run 'make setup', then '.venv/bin/python {sys.argv[0]}'.")
 

@@ -8,8 +8,8 @@ import urllib.request
 
 import pytest
 
-from experiments.data import fetching
-from experiments.data.fetching import DATASETS, FetchError, File, Source, fetch, main, state
+from experiments import fetching
+from experiments.fetching import DATASETS, FetchError, File, Source, fetch, main, state
 
 
 def tar_of(**members: bytes) -> bytes:
