@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import ArtifactError, CompressError
-from experiments.run_dir import read_manifest
+from experiments.run_dir import STAGES, read_manifest
 from experiments.tracker import flatten
 
 # Time differs from run to run; everything else must not.
@@ -63,7 +63,9 @@ def compare_runs(run: str | Path, other: str | Path) -> Comparison:
     """Every `plan.json` byte for byte, and every final metric that is not a time, exactly."""
     run, other = Path(run), Path(other)
     first, second = read_manifest(run), read_manifest(other)
-    plans = sorted({p.relative_to(root) for root in (run, other) for p in root.rglob("plan.json")})
+    plans = {path.relative_to(root) for root in (run, other) for path in root.rglob("plan.json")}
+    # A stage may be called "plan": its marker holds times and is no plan.
+    plans = sorted(plan for plan in plans if plan.parts[0] != STAGES)
     differences = [f"{plan.as_posix()}: {problem}" for plan in plans if (problem := _compare_files(run, other, plan))]
     metrics, metrics_other = flatten(first["metrics"]), flatten(second["metrics"])
     names = [name for name in sorted({*metrics, *metrics_other}) if not TIME.search(name)]

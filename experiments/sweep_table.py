@@ -155,7 +155,7 @@ def draw_pareto(rows: Sequence[Row], path: str | Path, cost: str, metric: str, h
         chosen = np.array([other == name for other in names])
         axes.scatter(x[chosen], y[chosen], label=name, alpha=0.8)
     front = pareto_front(x, y if higher_is_better else -y)
-    axes.plot(x[front], y[front], color="0.3", linewidth=1.0, zorder=0, label="Pareto front")
+    axes.plot(x[front], y[front], drawstyle="steps-post", color="0.3", linewidth=1.0, zorder=0, label="Pareto front")
     axes.set_xlabel(cost)
     axes.set_ylabel(metric)
     axes.grid(alpha=0.3)
