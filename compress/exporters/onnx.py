@@ -1,4 +1,4 @@
-"""ONNX files: float32, or integers with the scales of the plan, dynamic batch, and nothing in them that is not needed."""
+"""ONNX files: float32, or integers with the scales of the plan, dynamic batch, nothing in them that is not needed."""
 
 import contextlib
 import logging
@@ -17,14 +17,13 @@ from torch.utils import _pytree as pytree
 
 from compress.errors import CompressError, ExportError
 from compress.exporter import ExportedFile
-from compress.exporters.onnx_compaction import compact, store_integers
 from compress.files import write_atomic
 from compress.folding import fold_batch_norm
 from compress.graph import as_inputs, record_shapes
 from compress.integer_graph import integer_graph
+from compress.onnx_compaction import OPSET, compact, store_integers
 
-OPSET = 21
-_FOLD_BYTES = 256
+_FOLD_ELEMENTS = 8
 ENCODINGS = ("safe", "int8")
 
 
@@ -151,7 +150,7 @@ def _translate(program: Any) -> onnx.ModelProto:
             exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, custom_translation_table=table,
                                          optimize=False, verbose=False)  # fmt: skip
             # Shapes fold; weights must not: a folded low-bit weight is a float one again.
-            optimize(exported.model, input_size_limit=_FOLD_BYTES, output_size_limit=_FOLD_BYTES)
+            optimize(exported.model, input_size_limit=_FOLD_ELEMENTS, output_size_limit=_FOLD_ELEMENTS)
             return exported.model_proto
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise ExportError(f"The module could not be written as ONNX: {_first_line(error)}") from error
@@ -159,7 +158,7 @@ def _translate(program: Any) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter reports optional packages that are absent, and its own deprecations; neither is our user's matter."""
+    """Without the exporter's own reports on absent optional packages and on its deprecations."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)

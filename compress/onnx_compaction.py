@@ -7,6 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+OPSET = 21
+_IMPLIED = {"pads": 0, "strides": 1, "dilations": 1}
 _LANE_BITS = 64
 _MIN_SAVED_BYTES = 400  # what the unpacking nodes themselves take
 _PAIR_LIMIT = 128  # 255 * 128 < 2^15: a pair of products with uint8 activations that 16 bits can hold
@@ -82,7 +84,7 @@ def _store_int4(graph: onnx.GraphProto, tensor: TensorProto, values: np.ndarray)
 
 
 def _store_lanes(graph: onnx.GraphProto, tensor: TensorProto, values: np.ndarray, bits: int, shared: set[int]) -> None:
-    """Pack into uint64 lanes: shift, mask, look the integer up, cut the padding off, reshape. Engines fold all at load."""
+    """Pack into uint64 lanes: shift, mask, cut the padding off, look up, reshape. Engines fold all of it at load."""
     per_lane = _LANE_BITS // bits
     offset = 2 ** (bits - 1) - 1
     codes = (values.reshape(-1).astype(np.int16) + offset).astype(np.uint64)
@@ -139,6 +141,7 @@ def compact(model: onnx.ModelProto, dynamic: bool) -> None:
         node.name = ""
         node.doc_string = ""
         del node.metadata_props[:]
+        _drop_defaults(node)
         node.input[:] = [shorten(name) for name in node.input]
         node.output[:] = [shorten(name) for name in node.output]
     used = {name for node in graph.node for name in node.input} | keep
@@ -157,8 +160,21 @@ def compact(model: onnx.ModelProto, dynamic: bool) -> None:
     graph.name, graph.doc_string, model.doc_string = "g", "", ""
     model.producer_name, model.producer_version, model.domain = "", "", ""
     del model.opset_import[:]
-    model.opset_import.append(helper.make_opsetid("", 21))
+    model.opset_import.append(helper.make_opsetid("", OPSET))
     onnx.checker.check_model(model)
+
+
+def _drop_defaults(node: onnx.NodeProto) -> None:
+    """Drop the attributes that say what the operator's definition says anyway."""
+    defaults = onnx.defs.get_schema(node.op_type, OPSET, node.domain).attributes
+    for attribute in list(node.attribute):
+        value = helper.get_attribute_value(attribute)
+        default = defaults[attribute.name].default_value if attribute.name in defaults else onnx.AttributeProto()
+        implied = default.type != onnx.AttributeProto.UNDEFINED and helper.get_attribute_value(default) == value
+        repeated = isinstance(value, list) and value and set(value) == {_IMPLIED.get(attribute.name)}
+        kernel = attribute.name == "kernel_shape" and node.op_type in ("Conv", "ConvTranspose")
+        if implied or repeated or kernel:
+            node.attribute.remove(attribute)
 
 
 def _drop_duplicates(graph: onnx.GraphProto) -> None:
