@@ -9,11 +9,12 @@ from torch import fx, nn
 
 from compress.costs import BIT_CHOICES, FLOAT_BYTES, CostTable
 from compress.dimensions import Value
-from compress.graph import ATEN
+from compress.graph import ATEN, Layer
 from compress.structure import Structure, analyze
 from compress.units import UnitTable
 
 PRODUCTS = (ATEN.matmul.default, ATEN.mm.default, ATEN.bmm.default, ATEN.addmm.default)
+ATTENTION = (ATEN.scaled_dot_product_attention.default, ATEN.einsum.default)
 _FREE = ("view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze", "expand", "slice",
          "select", "split", "chunk", "cat", "stack", "getitem", "dropout", "contiguous", "clone", "to", "detach", "alias",
          "unbind", "t", "sym_size", "pad", "embedding")  # fmt: skip
@@ -64,7 +65,7 @@ def unit_costs(model: nn.Module | Structure, units: UnitTable | None = None, exa
     for node in structure.traced.graph.nodes:
         if node.op != "call_function":
             continue
-        if node.target in PRODUCTS or node.target in (ATEN.scaled_dot_product_attention.default, ATEN.einsum.default):
+        if node.target in (*PRODUCTS, *ATTENTION):
             _count_product(structure, node, entries)
         elif node.name not in layer_nodes and isinstance(structure.traced.shapes.get(node.name), tuple):
             name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
@@ -91,19 +92,13 @@ def _share(rows: np.ndarray, n_units: int) -> np.ndarray:
     return np.bincount(found, minlength=n_units).astype(np.float64) / len(rows)
 
 
-def _count_layer(structure: Structure, layer: Any, entries: dict[str, _Entry], counted: set[str]) -> None:
+def _count_layer(structure: Structure, layer: Layer, entries: dict[str, _Entry], counted: set[str]) -> None:
     n_units = len(structure.units)
     rows = structure.parameters[layer.weight]
     shape = tuple(len(r) for r in rows)
     entry = entries.setdefault(layer.name, _Entry(n_units))
     out_dim, in_dim = {"conv": (0, 1), "linear": (0, 1), "conv_transpose": (1, 0), "embedding": (1, 0)}[layer.kind]
-    out_shape = structure.traced.shapes[layer.node.name]
-    positions = np.prod(out_shape) / _examples(structure, layer.node)
-    if layer.kind == "conv_transpose":
-        in_shape = structure.traced.shapes[layer.node.args[0].name]
-        entry.macs += float(np.prod(in_shape) / _examples(structure, layer.node) * np.prod(shape[1:]))
-    elif layer.kind != "embedding":
-        entry.macs += float(positions * np.prod(shape[1:]))
+    entry.macs += layer_macs(structure, layer)
     if layer.weight not in counted:
         counted.add(layer.weight)
         entry.weights = int(np.prod(shape))
@@ -118,27 +113,56 @@ def _count_product(structure: Structure, node: fx.Node, entries: dict[str, _Entr
     """Attention and other products of two computed values: units are leading dimensions, shared by all operands."""
     n_units = len(structure.units)
     out = structure.values[node.name]
-    examples = _examples(structure, node)
-    entry = _Entry(n_units)
-    if node.target is ATEN.scaled_dot_product_attention.default:
-        q, k, v = (structure.values[n.name] for n in node.args[:3])
-        heads = np.prod(q.shape[:-2]) / examples
-        entry.macs = float(heads * q.shape[-2] * k.shape[-2] * (q.shape[-1] + v.shape[-1]))
-    elif node.target is ATEN.einsum.default:
-        left, _, right = node.args[0].replace(" ", "").partition("->")
-        sizes = {letter: size for term, operand in zip(left.split(","), node.args[1], strict=True)
-                 for letter, size in zip(term, structure.values[operand.name].shape, strict=True)}  # fmt: skip
-        entry.macs = float(np.prod([sizes[letter] for letter in sizes]) / examples) if len(node.args[1]) > 1 else 0.0
-    else:
-        first = node.args[1] if node.target is ATEN.addmm.default else node.args[0]
-        a = structure.values[first.name]
-        entry.macs = float(np.prod(out.shape) * a.shape[-1] / examples)
-        if a.labels[-1] is not None:
-            entry.in_share = _share(a.labels[-1], n_units)
+    entry = _Entry(n_units, macs=product_macs(structure, node))
+    if node.target in PRODUCTS:
+        summed = structure.values[_first_factor(node).name].labels[-1]
+        if summed is not None:
+            entry.in_share = _share(summed, n_units)
     for labels in out.labels:
         if labels is not None:
             entry.out_share = np.maximum(entry.out_share, _share(labels, n_units))
     entries[node.name] = entry
+
+
+def layer_macs(structure: Structure, layer: Layer) -> float:
+    """MACs of one example in one use of a layer; none for a look-up."""
+    shape = tuple(len(rows) for rows in structure.parameters[layer.weight])
+    if layer.kind == "embedding":
+        return 0.0
+    node = layer.node.args[0] if layer.kind == "conv_transpose" else layer.node
+    positions = np.prod(structure.traced.shapes[node.name]) / _examples(structure, layer.node)
+    return float(positions * np.prod(shape[1:]))
+
+
+def product_macs(structure: Structure, node: fx.Node) -> float:
+    """MACs of one example in a product of two computed values."""
+    examples = _examples(structure, node)
+    out = structure.values[node.name]
+    if node.target is ATEN.scaled_dot_product_attention.default:
+        q, k, v = (structure.values[n.name] for n in node.args[:3])
+        return float(np.prod(q.shape[:-2]) * q.shape[-2] * k.shape[-2] * (q.shape[-1] + v.shape[-1]) / examples)
+    if node.target is ATEN.einsum.default:
+        if len(node.args[1]) < 2:
+            return 0.0
+        terms = node.args[0].replace(" ", "").partition("->")[0].split(",")
+        sizes: dict[str, int] = {}
+        for term, operand in zip(terms, node.args[1], strict=True):
+            sizes.update(zip(term, structure.values[operand.name].shape, strict=True))
+        return float(np.prod(list(sizes.values())) / examples)
+    return float(np.prod(out.shape) * structure.values[_first_factor(node).name].shape[-1] / examples)
+
+
+def node_macs(structure: Structure) -> dict[str, float]:
+    """Node name -> MACs of one example, for every node that has any."""
+    found = {layer.node.name: layer_macs(structure, layer) for layer in structure.traced.layers()}
+    for node in structure.traced.graph.nodes:
+        if node.op == "call_function" and node.target in (*PRODUCTS, *ATTENTION):
+            found[node.name] = product_macs(structure, node)
+    return found
+
+
+def _first_factor(node: fx.Node) -> fx.Node:
+    return node.args[1] if node.target is ATEN.addmm.default else node.args[0]
 
 
 def _count_rest(structure: Structure, entries: dict[str, _Entry], counted: set[str]) -> None:

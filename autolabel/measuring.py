@@ -1,0 +1,159 @@
+"""Measures labels: samples units, asks an oracle, keeps every row as soon as it is known."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from autolabel.oracle import Measurement, Oracle
+from autolabel.sampling import sample_units
+from autolabel.tables import LabelTable
+from compress.errors import ArtifactError, DataError
+from compress.replay import Replay
+from compress.statistics import check_batches
+from compress.structure import Structure, analyze
+from compress.task import Batch, Task
+from compress.units import UnitTable
+
+_LOG = logging.getLogger(__name__)
+
+
+def measure(
+    model: nn.Module | Structure,
+    units: UnitTable | None,
+    task: Task,
+    calibration: Sequence[Batch],
+    oracle: Oracle,
+    sample: int | None = None,
+    *,
+    seed: int = 0,
+    strategy: str = "stratified",
+    example_inputs: Any = None,
+    rows_file: str | Path | None = None,
+    on_row: Callable[[int, int], None] | None = None,
+) -> LabelTable:
+    """Measured damage of sampled units; the other units of the oracle's kind are NaN.
+
+    Args:
+        model: the dense model (traced on the first calibration batch unless `example_inputs` is given), or its structure.
+        units: as `find_units` returned them; None for all units of the model.
+        task: reads batches and gives per-example losses.
+        calibration: batches to measure on.
+        oracle: who measures.
+        sample: how many units; None for all.
+        seed, strategy: how units are drawn, see `sample_units`.
+        rows_file: a JSON-lines file that takes each row as soon as it is known. When it holds rows of the same model,
+            data and oracle already, they are not measured again: a killed run loses at most the rows in hand.
+        on_row: called with (rows done, rows in all) after each row, for a progress bar.
+
+    Returns:
+        Labels over all units of the model, with standard errors, `forward_macs` and `naive_macs`.
+
+    Raises:
+        DataError: for an empty or unfit calibration set. ArtifactError: if `rows_file` belongs to something else.
+    """
+    batches = list(calibration)
+    if not batches:
+        raise DataError("The 'calibration' parameter of measure must hold at least one batch. Got none.")
+    structure = analyze(model, task.inputs(batches[0]) if example_inputs is None else example_inputs)
+    check_batches(structure, task, batches)
+    if units is not None:
+        structure.units.positions(units.ids)
+    rows = sample_units(structure.units, sample, seed, strategy, oracle.kind)
+    replay = Replay(structure, task, batches)
+    log = _RowLog(rows_file, _key(structure, oracle, replay))
+    n_choices = len(oracle.choices)
+    missing = [
+        row for row in rows if sum((structure.units.ids[row], c) in log.rows for c in oracle.choices) < n_choices
+    ]
+    done = n_choices * (len(rows) - len(missing))
+    if done:
+        _LOG.info("%d of %d measured rows found in %s", done, n_choices * len(rows), rows_file)
+    for measurement in oracle.measure(structure, replay, np.array(missing, dtype=np.int64)):
+        log.add(measurement)
+        done += 1
+        if on_row is not None:
+            on_row(done, n_choices * len(rows))
+    return _table(structure.units, oracle, log.rows, replay)
+
+
+def _key(structure: Structure, oracle: Oracle, replay: Replay) -> str:
+    """Hash of everything that a row depends on: weights, data (through the dense losses) and the oracle's settings."""
+    digest = hashlib.sha256(structure.traced.fingerprint.encode())
+    for losses in replay.dense:
+        digest.update(np.round(losses, 5).tobytes())
+    settings = {k: v for k, v in vars(oracle).items() if isinstance(v, (int, float, str, tuple))}
+    quantizer = getattr(oracle, "quantizer", None)
+    digest.update(
+        json.dumps([oracle.name, settings, getattr(quantizer, "name", None)], sort_keys=True, default=str).encode()
+    )
+    return digest.hexdigest()
+
+
+class _RowLog:
+    """Appended rows; a torn last line, left by a kill, is dropped."""
+
+    def __init__(self, path: str | Path | None, key: str) -> None:
+        self.path = None if path is None else Path(path)
+        self.rows: dict[tuple[str, str], Measurement] = {}
+        if self.path is None:
+            return
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        if lines and not lines[-1].endswith(b"\n"):
+            lines.pop()
+            self._rewrite(lines)
+        if lines:
+            self._read(lines, key)
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._append({"key": key})
+
+    def _read(self, lines: list[bytes], key: str) -> None:
+        try:
+            found = json.loads(lines[0])["key"]
+            measurements = [Measurement(**json.loads(line)) for line in lines[1:]]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ArtifactError(f"{self.path} is damaged ({error}). Delete it to measure again.") from error
+        if found != key:
+            raise ArtifactError(
+                f"{self.path} holds labels of another model, data set or oracle. Delete it or choose another run folder."
+            )
+        self.rows = {(m.unit_id, m.choice): m for m in measurements}
+
+    def _rewrite(self, lines: list[bytes]) -> None:
+        with open(self.path, "r+b") as file:
+            file.truncate(sum(map(len, lines)))
+
+    def _append(self, value: dict[str, Any]) -> None:
+        try:
+            with open(self.path, "ab") as file:
+                file.write((json.dumps(value) + "\n").encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ArtifactError(f"Cannot write {self.path}: {error.strerror}. Free space and run again.") from error
+
+    def add(self, measurement: Measurement) -> None:
+        """Keep a row, on disk too."""
+        self.rows[measurement.unit_id, measurement.choice] = measurement
+        if self.path is not None:
+            self._append(asdict(measurement))
+
+
+def _table(units: UnitTable, oracle: Oracle, rows: dict[tuple[str, str], Measurement], replay: Replay) -> LabelTable:
+    shape = (len(units), len(oracle.choices))
+    damage, std_err = np.full(shape, np.nan), np.full(shape, np.nan)
+    for (unit, choice), measurement in rows.items():
+        place = int(units.positions([unit])[0]), oracle.choices.index(choice)
+        damage[place], std_err[place] = measurement.damage, measurement.std_err
+    # Two dense passes come on top of the rows: one for the losses, one for the values that are kept.
+    spent = sum(m.forward_macs for m in rows.values()) + 2 * replay.full_macs * replay.n_examples
+    return LabelTable(units.ids, oracle.choices, damage, std_err, damage - 1.96 * std_err, damage + 1.96 * std_err,
+                      np.full(len(units), "measured"), spent, sum(m.naive_macs for m in rows.values()))  # fmt: skip
