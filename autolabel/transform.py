@@ -53,8 +53,12 @@ class TargetTransform:
 
     @property
     def span(self) -> float:
-        """Width that certainly covers the labels (and zero) from anywhere among them, on the transformed scale."""
-        return max(self.high - self.low, abs(self.low), abs(self.high))
+        """Half-width that covers the labels and zero from any clipped prediction, on the transformed scale."""
+        return max(self.high, 0.0) - min(self.low, 0.0) + self._margin
+
+    @property
+    def _margin(self) -> float:
+        return 0.0 if self.scale is None else _MARGIN
 
     def forward(self, damage: np.ndarray) -> np.ndarray:
         """Damages on the transformed scale, float64."""
@@ -68,8 +72,7 @@ class TargetTransform:
 
     def clip(self, z: np.ndarray) -> np.ndarray:
         """Predictions kept near the labels: nothing is known beyond them, and `inverse` is exponential there."""
-        margin = 0.0 if self.scale is None else _MARGIN
-        return np.clip(z, self.low - margin, self.high + margin)
+        return np.clip(z, self.low - self._margin, self.high + self._margin)
 
     def to_json(self) -> dict[str, float | None]:
         """Plain JSON of this transform."""
