@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from compress.dimensions import Value
 from compress.errors import PlanError
 from compress.gates import gated_module, gates_of
-from compress.graph import flat_inputs, is_parameter
+from compress.graph import flat_inputs, is_parameter, place
 from compress.plan import CompressionPlan
 from compress.rewriting import Kept, rewrite
 from compress.structure import Structure, analyze
@@ -67,7 +67,10 @@ def slice_model(structure: Structure, removed: np.ndarray) -> fx.GraphModule:
     for name, value in named:
         if id(value) not in owned:
             owned[id(value)] = _sliced(value, structure.parameters.get(name), removed)
-        _put(small, name, owned[id(value)], source)
+        owner, _, leaf = name.rpartition(".")
+        holder = source.get_submodule(owner)
+        persistent = leaf in holder._buffers and leaf not in holder._non_persistent_buffers_set
+        place(small, name, owned[id(value)], persistent)
     kept = Kept(structure, removed)
     for node in list(small.graph.nodes):
         node.meta.pop("val", None)
@@ -83,23 +86,6 @@ def pick(module: nn.Module, name: str) -> Any:
     """The parameter, buffer or constant of this qualified name."""
     owner, _, leaf = name.rpartition(".")
     return getattr(module.get_submodule(owner), leaf)
-
-
-def _put(module: nn.Module, name: str, value: Tensor, source: nn.Module) -> None:
-    owner, _, leaf = name.rpartition(".")
-    holder = module
-    for part in owner.split(".") if owner else ():
-        if part not in holder._modules:
-            holder.add_module(part, nn.Module())
-        holder = holder._modules[part]
-    original = source.get_submodule(owner)
-    for registry in (holder._parameters, holder._buffers, holder.__dict__):
-        registry.pop(leaf, None)
-    if isinstance(value, nn.Parameter):
-        holder.register_parameter(leaf, value)
-    else:
-        persistent = leaf in original._buffers and leaf not in original._non_persistent_buffers_set
-        holder.register_buffer(leaf, value, persistent=persistent)
 
 
 def _sliced(value: Tensor, rows: tuple[np.ndarray, ...] | None, removed: np.ndarray) -> Tensor:

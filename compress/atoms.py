@@ -12,18 +12,24 @@ class Atoms:
 
     def __init__(self) -> None:
         self._parent = np.zeros(0, dtype=np.int64)
+        self._free = np.zeros(0, dtype=bool)
         self._size = 0
         self._reasons: dict[int, str] = {}
         self.attention: set[int] = set()
 
-    def new(self, n: int) -> np.ndarray:
-        """`(n,)` fresh atoms."""
+    def __len__(self) -> int:
+        return self._size
+
+    def new(self, n: int, free: bool = False) -> np.ndarray:
+        """`(n,)` fresh atoms. Free ones stand for repeated or made-up values, until they meet a parameter."""
         first = self._size
         self._size += n
         if self._size > len(self._parent):
             grown = np.arange(max(2 * len(self._parent), self._size, 1024), dtype=np.int64)
             grown[:first] = self._parent[:first]
             self._parent = grown
+            self._free = np.concatenate([self._free[:first], np.zeros(len(grown) - first, dtype=bool)])
+        self._free[first : self._size] = free
         return np.arange(first, self._size, dtype=np.int64)
 
     def roots(self, atoms: np.ndarray) -> np.ndarray:
@@ -38,26 +44,28 @@ class Atoms:
         return roots
 
     def join(self, left: np.ndarray, right: np.ndarray) -> None:
-        """Join `left[i]` with `right[i]` for every i; the smaller representative wins."""
+        """Join `left[i]` with `right[i]` for every i; the smallest representative wins."""
         a, b = self.roots(left).ravel(), self.roots(right).ravel()
         different = a != b
         if not different.any():
             return
-        for low, high in np.unique(np.stack([a[different], b[different]], axis=1), axis=0):
-            self._join_pair(int(low), int(high))
+        a, b = a[different], b[different]
+        touched = np.unique(np.concatenate([a, b]))
+        while len(a):
+            # Every larger root is hung below one smaller root; pairs that are still apart go round again.
+            np.minimum.at(self._parent, np.maximum(a, b), np.minimum(a, b))
+            a, b = self.roots(a), self.roots(b)
+            a, b = a[a != b], b[a != b]
+        final = self.roots(touched)
+        np.logical_and.at(self._free, final, self._free[touched])
+        if self._reasons:
+            for old, new in zip(touched.tolist(), final.tolist(), strict=True):
+                if old != new and old in self._reasons:
+                    self._reasons.setdefault(new, self._reasons.pop(old))
 
-    def _join_pair(self, left: int, right: int) -> None:
-        while self._parent[left] != left:
-            left = int(self._parent[left])
-        while self._parent[right] != right:
-            right = int(self._parent[right])
-        if left == right:
-            return
-        low, high = min(left, right), max(left, right)
-        self._parent[high] = low
-        reason = self._reasons.pop(high, None)
-        if reason is not None:
-            self._reasons.setdefault(low, reason)
+    def free(self, atoms: np.ndarray) -> bool:
+        """Whether none of these atoms has met a parameter."""
+        return bool(self._free[self.roots(atoms)].all())
 
     def block(self, atoms: np.ndarray, reason: str) -> None:
         """These atoms must stay, because of `reason` (the first reason given is kept)."""

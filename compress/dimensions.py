@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compress.atoms import Atoms
+
 Labels = np.ndarray | None
 
 
@@ -91,20 +93,20 @@ def reshape(value: Value, shape: Sequence[int], merge: "Merge") -> Value:
             for d in sources:
                 merge.block(value.labels[d], "a reshape mixes its channels with another dimension")
             continue
-        for out, kind, parts in ((labels, "labels", value.labels), (batch, "batch", value.batch)):
-            pieces = _split([(value.shape[d], parts[d]) for d in sources], factors, merge if kind == "labels" else None)
-            for target, size, piece in zip(targets, [shape[d] for d in targets], _regroup(pieces, factors, [shape[d] for d in targets]), strict=True):  # fmt: skip
-                out[target] = _put_together(piece, size, merge if kind == "labels" else None)
+        sizes = [shape[d] for d in targets]
+        for out, parts, rules in ((labels, value.labels, merge), (batch, value.batch, None)):
+            pieces = _split([(value.shape[d], parts[d]) for d in sources], factors, rules)
+            for target, size, piece in zip(targets, sizes, _regroup(pieces, factors, sizes), strict=True):
+                out[target] = _put_together(piece, size, rules)
     return Value(shape, tuple(labels), tuple(batch))
 
 
 class Merge:
     """What a reshape may do to atoms: join them, block them, or choose along which factor a split is removable."""
 
-    def __init__(
-        self, join: Callable, roots: Callable, block: Callable, choose: Callable[[list[int], np.ndarray], int]
-    ) -> None:
-        self.join, self.roots, self._block, self.choose = join, roots, block, choose
+    def __init__(self, atoms: Atoms, choose: Callable[[list[int], np.ndarray], int]) -> None:
+        self.join, self.roots, self.free, self._block = atoms.join, atoms.roots, atoms.free, atoms.block
+        self.choose = choose
 
     def block(self, labels: Labels, reason: str) -> None:
         if labels is not None:
@@ -191,10 +193,14 @@ def _put_together(parts: list[tuple[int, Labels]], size: int, merge: Merge | Non
     if not labelled:
         return None
     if len(labelled) > 1:
+        bound = labelled if merge is None else [i for i in labelled if not merge.free(parts[i][1])]
         if merge is not None:
             for i in labelled:
-                merge.block(parts[i][1], "a reshape folds two channel dimensions into one")
-        return None
+                if i not in bound or len(bound) > 1:
+                    merge.block(parts[i][1], "a reshape folds two channel dimensions into one")
+        if len(bound) != 1:
+            return None
+        labelled = bound
     i = labelled[0]
     outer = int(np.prod([n for n, _ in parts[:i]], initial=1))
     inner = size // (outer * parts[i][0])

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from compress.errors import CompressError
-from compress.graph import ATEN, argument
+from compress.graph import ATEN, argument, place
 from compress.structure import Site, Structure
 
 NORMS = (ATEN.layer_norm.default, ATEN.rms_norm.default, ATEN.group_norm.default)
@@ -28,9 +28,10 @@ def gated_module(structure: Structure, gates: Tensor | None = None) -> fx.GraphM
     module = fx.GraphModule(structure.traced.module, graph)
     source = structure.traced.module
     for name, parameter in source.named_parameters(remove_duplicate=False):
-        _place(module, name, parameter)
+        place(module, name, parameter)
     for name, buffer in source.named_buffers(remove_duplicate=False):
-        _place(module, name, buffer)
+        owner, _, leaf = name.rpartition(".")
+        place(module, name, buffer, leaf not in source.get_submodule(owner)._non_persistent_buffers_set)
     n = structure.n_removable
     module.register_buffer("gates", torch.ones(1, n) if gates is None else gates, persistent=False)
     with graph.inserting_before(next(iter(graph.nodes))):
@@ -43,14 +44,6 @@ def gated_module(structure: Structure, gates: Tensor | None = None) -> fx.GraphM
     module.recompile()
     module.train(source.training)
     return module
-
-
-def _place(module: nn.Module, name: str, value: Tensor) -> None:
-    owner, _, leaf = name.rpartition(".")
-    try:
-        setattr(module.get_submodule(owner), leaf, value)
-    except AttributeError:
-        return
 
 
 def _gate(module: fx.GraphModule, node: fx.Node, sites: list[Site], gates: fx.Node) -> None:
@@ -85,13 +78,15 @@ def _weighted(graph: fx.Graph, node: fx.Node, gate: fx.Node) -> fx.Node:
         centre = node.target is ATEN.layer_norm.default
         weight, bias = argument(node, 2, "weight"), argument(node, 3, "bias") if centre else None
         eps = argument(node, 4 if centre else 3, "eps", 1e-5 if centre else None)
-        return graph.call_function(gated_layer_norm, (node.args[0], gate, len(node.args[1]), weight, bias, eps, centre), name=f"{node.name}_gated")  # fmt: skip
+        arguments = (node.args[0], gate, len(node.args[1]), weight, bias, eps, centre)
+        return graph.call_function(gated_layer_norm, arguments, name=f"{node.name}_gated")
     if node.target in MEANS:
         dims = argument(node, 1, "dim") if node.target is ATEN.mean.dim else None
         keepdim = argument(node, 2, "keepdim", False) if node.target is ATEN.mean.dim else False
         return graph.call_function(gated_mean, (node.args[0], gate, dims, keepdim), name=f"{node.name}_gated")
     worst = float("inf") if node.target is ATEN.amin.default else float("-inf")
-    silenced = graph.call_function(gated_extreme if node.target in EXTREMES else gated_logits, (node.args[0], gate, worst))  # fmt: skip
+    silence = gated_extreme if node.target in EXTREMES else gated_logits
+    silenced = graph.call_function(silence, (node.args[0], gate, worst))
     return graph.call_function(node.target, (silenced, *node.args[1:]), dict(node.kwargs), name=f"{node.name}_gated")
 
 
@@ -133,7 +128,7 @@ def gated_group_norm(
     x: Tensor, gate: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
     _cudnn: bool = True,
 ) -> Tensor:  # fmt: skip
-    """Group norm in which every channel counts as much as its gate says; a group without any is zero before its bias."""
+    """Group norm in which every channel counts as much as its gate says; an empty group gives its bias."""
     shape = (x.shape[0], groups, -1)
     x = x * (gate != 0)
     values, weights = x.reshape(shape), gate.expand(x.shape).reshape(shape)

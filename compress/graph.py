@@ -218,16 +218,36 @@ def _named_dims(model: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
 
 
 def _share_parameters(module: fx.GraphModule, model: nn.Module) -> None:
-    """Point every parameter and buffer of the graph at the model's own, so that tied weights stay tied."""
-    own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-    for name, value in own.items():
+    """Put the model's own parameters and buffers into the graph's module, so that tied weights stay tied.
+
+    A tied weight is read by the first of its names.
+    """
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    first: dict[int, str] = {}
+    own = {name: first.setdefault(id(value), name) for name, value in named}
+    for name, value in named:
         owner, _, leaf = name.rpartition(".")
-        try:
-            holder = module.get_submodule(owner)
-        except AttributeError:
-            continue
-        if hasattr(holder, leaf):
-            setattr(holder, leaf, value)
+        persistent = leaf not in model.get_submodule(owner)._non_persistent_buffers_set
+        place(module, name, value, persistent)
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and node.target in own:
+            node.target = own[node.target]
+
+
+def place(module: nn.Module, name: str, value: Tensor, persistent: bool = True) -> None:
+    """Make `value` the parameter or buffer of this qualified name, in place; modules on the way are made."""
+    owner, _, leaf = name.rpartition(".")
+    holder = module
+    for part in owner.split(".") if owner else ():
+        if part not in holder._modules:
+            holder.add_module(part, nn.Module())
+        holder = holder._modules[part]
+    for registry in (holder._parameters, holder._buffers, holder.__dict__):
+        registry.pop(leaf, None)
+    if isinstance(value, nn.Parameter):
+        holder.register_parameter(leaf, value)
+    else:
+        holder.register_buffer(leaf, value, persistent=persistent)
 
 
 def _follow_mode(module: fx.GraphModule) -> None:

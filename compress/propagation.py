@@ -1,8 +1,8 @@
 """Tracks dimensions through a traced graph: which indices of which parameters can only be removed together."""
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class Propagation:
     parameters: dict[str, Value] = field(default_factory=dict)
     uses: list[Use] = field(default_factory=list)
     producers: list[Producer] = field(default_factory=list)
-    splits: dict[str, tuple[int, np.ndarray]] = field(default_factory=dict)
+    splits: dict[str, tuple[tuple[int, ...], np.ndarray]] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
     n_examples: int = 1
 
@@ -111,13 +111,9 @@ class Propagation:
         if not is_parameter(node) or not _is_shape(self.traced.shapes.get(node.name)):
             return None
         if node.target not in self.parameters:
-            holder = _attribute(self.traced.module, node.target)
-            known = next((n for n, v in self.parameters.items() if _attribute(self.traced.module, n) is holder), None)
             shape = self.traced.shapes[node.name]
             labels = tuple(self.atoms.new(size) for size in shape)
-            self.parameters[node.target] = (
-                self.parameters[known] if known else Value(shape, labels, (None,) * len(shape))
-            )
+            self.parameters[node.target] = Value(shape, labels, (None,) * len(shape))
         return self.parameters[node.target]
 
     def _call(self, node: fx.Node) -> Any:
@@ -147,12 +143,14 @@ class Propagation:
             meta = node.meta.get("val")
             symbols = [str(size) for size in meta.shape] if isinstance(meta, Tensor) else []
             for dim, symbol in enumerate(symbols[: len(shape)]):
-                if symbol in self._batch_symbols() and shape[dim] == self.n_examples:
+                if symbol in self._batch_symbols and shape[dim] == self.n_examples:
                     return value.replace(dim, shape[dim], None, np.arange(shape[dim]))
             return value
         return tuple(self.plain(node, item) for item in shape) if isinstance(shape, (tuple, list)) else None
 
+    @cached_property
     def _batch_symbols(self) -> set[str]:
+        """Names of the free sizes of the inputs' first dimensions."""
         inputs = (n.meta.get("val") for n in self.traced.graph.nodes if n.op == "placeholder")
         symbols = {str(value.shape[0]) for value in inputs if isinstance(value, Tensor) and value.dim()}
         return {symbol for symbol in symbols if not symbol.isdigit()}
@@ -206,10 +204,10 @@ class Propagation:
         """How reshapes at `node` may treat atoms."""
 
         def choose(sizes: list[int], atoms: np.ndarray) -> int:
-            self.splits[node.name + key] = (len(sizes), atoms.ravel().copy())
+            self.splits[node.name + key] = (tuple(sizes), atoms.ravel().copy())
             return min(self.choices.get(node.name + key, 0), len(sizes) - 1)
 
-        return Merge(self.atoms.join, self.atoms.roots, self.atoms.block, choose)
+        return Merge(self.atoms, choose)
 
 
 def pointwise(node: fx.Node) -> bool:
@@ -219,7 +217,3 @@ def pointwise(node: fx.Node) -> bool:
 
 def _is_shape(shape: Any) -> bool:
     return isinstance(shape, tuple) and all(isinstance(size, int) for size in shape)
-
-
-def _attribute(module: Any, name: str) -> Any:
-    return operator.attrgetter(name)(module)

@@ -161,11 +161,9 @@ def _slice(node: fx.Node, kept: Kept, x: Value) -> None:
     dim = x.axis(argument(node, 1, "dim", 0))
     if not kept.changed(x, dim):
         return
-    start, stop, step = (argument(node, i, n, d) for i, n, d in ((2, "start", None), (3, "end", None), (4, "step", 1)))
+    start, stop = argument(node, 2, "start"), argument(node, 3, "end")
     mask = kept.mask(x, dim)
-    if step != 1:
-        raise PlanError(f"'{node.name}' takes every {step}th channel, which cannot be rewritten. Pin its groups.")
-    first, last, _ = slice(start, stop, step).indices(x.shape[dim])
+    first, last, _ = slice(start, stop).indices(x.shape[dim])
     node.args = (node.args[0], dim, int(mask[:first].sum()), int(mask[:last].sum()))
     node.kwargs = {}
 

@@ -84,19 +84,53 @@ def analyze(model: nn.Module | Structure, example_inputs: Any = None) -> Structu
 
 
 def _propagate(traced: TracedGraph) -> Propagation:
-    """Propagate, cutting ambiguous reshapes at the outermost factor that leaves at least two removable units."""
+    """Propagate, cutting ambiguous reshapes at the outermost factor that leaves at least two removable units.
+
+    Where nothing attends over that factor, a longer one is taken instead if it leaves more units in all.
+    """
     choices: dict[str, int] = {}
     for _ in range(MAX_ROUNDS):
         propagation = Propagation(traced, dict(choices)).run()
         changed = False
-        for key, (n_candidates, atoms) in propagation.splits.items():
+        for key, (sizes, atoms) in propagation.splits.items():
             current = choices.get(key, 0)
-            if current + 1 < n_candidates and _live(propagation, atoms) < 2:
+            if current + 1 < len(sizes) and _live(propagation, atoms) < 2:
                 choices[key] = current + 1
                 changed = True
         if not changed:
             break
-    return propagation
+    return _refine(traced, propagation)
+
+
+def _refine(traced: TracedGraph, outermost: Propagation) -> Propagation:
+    """The propagation with finer cuts where they leave more units, else the one given."""
+    attention = set(outermost.atoms.roots(np.array(sorted(outermost.atoms.attention), dtype=np.int64)).tolist())
+    finer: dict[str, int] = {}
+    for key, (sizes, atoms) in outermost.splits.items():
+        current = min(outermost.choices.get(key, 0), len(sizes) - 1)
+        longest = int(np.argmax(sizes))
+        if sizes[longest] > sizes[current] and not attention & set(outermost.atoms.roots(atoms).tolist()):
+            finer[key] = longest
+    best, n_best = outermost, _n_units(outermost) if finer else 0
+    while finer:
+        propagation = Propagation(traced, {**outermost.choices, **finer}).run()
+        n_units = _n_units(propagation)
+        if n_units > n_best:
+            best, n_best = propagation, n_units
+        worse = [key for key in finer if key not in propagation.splits
+                 or _live(propagation, propagation.splits[key][1])
+                 < _live(outermost, outermost.splits[key][1])]  # fmt: skip
+        if not worse:
+            break
+        for key in worse:
+            del finer[key]
+    return best
+
+
+def _n_units(p: Propagation) -> int:
+    """Number of separate sets that may be removed among all channels that parameters make."""
+    labels = [p.parameters[producer.parameter].labels[producer.dim] for producer in p.producers]
+    return _live(p, np.concatenate(labels)) if labels else 0
 
 
 def _live(propagation: Propagation, atoms: np.ndarray) -> int:
@@ -107,7 +141,8 @@ def _live(propagation: Propagation, atoms: np.ndarray) -> int:
 def _structure(p: Propagation) -> Structure:
     members = _memberships(p)
     groups = _group(p, members)
-    attention = {int(root) for root in p.atoms.roots(np.array(sorted(p.atoms.attention), dtype=np.int64))}
+    attention = set(p.atoms.roots(np.array(sorted(p.atoms.attention), dtype=np.int64)).tolist())
+    makers = _makers(p)
     ids, group_of, index_of, kind_of = [], [], [], []
     row_of: dict[int, int] = {}
     lonely: dict[int, str] = {}
@@ -118,7 +153,7 @@ def _structure(p: Propagation) -> Structure:
             lonely[roots[0][0]] = "its group has a single unit"
             continue
         head = roots[0][0] in attention
-        name = _unique(_group_name(p, [root for root, _, _ in roots], producer, head), taken)
+        name = _unique(_group_name(makers, [root for root, _, _ in roots], producer, head), taken)
         for (root, _, _), index in zip(roots, indices, strict=True):
             row_of[root] = len(ids)
             ids.append(f"{name}[{index}]")
@@ -133,15 +168,17 @@ def _structure(p: Propagation) -> Structure:
     units = UnitTable(tuple(ids), np.array(group_of, dtype=str), np.array(index_of, dtype=np.int64),
                       np.array(kind_of, dtype=str), _blocked(p, row_of, lonely), p.traced.fingerprint)  # fmt: skip
 
+    row_of_atom = np.full(len(p.atoms), FIXED, dtype=np.int64)
+    row_of_atom[np.array(list(row_of), dtype=np.int64)] = np.array(list(row_of.values()), dtype=np.int64)
+    row_of_atom = row_of_atom[p.atoms.roots(np.arange(len(p.atoms)))]
+
     def rows(labels: np.ndarray | None, size: int) -> np.ndarray:
-        if labels is None:
-            return np.full(size, FIXED, dtype=np.int64)
-        return np.array([row_of.get(root, FIXED) for root in p.atoms.roots(labels).tolist()], dtype=np.int64)
+        return np.full(size, FIXED, dtype=np.int64) if labels is None else row_of_atom[labels]
 
     def with_rows(value: Any) -> Any:
         if not isinstance(value, Value):
             return value
-        labels = tuple(None if found is None else rows(found, size) for found, size in zip(value.labels, value.shape, strict=True))  # fmt: skip
+        labels = tuple(None if found is None else row_of_atom[found] for found in value.labels)
         return Value(value.shape, labels, value.batch)
 
     parameters = {name: tuple(rows(labels, size) for labels, size in zip(value.labels, value.shape, strict=True))
@@ -182,16 +219,21 @@ def _group(p: Propagation, members: dict[int, set]) -> dict[Any, list[tuple[int,
     return groups
 
 
-def _group_name(p: Propagation, roots: list[int], producer: Producer, head: bool) -> str:
+def _makers(p: Propagation) -> dict[int, list[str]]:
+    """Root -> the parameters that make it, in execution order."""
+    makers: dict[int, list[str]] = {}
+    for producer in p.producers:
+        for root in np.unique(p.atoms.roots(p.parameters[producer.parameter].labels[producer.dim])).tolist():
+            makers.setdefault(root, []).append(producer.parameter)
+    return makers
+
+
+def _group_name(makers: dict[int, list[str]], roots: list[int], producer: Producer, head: bool) -> str:
     module = producer.parameter.removesuffix(".weight")
     if not head:
         return f"{module}:out"
-    wanted = set(roots)
-    paths = []
-    for other in p.producers:
-        labels = p.parameters[other.parameter].labels[other.dim]
-        if wanted & set(p.atoms.roots(labels).tolist()):
-            paths.append(other.parameter.removesuffix(".weight").split("."))
+    parameters = dict.fromkeys(name for root in roots for name in makers[root])
+    paths = [name.removesuffix(".weight").split(".") for name in parameters]
     common = []
     for parts in zip(*paths, strict=False):
         if len(set(parts)) > 1:
@@ -222,8 +264,9 @@ def _blocked(p: Propagation, row_of: dict[int, int], lonely: dict[int, str]) -> 
             reason = p.atoms.reason(stuck[0]) or lonely.get(stuck[0], "nothing consumes it")
             part = "" if len(stuck) == len(distinct) else f"{len(stuck)} of {len(distinct)} channels: "
             found.setdefault(producer.parameter.removesuffix(".weight"), part + reason)
+    nodes = {node.name: node for node in p.traced.graph.nodes} if p.unknown else {}
     for node_name, reason in p.unknown.items():
-        node = next(n for n in p.traced.graph.nodes if n.name == node_name)
+        node = nodes[node_name]
         for argument in node.all_input_nodes:
             if argument.op == "get_attr" and argument.target in p.parameters:
                 owner = argument.target.rpartition(".")[0] or argument.target

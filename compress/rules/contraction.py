@@ -61,10 +61,10 @@ def _convolve_groups(p: Propagation, node: fx.Node, x: Value, weight: Value, gro
     n_in, n_out = x.shape[1], p.shape(node)[1]
     incoming = x.labels[1]
     rows, inner = (weight.labels[0], weight.labels[1])
-    if incoming is None:
-        p.block(weight, f"it meets a fixed dimension at '{node.name}'")
-        return None
     per_in, per_out = n_in // groups, n_out // groups
+    if incoming is None:
+        p.block(rows if transposed else inner, f"it meets a fixed dimension at '{node.name}'")
+        return _same_in_every_group(p, node, rows, inner, groups, transposed)
     choice = 0
     if per_in > 1:
         choice = p.merge(node, ":groups").choose([groups, per_in], incoming)
@@ -77,19 +77,21 @@ def _convolve_groups(p: Propagation, node: fx.Node, x: Value, weight: Value, gro
         return np.repeat(lead, per_out)
     grid = incoming.reshape(groups, per_in)
     p.atoms.join(np.repeat(grid[:1], groups, axis=0), grid)
-    same_in, same_out = (rows, inner) if transposed else (inner, rows)
-    if transposed:
-        p.atoms.join(same_in.reshape(groups, per_in), grid)
-        out = np.tile(same_out, groups)
-        p.produce(node, node.args[1], 1)
-    else:
-        p.atoms.join(same_in, grid[0])
-        columns = same_out.reshape(groups, per_out)
-        p.atoms.join(np.repeat(columns[:1], groups, axis=0), columns)
-        out = same_out
-        p.produce(node, node.args[1], 0)
+    p.atoms.join(rows.reshape(groups, per_in) if transposed else inner, grid if transposed else grid[0])
     p.use(node, 0, 1, incoming)
-    return out
+    return _same_in_every_group(p, node, rows, inner, groups, transposed)
+
+
+def _same_in_every_group(
+    p: Propagation, node: fx.Node, rows: np.ndarray, inner: np.ndarray, groups: int, transposed: bool
+) -> np.ndarray:
+    """Outputs of a grouped convolution of which every group loses the same ones."""
+    p.produce(node, node.args[1], 1 if transposed else 0)
+    if transposed:
+        return np.tile(inner, groups)
+    columns = rows.reshape(groups, -1)
+    p.atoms.join(np.repeat(columns[:1], groups, axis=0), columns)
+    return rows
 
 
 @rule(ATEN.embedding.default)

@@ -10,7 +10,16 @@ from compress.graph import ATEN
 from compress.propagation import Propagation, rule
 
 
-@rule("pointwise", ATEN.where.self, ATEN.masked_fill.Scalar, ATEN.masked_fill.Tensor)
+@rule("pointwise", ATEN.where.self, ATEN.where.ScalarOther, ATEN.where.ScalarSelf, ATEN.where.Scalar,
+      ATEN.masked_fill.Scalar, ATEN.masked_fill.Tensor, ATEN.hardswish.default, ATEN.log_sigmoid.default,
+      ATEN.__and__.Tensor, ATEN.__and__.Scalar, ATEN.__or__.Tensor, ATEN.__or__.Scalar, ATEN.true_divide.Scalar,
+      ATEN.divide.Tensor, ATEN.divide.Scalar, ATEN.divide.Tensor_mode, ATEN.divide.Scalar_mode, ATEN.multiply.Tensor,
+      ATEN.multiply.Scalar, ATEN.subtract.Tensor, ATEN.subtract.Scalar, ATEN.rsub.Tensor, ATEN.fix.default,
+      ATEN.absolute.default, ATEN.negative.default, ATEN.arctan2.default, ATEN.special_expit.default,
+      ATEN.floor_divide.default, ATEN.floor_divide.Scalar, ATEN.not_equal.Tensor, ATEN.not_equal.Scalar,
+      ATEN.greater.Tensor, ATEN.greater.Scalar, ATEN.copy.default, ATEN.fill.Scalar, ATEN.fill.Tensor,
+      ATEN.zero.default, ATEN.bernoulli.default, ATEN.bernoulli.p, ATEN.rand_like.default,
+      ATEN.randn_like.default)  # fmt: skip
 def broadcast(p: Propagation, node: fx.Node) -> Any:
     """Elementwise: dimensions are aligned from the right; equal sizes are joined."""
     shape = p.shape(node)
@@ -55,5 +64,5 @@ def create(p: Propagation, node: fx.Node) -> Any:
     sizes = node.args[1] if "new" in node.target.__name__ else node.args[0]
     for dim, size in enumerate(sizes):
         if isinstance(size, int) and size > 1 and value.batch[dim] is None:
-            value = value.replace(dim, size, p.atoms.new(size))
+            value = value.replace(dim, size, p.atoms.new(size, free=True))
     return value

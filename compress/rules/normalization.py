@@ -126,8 +126,9 @@ def _keeps_leading(n_spatial: int) -> Any:
 
 
 for _n in (1, 2, 3):
-    for _name in ("max_pool{}d", "avg_pool{}d", "adaptive_avg_pool{}d", "adaptive_max_pool{}d", "max_pool{}d_with_indices",
-                  "upsample_nearest{}d", "reflection_pad{}d", "replication_pad{}d", "upsample_linear{}d",
+    for _name in ("max_pool{}d", "avg_pool{}d", "adaptive_avg_pool{}d", "adaptive_max_pool{}d",
+                  "max_pool{}d_with_indices", "upsample_nearest{}d", "reflection_pad{}d",
+                  "replication_pad{}d", "upsample_linear{}d",
                   "_adaptive_avg_pool{}d", "upsample_bilinear{}d", "upsample_bicubic{}d", "_upsample_nearest_exact{}d",
                   "upsample_trilinear{}d", "lp_pool{}d"):  # fmt: skip
         _packet = getattr(ATEN, _name.format(_n), None)

@@ -10,8 +10,8 @@ from compress.graph import ATEN, argument
 from compress.propagation import Propagation, rule
 
 RESHAPES = (ATEN.view.default, ATEN.reshape.default, ATEN.flatten.using_ints, ATEN.unflatten.int,
-            ATEN.unsqueeze.default, ATEN.squeeze.dim, ATEN.squeeze.default, ATEN.squeeze.dims, ATEN._unsafe_view.default,
-            ATEN.view_as.default, ATEN.reshape_as.default)  # fmt: skip
+            ATEN.unsqueeze.default, ATEN.squeeze.dim, ATEN.squeeze.default, ATEN.squeeze.dims,
+            ATEN._unsafe_view.default, ATEN.view_as.default, ATEN.reshape_as.default)  # fmt: skip
 
 
 @rule(*RESHAPES)
@@ -48,22 +48,25 @@ def movedim(p: Propagation, node: fx.Node) -> Value:
 
 @rule(ATEN.expand.default, ATEN.expand_as.default)
 def expand(p: Propagation, node: fx.Node) -> Value:
-    """Repeats dimensions of size one without copying."""
+    """Repeats dimensions of size one without copying; the copies take the channels of whatever they meet."""
     x, shape = p.value(node.args[0]), p.shape(node)
+    like = p.value(node.args[1]) if node.target is ATEN.expand_as.default else None
+    batch = list(p.plain(node, shape).batch)
+    labels: list[Any] = [None] * len(shape)
     lead = len(shape) - len(x.shape)
-    labels: list[Any] = [None] * lead
-    batch: list[Any] = [None] * lead
-    for dim, size in enumerate(shape[lead:]):
-        same = x.shape[dim] == size
-        if not same:
-            p.block(x.labels[dim], f"it is repeated at '{node.name}'")
-        labels.append(x.labels[dim] if same else None)
-        batch.append(x.batch[dim] if same else None)
-    value = Value(shape, tuple(labels), tuple(batch))
-    batched = p.plain(node, shape)
-    if all(b is None for b in value.batch) and any(b is not None for b in batched.batch):
-        return Value(shape, value.labels, batched.batch)
-    return value
+    for dim, size in enumerate(shape):
+        own = dim - lead
+        if own >= 0 and x.shape[own] == size:
+            labels[dim] = x.labels[own]
+            batch[dim] = x.batch[own] if x.batch[own] is not None else batch[dim]
+            continue
+        if own >= 0:
+            p.block(x.labels[own], f"it is repeated at '{node.name}'")
+        if like is not None:
+            labels[dim], batch[dim] = like.labels[dim], like.batch[dim]
+        elif isinstance(node.args[1][dim], int) and batch[dim] is None:
+            labels[dim] = p.atoms.new(size, free=True)
+    return Value(shape, tuple(labels), tuple(batch))
 
 
 @rule(ATEN.repeat.default)
@@ -174,8 +177,11 @@ def cut(p: Propagation, node: fx.Node) -> Any:
     start, stop, step = (argument(node, i, n, d) for i, n, d in ((2, "start", None), (3, "end", None), (4, "step", 1)))
     if x.labels[dim] is None and x.batch[dim] is None:
         return x.replace(dim, p.shape(node)[dim], None)
-    if not all(bound is None or isinstance(bound, int) for bound in (start, stop, step)):
-        return p.unknown_operation(node, "it is sliced by a computed range")
+    if step != 1 or not all(bound is None or isinstance(bound, int) for bound in (start, stop)):
+        p.block(
+            x.labels[dim], f"'{node.name}' takes a computed range of it" if step == 1 else f"'{node.name}' skips some"
+        )
+        return x.replace(dim, p.shape(node)[dim], None)
     bounds = slice(start, stop, step)
     parts = [None if part is None else part[bounds] for part in (x.labels[dim], x.batch[dim])]
     if parts[1] is not None and len(parts[1]) != x.shape[dim]:

@@ -288,7 +288,7 @@ def _two_sequences(batch: int) -> tuple[Tensor, Tensor]:
     return sequence(4, 8)(batch), sequence(6, 5)(batch)
 
 
-@ZOO.add(_two_sequences, groups={"attn:head": 2}, heads=("attn:head",))
+@ZOO.add(_two_sequences, groups={"attn:head": 2, "attn.out_proj:out": 8}, heads=("attn:head",))
 class CrossAttention(nn.Module):
     """nn.MultiheadAttention with keys of another width, and its averaged weights as a second output."""
 

@@ -120,9 +120,9 @@ class NoGradSection(nn.Module):
         return self.fc4(F.relu(self.fc3(x))) * target.detach()
 
 
-@ZOO.add(tokens(5, 7), groups={"mix:out": 6}, blocked={"embed": "computed"})
+@ZOO.add(tokens(5, 7), groups={"embed:out": 4, "mix:out": 6})
 class Nonzero(nn.Module):
-    """A shape that depends on the data."""
+    """A number of rows that depends on the data: the channels are none of its business."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,25 +133,25 @@ class Nonzero(nn.Module):
         return self.out(F.relu(self.mix(x[idx > 1])))
 
 
-@ZOO.add(sequence(8, 4), groups={"0:out": 6, "2:out": 12})
+@ZOO.add(sequence(8, 4), groups={"0:out": 6, "2:out": 6})
 def mixed_view() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 12), _Fold(), nn.Linear(6, 3))
 
 
 class _Fold(nn.Module):
-    """Half of the channels become positions."""
+    """Half of the channels become positions: the same index of both halves goes."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x.view(-1, 16, 6))
 
 
-@ZOO.add(sequence(4, 4), groups={"0:out": 8})
+@ZOO.add(sequence(4, 4), groups={"0:out": 4})
 def view_to_grid() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), _Grid(), nn.Linear(8, 2))
 
 
 class _Grid(nn.Module):
-    """Views to a hard-coded grid and back: a head-like factor that nothing attends over."""
+    """Views to a hard-coded grid of 2 x 4 and back: nothing attends over it, so the finer cut is taken."""
 
     def forward(self, x: Tensor) -> Tensor:
         b = x.size(0)

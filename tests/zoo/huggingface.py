@@ -7,7 +7,7 @@ from architecture import Zoo, tokens
 from torch import Tensor, nn
 
 ZOO = Zoo()
-_BERT = {"embeddings.word_embeddings:out": 8, "encoder.layer.0.attention:head": 2, "pooler.dense:out": 8,
+_BERT = {"embeddings.word_embeddings:out": 8, "encoder.layer.0.attention.self:head": 2, "pooler.dense:out": 8,
          "encoder.layer.0.intermediate.dense:out": 12}  # fmt: skip
 
 
@@ -46,12 +46,12 @@ if importlib.util.find_spec("transformers"):
                           intermediate_size=12, max_position_embeddings=16, **config)  # fmt: skip
 
     @ZOO.add(_masked_tokens, groups={"bert." + k: v for k, v in _BERT.items()},
-             heads=("bert.encoder.layer.0.attention:head",))  # fmt: skip
+             heads=("bert.encoder.layer.0.attention.self:head",))  # fmt: skip
     def bert_classifier() -> nn.Module:
         return _Classifier()
 
-    @ZOO.add(_masked_tokens, heads=("bert.encoder.layer.0.attention:head",),
-             groups={"bert.encoder.layer.0.attention:head": 2, "bert.encoder.layer.0.intermediate.dense:out": 12},
+    @ZOO.add(_masked_tokens, heads=("bert.encoder.layer.0.attention.self:head",),
+             groups={"bert.encoder.layer.0.attention.self:head": 2, "bert.encoder.layer.0.intermediate.dense:out": 12},
              blocked={"bert.embeddings.word_embeddings": "output"})  # fmt: skip
     def bert_sentence_eager() -> nn.Module:
         return _Sentence(attn_implementation="eager")
