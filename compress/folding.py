@@ -1,26 +1,38 @@
 """Batch norms taken into the convs and linears before them."""
 
+from collections.abc import Container
+from typing import Any
+
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from compress.attributes import copy_module, only_user, parameter_uses, remove_unused, set_parameter, sibling, value_of
-from compress.graph import ATEN, Layer, layers_of
+from compress.graph import ATEN, Layer, as_inputs, layers_of, record_shapes
 
 
-def fold_batch_norm(module: fx.GraphModule) -> fx.GraphModule:
+def fold_batch_norm(
+    module: fx.GraphModule, example_inputs: Any = None, keep: Container[str] = frozenset()
+) -> fx.GraphModule:
     """A copy whose convs and linears have taken in the batch norms behind them; it computes the same in `eval()`.
 
     The folded weights and biases are parameters and train on (without batch statistics). A batch norm stays where its
     conv's weight or output is also used elsewhere, or where it comes before the conv.
+
+    Args:
+        module: a traced module; it stays as it is.
+        example_inputs: inputs of the forward. Without them norms behind linears stay: a linear may be applied to
+            sequences, and only shapes tell.
+        keep: norms whose running mean has one of these names stay.
     """
+    shapes = {} if example_inputs is None else record_shapes(module, *as_inputs(example_inputs))
     module = copy_module(module)
     uses = parameter_uses(module)
     for layer in list(layers_of(module)):
         follower = only_user(layer.node)
         if follower is None or follower.target is not ATEN.batch_norm.default or follower.args[3] is None:
             continue
-        linear_of_rank_2 = layer.kind == "linear" and _rank(layer.node) == 2
-        if not (layer.kind in ("conv", "conv_transpose") or linear_of_rank_2):
+        linear_of_rank_2 = layer.kind == "linear" and len(shapes.get(layer.node.name, ())) == 2
+        if follower.args[3].target in keep or not (layer.kind in ("conv", "conv_transpose") or linear_of_rank_2):
             continue
         if uses[id(module.get_parameter(layer.weight))] > 1 or (
             layer.bias is not None and uses[id(module.get_parameter(layer.bias))] > 1
@@ -53,7 +65,7 @@ def _fold(module: fx.GraphModule, layer: Layer, norm: fx.Node) -> None:
     set_parameter(module, name, shift.to(weight.dtype), weight.requires_grad)
     if layer.bias is None:
         with module.graph.inserting_before(layer.node):
-            layer.node.update_arg(2, module.graph.get_attr(name))
+            layer.node.args = (*layer.node.args[:2], module.graph.get_attr(name), *layer.node.args[3:])
     norm.replace_all_uses_with(layer.node)
     module.graph.erase_node(norm)
 
@@ -65,8 +77,3 @@ def output_axis(layer: Layer) -> int:
     features, which is what a channel of an embedding is).
     """
     return 1 if layer.kind in ("conv_transpose", "embedding") else 0
-
-
-def _rank(node: fx.Node) -> int | None:
-    value = node.meta.get("val")
-    return value.dim() if isinstance(value, Tensor) else None

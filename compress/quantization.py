@@ -1,7 +1,7 @@
 """Low bits from a plan: fold, insert fake-quantisers, choose their ranges on calibration data."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -59,12 +59,14 @@ def prepare_quantized(
     if not plan.layer_formats:
         _log.warning("The plan has no layer formats: nothing is quantised.")
     activations = plan.activation_bits is not None
-    prepared = insert_fake_quantizers(fold_batch_norm(module), plan.layer_formats, activations, reduce_range)
+    batches = list(calibration_batches)
+    folded = fold_batch_norm(module, tuple(batches[0]) if batches else None)
+    prepared = insert_fake_quantizers(folded, plan.layer_formats, activations, reduce_range)
     for entry in quantized_weights(prepared):
         weight = prepared.get_parameter(entry.parameter)
         prepared.get_buffer(entry.scale).copy_(weight_scale(weight, entry.largest, quantizer, entry.axis))
     if quantizes_activations(prepared):
-        histograms = _observe(prepared, calibration_batches)
+        histograms = _observe(prepared, batches)
         for node, histogram in histograms.items():
             scale, zero_point = affine_parameters(*quantizer.activation_range(histogram))
             prepared.get_buffer(node.args[1].target).fill_(scale)
@@ -88,9 +90,8 @@ class _Observer(fx.Interpreter):
         return super().run_node(node)
 
 
-def _observe(module: fx.GraphModule, batches: Iterable[tuple[Any, ...]]) -> dict[fx.Node, Histogram]:
+def _observe(module: fx.GraphModule, batches: Sequence[tuple[Any, ...]]) -> dict[fx.Node, Histogram]:
     """A histogram of every activation to be quantised, in two passes: ends first, then counts in float64."""
-    batches = list(batches)
     if not batches:
         raise DataError(
             "The 'calibration_batches' parameter of prepare_quantized must hold at least one batch. Got none."

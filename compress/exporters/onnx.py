@@ -89,7 +89,7 @@ class OnnxExporter:
 
     def export(self, module: fx.GraphModule, example_inputs: Any, path: str | Path) -> ExportedFile:
         args, kwargs = as_inputs(example_inputs)
-        module = fold_batch_norm(module).eval()
+        module = fold_batch_norm(module, example_inputs).eval()
         module = integer_graph(module, record_shapes(module, args, kwargs))
         program, args, kwargs, dynamic = _export_program(module, args, kwargs)
         model = _translate(program)
