@@ -1,0 +1,75 @@
+"""One threshold for the whole network: the lowest scores go, whatever they save."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from compress.allocator import Constraints
+from compress.budget import Budget
+from compress.costs import CostTable
+from compress.ledger import Ledger
+from compress.menu import open_menu
+from compress.plan import CompressionPlan
+from compress.scores import Scores
+from compress.spending import exceeds, require_feasible, take_strictest, write_plan
+from compress.units import UnitTable
+
+
+@dataclass(frozen=True)
+class ThresholdAllocator:
+    """Removes every unit below one score, the same for all groups: global pruning as most papers do it.
+
+    Costs are only looked at to find the threshold that meets the budget, so scores of any scale will do as long as they
+    can be compared between groups. Layers take the widest common width with which the budget can be met.
+
+    Args:
+        always_quantize: store every layer in at most 8 bits, even if the bytes are not bounded.
+    """
+
+    always_quantize: bool = False
+    name = "threshold"
+
+    def allocate(
+        self, units: UnitTable, scores: Scores, costs: CostTable, budget: Budget, constraints: Constraints
+    ) -> CompressionPlan:
+        """The plan. Errors as in `Allocator.allocate`, except that any scale will do."""
+        menu = open_menu(units, scores, costs, budget, constraints, always_quantize=self.always_quantize)
+        require_feasible(menu, budget, constraints)
+        ledger = Ledger(menu)
+        values = np.full(len(units), np.nan)
+        values[units.positions(scores.unit_ids)] = scores.removal
+        ordered = [values[choices.rows] for choices in menu.groups]
+        thresholds = np.unique(np.concatenate([np.zeros(0), *ordered]))
+        for width in sorted({int(b) for c in menu.layers for b in c.bits} or {32}, reverse=True):
+            formats = np.array([max(0, int((c.bits >= width).sum()) - 1) for c in menu.layers], dtype=np.int64)
+            found = self._lowest(ledger, ordered, thresholds, formats)
+            if found is not None:
+                ledger.set_levels(_levels(ledger, ordered, thresholds[found] if found >= 0 else -np.inf), formats)
+                return write_plan(ledger, self.name, budget, constraints, {"always_quantize": self.always_quantize})
+        take_strictest(ledger)
+        return write_plan(ledger, self.name, budget, constraints, {"always_quantize": self.always_quantize})
+
+    def _lowest(
+        self, ledger: Ledger, ordered: list[np.ndarray], thresholds: np.ndarray, formats: np.ndarray
+    ) -> int | None:
+        """Position of the lowest threshold that meets the bounds, -1 if nothing needs to go, None if none does."""
+
+        def fits(position: int) -> bool:
+            level = thresholds[position] if position >= 0 else -np.inf
+            ledger.set_levels(_levels(ledger, ordered, level), formats)
+            return not exceeds(ledger)
+
+        low, high = -1, len(thresholds) - 1
+        if not fits(high):
+            return None
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fits(middle) else (middle + 1, high)
+        return low
+
+
+def _levels(ledger: Ledger, ordered: list[np.ndarray], threshold: float) -> np.ndarray:
+    """Of each group the largest allowed level that removes only scores up to the threshold."""
+    below = [int((scores <= threshold).sum()) for scores in ordered]
+    levels = [np.searchsorted(c.removed, n, side="right") - 1 for c, n in zip(ledger.menu.groups, below, strict=True)]
+    return np.array(levels, dtype=np.int64)
