@@ -47,7 +47,8 @@ def load_config(node: DictConfig) -> Config:
         key = error.full_key or "?"
         raise ConfigError(f"'{key}' is not set. Set {key}=..., or choose an experiment=... that does.") from None
     except OmegaConfBaseException as error:
-        raise ConfigError(_first_line(error)) from None
+        key = f"'{error.full_key}': " if error.full_key else ""
+        raise ConfigError(f"{key}{_first_line(error)}") from None
 
 
 def plain_config(node: DictConfig) -> dict[str, Any]:
@@ -166,7 +167,9 @@ def _refuse_unknown_keys(node: DictConfig, schema: DictConfig, prefix: str) -> N
         if name == "hydra" or OmegaConf.is_missing(node, name) or OmegaConf.is_missing(schema, name):
             continue
         # Only nodes with a schema are checked here; a `_target_` node is checked against its signature by `build`.
-        if isinstance(schema[name], DictConfig) and _has_schema(schema[name]) and isinstance(node[name], DictConfig):
+        if isinstance(schema[name], DictConfig) and _has_schema(schema[name]):
+            if not isinstance(node[name], DictConfig):
+                raise ConfigError(f"'{prefix}{name}' must hold {', '.join(schema[name])}. Got {node[name]!r}.")
             _refuse_unknown_keys(node[name], schema[name], f"{prefix}{name}.")
 
 

@@ -8,6 +8,7 @@ Exit status: 0 done, 1 failed, 2 a configuration that cannot be run, 130 interru
 
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -52,11 +53,14 @@ def main() -> None:
     try:
         with _own_error_report():
             _check_arguments(sys.argv)
-            sys.argv = _absolute_config_path(sys.argv)
+            sys.argv = [_quote_null(argument) for argument in _absolute_config_path(sys.argv)]
             _job()
     except RunFailed as error:
         _exit(error.message, error.status)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        # Hydra raises a plain ValueError for some overrides; one that comes from the run itself is another matter.
+        if _is_from_job(error):
+            raise
         _exit(explain_composition(error), WRONG_CONFIG)
     except OSError as error:
         if error.filename is None or _is_from_job(error):
@@ -182,6 +186,11 @@ def _absolute_config_path(arguments: list[str]) -> list[str]:
         if argument in ("-cp", "--config-path") and Path(arguments[i + 1]).is_dir():
             arguments[i + 1] = str(Path(arguments[i + 1]).resolve())
     return arguments
+
+
+def _quote_null(argument: str) -> str:
+    """`tracker=null` means the tracker of that name; Hydra would take the word for no value, which it then refuses."""
+    return re.sub(r"(?<=[=,])null(?=,|$)", "'null'", argument) if argument.startswith("tracker=") else argument
 
 
 def _is_from_job(error: BaseException) -> bool:

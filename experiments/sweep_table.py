@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 class SweepTable(Callback):
     """Writes `table.csv`, `table.json` and `pareto.png` into the folder of a multirun.
 
-    They are written anew after every run, so a sweep that is cut short, or of which a run fails, leaves them too.
+    The table is written anew after every run, so a sweep that is cut short has one of the runs that were done.
 
     Args:
         cost: dotted name of the final metric on the horizontal axis; less is better.
@@ -43,26 +44,32 @@ class SweepTable(Callback):
         self.cost = cost
         self.metric = metric
         self.higher_is_better = higher_is_better
+        self._failed = False
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Make the folder: a search keeps its storage there before the first run begins."""
         Path(config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
 
-    def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write table and figure of the runs so far; of a single run there are none."""
-        if config.hydra.mode == RunMode.MULTIRUN:
-            self._write(Path(config.hydra.sweep.dir))
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Write the table of the runs so far; of a single run there is none."""
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        folder = Path(config.hydra.sweep.dir)
+        rows = write_table(folder)
+        # A multirun of which a run fails has no end that Hydra would tell of.
+        self._failed |= job_return.status == JobStatus.FAILED
+        if self._failed:
+            self._draw(rows, folder)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write table and figure of all runs (runs side by side may have overtaken each other's)."""
         folder = Path(config.hydra.sweep.dir)
-        if self._write(folder):
+        if self._draw(write_table(folder), folder):
             log.info("Table and figure over the runs: %s, %s", folder / TABLE_CSV, folder / FIGURE)
         else:
             log.warning("No figure: no finished run of %s reports %s and %s.", folder, self.cost, self.metric)
 
-    def _write(self, folder: Path) -> bool:
-        rows = write_table(folder)
+    def _draw(self, rows: Sequence["Row"], folder: Path) -> bool:
         return draw_pareto(rows, folder / FIGURE, self.cost, self.metric, self.higher_is_better)
 
 
