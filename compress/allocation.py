@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from compress.allocator import Allocator, Constraints
-from compress.allocators import GreedyAllocator, KnapsackAllocator, UniformAllocator
+from compress.allocators import GreedyAllocator, KnapsackAllocator, ThresholdAllocator, UniformAllocator
 from compress.budget import Budget
 from compress.costs import CostTable
 from compress.errors import CompressError
@@ -15,7 +15,7 @@ from compress.scores import Scores
 from compress.spending import feasible_budget, require_feasible
 from compress.units import UnitTable
 
-_BY_NAME = {kind.name: kind for kind in (UniformAllocator, GreedyAllocator, KnapsackAllocator)}
+_BY_NAME = {kind.name: kind for kind in (UniformAllocator, GreedyAllocator, KnapsackAllocator, ThresholdAllocator)}
 
 
 def allocate(

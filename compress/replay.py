@@ -34,6 +34,7 @@ class Suffix:
         order: nodes to compute again, in order.
         frontier: names of the dense values they read.
         output: the graph's output node.
+        done: node name -> names of values that nothing later reads; freeing them lets memory be used again.
         local: unit row -> column of this suffix's gates.
         direct: consumer name -> site, for linear consumers of untouched inputs: the removed share is subtracted.
         macs: MACs of one example when one unit is removed.
@@ -44,6 +45,7 @@ class Suffix:
     order: tuple[fx.Node, ...]
     frontier: tuple[str, ...]
     output: fx.Node
+    done: dict[str, tuple[str, ...]]
     local: dict[int, int]
     direct: dict[str, Site]
     macs: float
@@ -127,9 +129,9 @@ class Replay:
             v for n in order if isinstance(v := self.structure.traced.shapes.get(n.name.removesuffix("_gated")), tuple)
         ]
         largest = max((4 * int(np.prod(s)) for s in shapes if all(isinstance(i, int) for i in s)), default=4)
-        return Suffix(
-            module, order, tuple(frontier), output, local, direct, macs, largest // self._traced_examples() + 1
-        )
+        done = _last_reads(order, output)
+        largest = largest // self._traced_examples() + 1
+        return Suffix(module, order, tuple(frontier), output, done, local, direct, macs, largest)
 
     def _traced_examples(self) -> int:
         first = next(n for n in self.structure.traced.graph.nodes if n.op == "placeholder")
@@ -286,6 +288,9 @@ class Replay:
                     args = fx.node.map_arg(node.args, lambda n: env[n.name])
                     kwargs = fx.node.map_arg(node.kwargs, lambda n: env[n.name])
                     env[node.name] = node.target(*args, **kwargs)
+                    del args, kwargs
+                for name in suffix.done.get(node.name, ()):
+                    env.pop(name, None)
             flat = fx.node.map_arg(suffix.output.args[0], lambda n: env[n.name] if n.name in env else dense[n.name])
             out = []
             for i in range(len(columns)):
@@ -331,6 +336,18 @@ class _Keeper(fx.Interpreter):
         if node.name in self.names:
             self.kept[node.name] = value
         return value
+
+
+def _last_reads(order: Sequence[fx.Node], output: fx.Node) -> dict[str, tuple[str, ...]]:
+    """Node name -> names of the values it is the last to read."""
+    kept = {node.name for node in output.all_input_nodes}
+    last: dict[str, str] = {}
+    for node in order:
+        last.update({source.name: node.name for source in node.all_input_nodes if source.name not in kept})
+    done: dict[str, list[str]] = {}
+    for name, reader in last.items():
+        done.setdefault(reader, []).append(name)
+    return {reader: tuple(names) for reader, names in done.items()}
 
 
 def _same_tensor(structure: Structure, names: set[str]) -> set[str]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from autolabel.oracle import Measurement, Moments
 from compress.attributes import value_of
 from compress.quantizer import WEIGHT_BITS, Quantizer, dequantize_weight, quantize_weight
-from compress.quantizers.mse import MSEQuantizer
+from compress.quantizers.mse import MseQuantizer
 from compress.replay import Replay
 from compress.structure import Structure
 
@@ -27,7 +27,7 @@ class LayerChoiceOracle:
     def __init__(self, bits: Sequence[int] = WEIGHT_BITS, quantizer: Quantizer | None = None) -> None:
         self.bits = tuple(bits)
         self.choices = tuple(f"{b}bit" for b in self.bits)
-        self.quantizer = quantizer or MSEQuantizer()
+        self.quantizer = quantizer or MseQuantizer()
 
     def measure(self, structure: Structure, replay: Replay, rows: np.ndarray) -> Iterator[Measurement]:
         """One measurement per row and format."""

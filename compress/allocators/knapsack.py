@@ -38,7 +38,7 @@ class KnapsackAllocator:
     exact steps and filled up. If that does less damage it is the new plan, and all begins anew around it; otherwise the
     problem is solved again with fewer levels or wider bounds, until none of these views offers anything better. So the
     plan is never worse than the descent's (`descent_damage` in the provenance); `gap` there is HiGHS's worst over the
-    linear problems and says nothing of the product form. Of 300 random nets of three groups, small enough to enumerate,
+    linear problems; it bounds the excess damage only where `linear` is true. Of 300 random nets of three groups, small enough to enumerate,
     95 % came out optimal and the mean excess damage was 0.4 %.
 
     Damages are assumed to add over choices; a negative one counts as 0. Units of a group go lowest score first.
@@ -88,7 +88,9 @@ class KnapsackAllocator:
         best, least = ledger.levels(), ledger.damage()
         first, rounds, gap, timed_out = least, 0, 0.0, False
         seen: set[bytes] = set()
-        views = list(_VIEWS)
+        linear = _costs_are_linear(ledger)
+        again = _VIEWS[:1] if linear else _VIEWS
+        views = list(again)
         while views and rounds < self.rounds and not timed_out:
             radius, overshoot = views.pop(0)
             left = self.time_limit_s - (time.monotonic() - start)
@@ -106,11 +108,11 @@ class KnapsackAllocator:
             settle(ledger)
             ledger.bounds = dict(ledger.menu.bounds)
             if ledger.damage() < least * (1 - 1e-9):
-                best, least, views = ledger.levels(), ledger.damage(), list(_VIEWS)
+                best, least, views = ledger.levels(), ledger.damage(), [] if linear else list(again)
             else:
                 ledger.set_levels(*best)
         _LOG.info("knapsack: %d rounds, %.2f s, damage %.6g -> %.6g", rounds, time.monotonic() - start, first, least)
-        return {"rounds": rounds, "gap": gap, "timed_out": timed_out, "descent_damage": first}
+        return {"linear": linear, "rounds": rounds, "gap": gap, "timed_out": timed_out, "descent_damage": first}
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +149,16 @@ class _Answer:
     layer_level: np.ndarray
     gap: float
     timed_out: bool
+
+
+def _costs_are_linear(ledger: Ledger) -> bool:
+    """Whether no two choices meet in a layer, so that costs add and one solve is final."""
+    menu = ledger.menu
+    layers = [c.layers for c in menu.groups]
+    if "weight_bytes" in menu.bounds:
+        layers += [c.layers for c in menu.layers]
+    touched = np.concatenate(layers) if layers else np.empty(0, dtype=np.int64)
+    return len(np.unique(touched)) == len(touched)
 
 
 def _linearise(ledger: Ledger, radius: float, overshoot: float) -> _Problem:

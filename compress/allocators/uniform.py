@@ -53,8 +53,7 @@ class UniformAllocator:
         else:
             _, _, rank, layer_level = min(candidates, key=lambda candidate: candidate[:2])
             ledger.set_levels(_group_levels(menu, fractions[rank]), layer_level)
-            if rank > 0:
-                _fill(ledger, fractions[rank - 1])
+            _fill(ledger)
             details = {"kept_fraction": fractions[rank]}
         details["always_quantize"] = self.always_quantize
         details["stopped_by"] = _stopped_by(ledger)
@@ -94,17 +93,16 @@ def _largest_that_fits(ledger: Ledger, fractions: list[float], layer_level: np.n
     return low
 
 
-def _fill(ledger: Ledger, fraction: float) -> None:
-    """Let single groups keep the next larger fraction where it fits, the costliest first."""
-    target = _group_levels(ledger.menu, fraction)
+def _fill(ledger: Ledger) -> None:
+    """Let single groups keep one step more where it fits, the costliest first."""
     _, saved = ledger.group_steps(-1)
-    needed = np.zeros(len(target))
+    needed = np.zeros(len(ledger.group_level))
     for name, bound in ledger.menu.bounds.items():
         needed -= saved[name] / bound
     for group in np.argsort(-needed, kind="stable"):
         old = int(ledger.group_level[group])
-        if target[group] < old:
-            ledger.set_group(int(group), int(target[group]))
+        if old > 0:
+            ledger.set_group(int(group), old - 1)
             if exceeds(ledger):
                 ledger.set_group(int(group), old)
 
