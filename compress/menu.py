@@ -8,7 +8,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -116,10 +116,10 @@ def open_menu(
     table = _score_table(units, scores)
     pinned = _pinned_rows(units, costs, columns, constraints.pinned)
     groups = _group_choices(units, costs, columns, table.get("removed"), pinned, constraints)
-    quantize = always_quantize or budget.weight_bytes is not None
     layers, unscored = _layer_choices(units, costs, columns, table, pinned, constraints, always_quantize)
-    if not quantize:
-        layers, unscored = (), 0
+    if budget.weight_bytes is None:
+        # Nothing is bought by fewer bits than there must be.
+        layers = tuple(_widest(c) for c in layers) if always_quantize else ()
     bounds = budget.absolute(costs.dense_macs, costs.dense_weight_bytes)
     return Menu(units, costs, columns, groups, layers, bounds, scores.scale, unscored)
 
@@ -278,6 +278,10 @@ def _layer_choices(
         raw = np.array(list(offered.values()))
         choices.append(LayerChoices(units.ids[row], layers, np.array(list(offered)), np.maximum(raw, 0.0), raw))
     return tuple(choices), unscored
+
+
+def _widest(choices: LayerChoices) -> LayerChoices:
+    return replace(choices, bits=choices.bits[:1], damage=choices.damage[:1], raw_damage=choices.raw_damage[:1])
 
 
 def _named_layers(units: UnitTable, costs: CostTable, names: Iterable[str]) -> set[str]:

@@ -38,8 +38,8 @@ class KnapsackAllocator:
     exact steps and filled up. If that does less damage it is the new plan, and all begins anew around it; otherwise the
     problem is solved again with fewer levels or wider bounds, until none of these views offers anything better. So the
     plan is never worse than the descent's (`descent_damage` in the provenance); `gap` there is HiGHS's worst over the
-    linear problems; it bounds the excess damage only where `linear` is true. Of 300 random nets of three groups, small enough to enumerate,
-    95 % came out optimal and the mean excess damage was 0.4 %.
+    linear problems; it bounds the excess damage only where `linear` is true. Of 300 random nets of three groups, small
+    enough to enumerate, 95 % came out optimal and the mean excess damage was 0.4 %.
 
     Damages are assumed to add over choices; a negative one counts as 0. Units of a group go lowest score first.
 
