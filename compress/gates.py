@@ -12,7 +12,8 @@ from compress.graph import ATEN, argument, place
 from compress.structure import Site, Structure
 
 NORMS = (ATEN.layer_norm.default, ATEN.rms_norm.default, ATEN.group_norm.default)
-SOFTMAXES = (ATEN.softmax.int, ATEN.log_softmax.int, ATEN._softmax.default, ATEN._log_softmax.default)
+SOFTMAXES = {ATEN.softmax.int: False, ATEN._softmax.default: False, ATEN.log_softmax.int: True,
+             ATEN._log_softmax.default: True}  # fmt: skip
 EXTREMES = (ATEN.amax.default, ATEN.amin.default)
 MEANS = (ATEN.mean.dim, ATEN.mean.default)
 
@@ -52,13 +53,13 @@ def _gate(module: fx.GraphModule, node: fx.Node, sites: list[Site], gates: fx.No
     with graph.inserting_before(node):
         found = []
         for site in sites:
-            name = f"gate_rows_{sum(1 for key in module._buffers if key.startswith('gate_rows_'))}"
+            name = f"gate_rows_{len(module._buffers)}"
             module.register_buffer(name, torch.from_numpy(site.rows), persistent=False)
             rows = graph.create_node("get_attr", name)
             layout = (site.batch.dim, site.batch.outer, site.batch.inner) if site.batch else None
             x = node.args[site.argument]
             found.append((site, graph.call_function(gate_for, (x, gates, rows, site.dim, layout))))
-        if node.target in NORMS or node.target in SOFTMAXES or node.target in EXTREMES or node.target in MEANS:
+        if any(node.target in kinds for kinds in (NORMS, SOFTMAXES, EXTREMES, MEANS)):
             gate = found[0][1]
             for _, other in found[1:]:
                 gate = graph.call_function(torch.mul, (gate, other))
@@ -84,9 +85,11 @@ def _weighted(graph: fx.Graph, node: fx.Node, gate: fx.Node) -> fx.Node:
         dims = argument(node, 1, "dim") if node.target is ATEN.mean.dim else None
         keepdim = argument(node, 2, "keepdim", False) if node.target is ATEN.mean.dim else False
         return graph.call_function(gated_mean, (node.args[0], gate, dims, keepdim), name=f"{node.name}_gated")
+    if node.target in SOFTMAXES:
+        arguments = (node.args[0], gate, node.args[1], SOFTMAXES[node.target])
+        return graph.call_function(gated_softmax, arguments, name=f"{node.name}_gated")
     worst = float("inf") if node.target is ATEN.amin.default else float("-inf")
-    silence = gated_extreme if node.target in EXTREMES else gated_logits
-    silenced = graph.call_function(silence, (node.args[0], gate, worst))
+    silenced = graph.call_function(gated_extreme, (node.args[0], gate, worst))
     return graph.call_function(node.target, (silenced, *node.args[1:]), dict(node.kwargs), name=f"{node.name}_gated")
 
 
@@ -149,9 +152,13 @@ def gated_mean(x: Tensor, gate: Tensor, dims: list[int] | int | None, keepdim: b
     return (x * gate).sum(dims, keepdim=keepdim) / weights.sum(dims, keepdim=keepdim)
 
 
-def gated_logits(x: Tensor, gate: Tensor, _worst: float) -> Tensor:
-    """Logits of a softmax in which a silenced index gets no probability."""
-    return x + gate.log()
+def gated_softmax(x: Tensor, gate: Tensor, dim: int, log: bool) -> Tensor:
+    """Softmax (or its logarithm) over the indices that are there, each as often as its gate says."""
+    there = gate != 0
+    x = x - x.masked_fill(~there, float("-inf")).amax(dim, keepdim=True).detach()
+    x = x * there
+    total = (x.exp() * gate).sum(dim, keepdim=True)
+    return x - total.log() if log else x.exp() / total
 
 
 def gated_extreme(x: Tensor, gate: Tensor, worst: float) -> Tensor:

@@ -10,6 +10,8 @@ ATEN = torch.ops.aten
 _ASSERTIONS = (ATEN._assert_tensor_metadata.default, ATEN._assert_async.msg, ATEN._assert_async.default,
                ATEN._assert_scalar.default, ATEN.sym_constrain_range.default,
                ATEN.sym_constrain_range_for_size.default)  # fmt: skip
+_CREATIONS = {ATEN.zeros.default: ATEN.new_zeros.default, ATEN.ones.default: ATEN.new_ones.default,
+              ATEN.full.default: ATEN.new_full.default}  # fmt: skip
 _GRAD_SECTION = torch.ops.higher_order.wrap_with_set_grad_enabled
 _AUTOCAST_SECTION = torch.ops.higher_order.wrap_with_autocast
 
@@ -18,12 +20,14 @@ def normalize_graph(module: fx.GraphModule) -> None:
     """Bring a traced module into normal form, in place; it computes the same.
 
     Sections under `torch.no_grad` become part of the graph, with their results detached; assertions about dtypes and
-    sizes go, so that the module may be cast; operations in place become their out-of-place forms where nothing else
-    looks at the memory that they change, so that every value stays what it was when it was made.
+    sizes go and constants follow the parameters, so that the module may be cast; operations in place become their
+    out-of-place forms where nothing else looks at the memory that they change, so that every value stays what it was
+    when it was made.
     """
     while _inline_sections(module):
         pass
     _erase_assertions(module.graph)
+    _follow_parameters(module.graph)
     _leave_values_alone(module.graph)
 
 
@@ -93,6 +97,23 @@ def _erase_assertions(graph: fx.Graph) -> None:
         arithmetic = getattr(node.target, "__module__", "") in (operator.__name__, "_operator", "math")
         if node.target in _ASSERTIONS or arithmetic or node.target is ATEN.sym_size.int:
             graph.erase_node(node)
+
+
+# -- constants -------------------------------------------------------------------------------------------------------
+
+
+def _follow_parameters(graph: fx.Graph) -> None:
+    """Let constants made in forward take the dtype and device of a parameter that has the same ones."""
+    known: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        if node.op == "get_attr":
+            known.setdefault((value.dtype, value.device), node)
+        like = known.get((value.dtype, value.device))
+        if node.op == "call_function" and node.target in _CREATIONS and like is not None:
+            node.target, node.args, node.kwargs = _CREATIONS[node.target], (like, *node.args), {}
 
 
 # -- operations in place ---------------------------------------------------------------------------------------------

@@ -28,7 +28,8 @@ class LstmMiddle(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.mix, self.lstm, self.out = nn.Linear(4, 6), nn.Linear(6, 5), nn.LSTM(5, 4), nn.Linear(4, 3)
+        self.embed, self.mix = nn.Linear(4, 6), nn.Linear(6, 5)
+        self.lstm, self.out = nn.LSTM(5, 4, batch_first=True), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x, _ = self.lstm(self.mix(F.relu(self.embed(x))))
@@ -102,8 +103,9 @@ class InPlace(nn.Module):
         b += 0.25
         b.clamp_(min=-1.0).sigmoid_()
         c = F.leaky_relu_(self.conv3(b), 0.2)
-        c *= 2
-        return self.fc(F.dropout(c, 0.5, self.training, inplace=True).mean((2, 3)).tanh_())
+        d = c * 2
+        d -= 1
+        return self.fc(F.dropout(d, 0.5, self.training, inplace=True).mean((2, 3)).tanh_())
 
 
 @ZOO.add(sequence(5, 6), groups={"fc1:out": 8, "fc3:out": 6})

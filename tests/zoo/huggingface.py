@@ -59,7 +59,9 @@ if importlib.util.find_spec("transformers"):
     class _Logits(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.gpt = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2))
+            config = GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2, bos_token_id=1,
+                                eos_token_id=1)  # fmt: skip
+            self.gpt = GPT2LMHeadModel(config)
 
         def forward(self, input_ids: Tensor) -> Tensor:
             return self.gpt(input_ids, use_cache=False).logits
