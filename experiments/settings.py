@@ -23,19 +23,20 @@ class TrainSettings:
 
     epochs: int = 10
     batch_size: int = 64
+    optimizer: str = "adam"
     lr: float = 1e-3
     weight_decay: float = 0.0
 
 
 @dataclass
 class MeasureSettings:
-    """Which units are measured (`sample`: a number, or null for all), and on how many examples."""
+    """Which units are measured (`sample`: a number, or null for all), and on how many examples.
+"""
 
     sample: int | None = 512
     images: int = 512
     batch_size: int = 256
     sampling: str = "stratified"
-    adaptive: bool = False
 
 
 @dataclass
@@ -50,12 +51,27 @@ class ConstraintSettings:
 
 @dataclass
 class RecoverySettings:
-    """Repair without labels, each step on or off."""
+    """Repair without labels: steps of `compress.recover_`, on this many calibration images (null for all)."""
 
-    refit: bool = True
-    batch_norm: bool = True
-    bias_correction: bool = True
-    images: int = 512
+    steps: list[str] = field(default_factory=lambda: ["refit", "batch_norm"])
+    layers: str = "changed"
+    ridge: float = 1e-4
+    images: int | None = 512
+
+
+@dataclass
+class CompareSettings:
+    """Which methods share the budget, the repair and the fine-tuning, and which of them writes the plan.
+
+    Methods are `"labeler"` or the name of a baseline: alone they remove below one threshold, with `/mac` they spend by
+    score per cost, with `/uniform` the same fraction of every group, with `/knapsack` in one solve. The plan is that of
+    the method with the lowest validation loss after the stage `choose_after`.
+    """
+
+    methods: list[str] = field(default_factory=lambda: ["labeler/mac", "random", "magnitude", "taylor/mac", "second_order/mac"])
+    finetune_epochs: int = 0
+    finetune_methods: list[str] = field(default_factory=list)
+    choose_after: str = "recovered"
 
 
 @dataclass
@@ -64,6 +80,7 @@ class FinetuneSettings:
 
     epochs: int = 3
     batch_size: int = 64
+    optimizer: str = "adam"
     lr: float = 1e-3
     weight_decay: float = 0.0
     temperature: float = 4.0
@@ -76,7 +93,7 @@ class QuantizeSettings:
     """Low-bit weights per layer as the plan says, affine activations, then quantisation-aware fine-tuning."""
 
     enabled: bool = True
-    scheme: str = "mse"
+    bits: list[int] = field(default_factory=lambda: [8, 6, 4, 3, 2])
     activation_bits: int | None = 8
     epochs: int = 1
     lr: float = 1e-4
@@ -122,6 +139,9 @@ class Config:
     labeler: Any = MISSING
     criterion: Any = MISSING
     allocator: Any = MISSING
+    quantizer: Any = MISSING
+    exporter: Any = MISSING
+    runtime: Any = MISSING
     tracker: Any = MISSING
     baselines: dict[str, Any] = field(default_factory=dict)
     oracles: dict[str, Any] = field(default_factory=dict)
@@ -129,6 +149,7 @@ class Config:
     train: TrainSettings = field(default_factory=TrainSettings)
     measure: MeasureSettings = field(default_factory=MeasureSettings)
     constraints: ConstraintSettings = field(default_factory=ConstraintSettings)
+    compare: CompareSettings = field(default_factory=CompareSettings)
     recovery: RecoverySettings = field(default_factory=RecoverySettings)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     quantize: QuantizeSettings = field(default_factory=QuantizeSettings)

@@ -1,0 +1,245 @@
+"""Every method at the same budget, repaired and fine-tuned alike; the best on validation data writes the plan."""
+
+import csv
+import io
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autolabel.learning import join_scores, learn_labels
+from autolabel.tables import LabelTable
+from compress.allocation import allocate
+from compress.errors import CompressError
+from compress.files import read_json, write_atomic, write_json
+from compress.plan import CompressionPlan
+from compress.scores import Scores
+from compress.criterion import score_units
+from compress.statistics import Statistics
+from compress.task import evaluate
+from experiments.components import build_components
+from experiments.config import ConfigError
+from experiments.manifest import describe_code, library_versions
+from experiments.progress import progress
+
+if TYPE_CHECKING:
+    from experiments.stages import Experiment
+
+log = logging.getLogger(__name__)
+LABELER = "labeler"
+ALLOCATORS = {"mac": "greedy", "uniform": "uniform", "threshold": "threshold", "knapsack": "knapsack"}
+COLUMNS = ("method", "seed", "stage", "metric", "loss", "macs", "weight_bytes", "validation_metric", "validation_loss",
+           "command", "commit", "versions")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Method:
+    """Whose scores, and how the budget is spent on them.
+
+    `"taylor"` removes below one threshold; `"taylor/mac"` spends by score per cost; `"taylor/uniform"` keeps the same
+    fraction of every group; `"labeler/knapsack"` solves for everything together.
+    """
+
+    name: str
+
+    @property
+    def source(self) -> str:
+        """`"labeler"` or the name of a baseline criterion."""
+        return self.name.partition("/")[0]
+
+    @property
+    def allocator(self) -> str:
+        """Name of the allocator."""
+        short = self.name.partition("/")[2] or "threshold"
+        if short not in ALLOCATORS:
+            raise ConfigError(f"compare.methods: {self.name!r} must end in one of {list(ALLOCATORS)}, or in nothing.")
+        return ALLOCATORS[short]
+
+
+class Comparison:
+    """Runs all methods over all seeds, one row at a time, and resumes from the rows that are there."""
+
+    def __init__(self, experiment: "Experiment", labels: LabelTable, formats: LabelTable | None) -> None:
+        self.experiment, self.labels, self.formats = experiment, labels, formats
+        self.settings = experiment.config.compare
+        self.methods = [Method(name) for name in self.settings.methods]
+        known = {LABELER, *experiment.parts.baselines}
+        for method in self.methods:
+            if method.source not in known:
+                raise ConfigError(f"compare.methods: no scores are called {method.source!r}. Known: {sorted(known)}.")
+        self.folder = experiment.run_dir.path / "comparison"
+
+    def run(self) -> CompressionPlan:
+        """Write `comparison.csv` and `choice.json`; return the plan of the best method."""
+        rows: list[dict[str, Any]] = []
+        plans: dict[str, CompressionPlan] = {}
+        seeds = list(dict.fromkeys([self.experiment.config.seed, *self.experiment.config.seeds]))
+        with progress("comparing methods") as on_row:
+            total, done = len(seeds) * len(self.methods), 0
+            for seed in seeds:
+                shared = _Seed(self, seed)
+                for method in self.methods:
+                    rows += self._rows(method, seed, shared)
+                    if seed == seeds[0]:
+                        plans[method.name] = CompressionPlan.load(self._file(method, seed, "plan"))
+                    done += 1
+                    on_row(done, total)
+        self._write(rows)
+        return self._choose(rows, plans)
+
+    def _file(self, method: Method, seed: int, kind: str) -> Any:
+        return self.folder / f"{method.name.replace('/', '-')}_{seed}.{kind}.json"
+
+    def _rows(self, method: Method, seed: int, shared: "_Seed") -> list[dict[str, Any]]:
+        path = self._file(method, seed, "rows")
+        if path.exists() and self._file(method, seed, "plan").exists():
+            return read_json(path)
+        plan = shared.plan(method)
+        rows = self._measure(method, seed, plan)
+        plan.save(self._file(method, seed, "plan"))
+        write_json(path, rows)
+        return rows
+
+    def _measure(self, method: Method, seed: int, plan: CompressionPlan) -> list[dict[str, Any]]:
+        """Test and validation metrics after each stage; validation chooses, test is only told."""
+        experiment = self.experiment
+        macs, weight_bytes = plan.predicted_cost["macs"], plan.predicted_cost["weight_bytes"]
+        rows = []
+
+        def note(stage: str, model: Any) -> None:
+            test = evaluate(model, experiment.task, experiment.batches("test"))
+            validation = evaluate(model, experiment.task, experiment.batches("validation"))
+            rows.append({"method": method.name, "seed": seed, "stage": stage, "metric": test[0], "loss": test[1],
+                         "macs": macs, "weight_bytes": weight_bytes, "validation_metric": validation[0],
+                         "validation_loss": validation[1]})  # fmt: skip
+            log.info("%s, seed %d, %s: %s %.2f", method.name, seed, stage, experiment.task.metric_name, test[0])
+
+        small = experiment.pruned(plan)
+        note("pruned", small)
+        experiment.repair(small, plan)
+        note("recovered", small)
+        if self.settings.finetune_epochs and method.name in (self.settings.finetune_methods or self.settings.methods):
+            settings = experiment.config.finetune
+            experiment.finetune(small, self.settings.finetune_epochs, settings.lr, f"compare/{method.name}", seed=seed)
+            note("fine_tuned", small)
+        return rows
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        constant = {"command": shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]]),
+                    "commit": str(describe_code().get("commit", "")), "versions": json.dumps(library_versions())}  # fmt: skip
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, **constant} for row in rows)
+        write_atomic(self.experiment.run_dir.file("comparison.csv"), lambda file: file.write(text.getvalue().encode()))
+
+    def _choose(self, rows: list[dict[str, Any]], plans: Mapping[str, CompressionPlan]) -> CompressionPlan:
+        """The method with the lowest validation loss after repair, the labeler first among equals."""
+        stage = self.settings.choose_after
+        candidates = []
+        for method in self.methods:
+            own = [row for row in rows if row["method"] == method.name and row["stage"] == stage]
+            candidates.append({
+                "method": method.name, "macs": own[0]["macs"],
+                "validation_metric": float(np.mean([row["validation_metric"] for row in own])),
+                "validation_loss": float(np.mean([row["validation_loss"] for row in own])),
+            })  # fmt: skip
+        best = min(candidates, key=lambda c: (c["validation_loss"], Method(c["method"]).source != LABELER))
+        own = [c for c in candidates if Method(c["method"]).source == LABELER]
+        reason = (
+            f"lowest validation loss after the stage '{stage}', mean over {len(self.experiment.config.seeds)} seed(s)"
+        )
+        if own and Method(best["method"]).source != LABELER:
+            gap = min(c["validation_loss"] for c in own) - best["validation_loss"]
+            reason += f"; the labeler loses by {gap:.4f}, so the plan falls back to {best['method']}"
+            self.experiment.warnings.append(f"The labeler was not the best: {reason}.")
+        write_json(self.experiment.run_dir.file("choice.json"), {
+            "chosen": best["method"], "reason": reason, "candidates": candidates})  # fmt: skip
+        plan = plans[best["method"]]
+        return replace(
+            plan, provenance={**plan.provenance, "method": best["method"], "seed": self.experiment.config.seed}
+        )
+
+
+class _Seed:
+    """Statistics and labels of one seed: other calibration and label examples from the same two parts of the data."""
+
+    def __init__(self, comparison: Comparison, seed: int) -> None:
+        self.comparison, self.seed = comparison, seed
+        self._statistics: Statistics | None = None
+        self._labels: LabelTable | None = None
+        if seed == comparison.experiment.config.seed:
+            self._labels = comparison.labels
+
+    def plan(self, method: Method) -> CompressionPlan:
+        """The plan of a method on this seed's data."""
+        experiment = self.comparison.experiment
+        scores = join_scores(experiment.structure, self._scores(method), self.comparison.formats)
+        allocator: Any = method.allocator
+        adds = allocator in ("greedy", "knapsack")
+        damages = scores.scale == "nats"
+        if adds and not damages:
+            # A criterion that only orders is spent as if it were damage: that is what comparing it per MAC means.
+            scores = replace(scores, scale="nats")
+        if type(experiment.parts.allocator).name == allocator:
+            allocator = experiment.parts.allocator
+        plan = allocate(experiment.structure.units, scores, experiment.costs, experiment.parts.budget,
+                        allocator=allocator, constraints=experiment.parts.constraints)  # fmt: skip
+        return plan if damages else replace(plan, predicted_damage=None)
+
+    def _scores(self, method: Method) -> Scores | LabelTable:
+        if method.source == LABELER:
+            return self.labels
+        config = replace(self.comparison.experiment.config, seed=self.seed)
+        criterion = build_components(config).baselines[method.source]
+        return score_units(self.comparison.experiment.structure, criterion, self.statistics)
+
+    @property
+    def statistics(self) -> Statistics:
+        """Statistics of this seed's calibration examples."""
+        if self._statistics is None:
+            experiment = self.comparison.experiment
+            own = self.seed == experiment.config.seed
+            self._statistics = experiment.statistics if own else experiment.statistics_of(self._pool()[0])
+        return self._statistics
+
+    @property
+    def labels(self) -> LabelTable:
+        """Labels learned from this seed's examples."""
+        if self._labels is None:
+            experiment = self.comparison.experiment
+            settings = experiment.config.measure
+            oracle = experiment.parts.oracles["removal"]
+            labeler = build_components(replace(experiment.config, seed=self.seed)).labeler
+            rows_file = self.comparison.folder / f"rows_{self.seed}.jsonl"
+            learned = learn_labels(experiment.structure, experiment.task, self._pool()[1], self.statistics, labeler,
+                                   oracle, sample=settings.sample, strategy=settings.sampling, seed=self.seed,
+                                   rows_file=rows_file)  # fmt: skip
+            self._labels = learned.labels
+        return self._labels
+
+    def _pool(self) -> tuple[list[Any], list[Any]]:
+        """Calibration and label batches, dealt anew from the batches of both parts."""
+        experiment = self.comparison.experiment
+        settings = experiment.config.measure
+        size = min(settings.batch_size, 64)
+        n_label = max(settings.images // size, 1)
+        pool = list(range(len(experiment.data.calibration) // size + len(experiment.data.label) // size))
+        if len(pool) < n_label + 1:
+            raise CompressError(
+                f"Seed {self.seed} needs at least {n_label + 1} batches of {size} examples to deal anew."
+            )
+        order = np.random.default_rng([self.seed, 1]).permutation(len(pool))
+        label_part = set(order[:n_label].tolist())
+        plain = experiment.batches("calibration", size)[: len(experiment.data.calibration) // size]
+        plain += experiment.batches("label", size)[: len(experiment.data.label) // size]
+        noisy = experiment.batches("calibration", size, noise=0.05)[: len(experiment.data.calibration) // size]
+        noisy += experiment.batches("label", size, noise=0.05)[: len(experiment.data.label) // size]
+        return [b for i, b in enumerate(noisy) if i not in label_part], [
+            b for i, b in enumerate(plain) if i in label_part
+        ]
