@@ -5,10 +5,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from autolabel.labeler import Labeler
+from autolabel.oracle import Oracle
 from compress.allocator import Allocator, Constraints
 from compress.budget import Budget
 from compress.criterion import Criterion
 from compress.errors import CompressError
+from compress.exporter import Exporter
+from compress.quantizer import Quantizer
+from compress.runtime import Runtime
 from compress.task import Task
 from experiments.config import ConfigError, build
 from experiments.settings import Config
@@ -24,10 +28,13 @@ class Components:
     labeler: Labeler
     criterion: Criterion
     allocator: Allocator
+    quantizer: Quantizer
+    exporter: Exporter
+    runtime: Runtime
     budget: Budget
     constraints: Constraints
     baselines: Mapping[str, Criterion] = field(default_factory=dict)
-    oracles: Mapping[str, Any] = field(default_factory=dict)
+    oracles: Mapping[str, Oracle] = field(default_factory=dict)
 
 
 def build_components(config: Config) -> Components:
@@ -43,6 +50,9 @@ def build_components(config: Config) -> Components:
         labeler=build(config.labeler, "labeler", within="autolabel.labelers"),
         criterion=build(config.criterion, "criterion", within="compress.criteria"),
         allocator=build(config.allocator, "allocator", within="compress.allocators"),
+        quantizer=build(config.quantizer, "quantizer", within="compress.quantizers"),
+        exporter=build(config.exporter, "exporter", within="compress.exporters"),
+        runtime=build(config.runtime, "runtime", within="compress.runtimes"),
         budget=_build_settings(Budget, config.budget),
         constraints=_build_settings(Constraints, config.constraints),
         baselines={
