@@ -1,0 +1,25 @@
+"""Criteria: classic formulas that order units, each with its paper."""
+
+from compress.criteria.activation import ActivationCriterion
+from compress.criteria.apoz import ApozCriterion
+from compress.criteria.bn_scale import BatchNormScaleCriterion
+from compress.criteria.fisher import FisherCriterion
+from compress.criteria.geometric_median import GeometricMedianCriterion
+from compress.criteria.magnitude import MagnitudeCriterion
+from compress.criteria.random import RandomCriterion
+from compress.criteria.second_order import SecondOrderCriterion
+from compress.criteria.taylor import TaylorCriterion
+from compress.criteria.wanda import WandaCriterion
+
+__all__ = [
+    "ActivationCriterion",
+    "ApozCriterion",
+    "BatchNormScaleCriterion",
+    "FisherCriterion",
+    "GeometricMedianCriterion",
+    "MagnitudeCriterion",
+    "RandomCriterion",
+    "SecondOrderCriterion",
+    "TaylorCriterion",
+    "WandaCriterion",
+]
