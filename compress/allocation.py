@@ -34,7 +34,7 @@ def allocate(
         scores: of channels and heads (`"removed"`) and of layers (`"8bit"`, ...). What has no score stays as it is.
         costs: from `unit_costs`.
         budget: upper bounds.
-        allocator: `"uniform"`, `"greedy"` or `"knapsack"`, or an allocator with its own settings.
+        allocator: `"uniform"`, `"threshold"`, `"greedy"` or `"knapsack"`, or an allocator with its own settings.
         constraints: floors, alignment and pinned parts.
 
     Raises:
