@@ -12,10 +12,9 @@ from typing import Any
 
 from compress.errors import ArtifactError, CompressError
 from experiments.run_dir import STAGES, read_manifest
-from experiments.tracker import flatten
 
 # Time differs from run to run; everything else must not.
-TIME = re.compile(r"latency|seconds|speedup|time|_m?s(\.|$)")
+TIME = re.compile(r"latency|seconds|speedup|throughput|time|_m?s(\.|$)")
 CONDITIONS = ("threads", "device", "libraries", "machine", "code", "inputs")
 
 
@@ -67,7 +66,7 @@ def compare_runs(run: str | Path, other: str | Path) -> Comparison:
     # A stage may be called "plan": its marker holds times and is no plan.
     plans = sorted(plan for plan in plans if plan.parts[0] != STAGES)
     differences = [f"{plan.as_posix()}: {problem}" for plan in plans if (problem := _compare_files(run, other, plan))]
-    metrics, metrics_other = flatten(first["metrics"]), flatten(second["metrics"])
+    metrics, metrics_other = _leaves(first["metrics"]), _leaves(second["metrics"])
     names = [name for name in sorted({*metrics, *metrics_other}) if not TIME.search(name)]
     for name in names:
         a, b = metrics.get(name, "nothing"), metrics_other.get(name, "nothing")
@@ -98,6 +97,14 @@ def main() -> None:
     lines.append(f"{compared}: {len(comparison.differences)} differences. The repetition lies in {target}")
     sys.stdout.write("\n".join(lines) + "\n")
     raise SystemExit(1 if comparison.differences else 0)
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """Every single value in nested mappings and lists, under its dotted name."""
+    if not isinstance(value, (Mapping, list)):
+        return {name: value}
+    items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    return {k: v for key, item in items for k, v in _leaves(item, f"{name}.{key}" if name else str(key)).items()}
 
 
 def _compare_files(run: Path, other: Path, name: Path) -> str:

@@ -3,7 +3,6 @@
 import argparse
 import csv
 import io
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +80,7 @@ class Row:
         run: its folder, relative to that of the multirun.
         status: `finished`, `failed`, `interrupted` or `running`.
         overrides: what the command line set, as text.
-        metrics: final metrics under dotted names.
+        metrics: final metrics that are single values, under dotted names.
         error: what ended a run that did not finish.
     """
 
@@ -110,7 +109,8 @@ def collect_rows(folder: str | Path) -> list[Row]:
             # The manifest of an artifact within a run is of another kind.
             continue
         overrides = dict(_split_override(text) for text in manifest.get("overrides", []))
-        metrics = flatten(manifest.get("metrics", {}))
+        # Lists (baselines, warnings) stay in the runs' own reports: a cell holds one value.
+        metrics = {k: v for k, v in flatten(manifest.get("metrics", {})).items() if not isinstance(v, list)}
         name = path.parent.relative_to(folder).as_posix()
         rows.append(Row(name, manifest["status"], overrides, metrics, manifest.get("error", "")))
     return rows
@@ -125,8 +125,7 @@ def write_table(folder: str | Path) -> list[Row]:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    for row in flat:
-        writer.writerow({name: json.dumps(v) if isinstance(v, (list, dict)) else v for name, v in row.items()})
+    writer.writerows(flat)
     write_atomic(folder / TABLE_CSV, lambda file: file.write(text.getvalue().encode()))
     write_json(folder / TABLE_JSON, {"schema_version": SCHEMA_VERSION, "columns": columns, "rows": flat})
     return rows

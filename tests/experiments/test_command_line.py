@@ -40,7 +40,8 @@ def run_experiment(config, run_dir, tracker):
         tracker.log_metrics({"finetune/loss": macs}, 0)
     run_dir.run_stage("plan", work, outputs=["plan.json"], settings={"macs": macs, "seed": config.seed})
     metric = {"name": "accuracy_percent", "value": 90 + macs + config.seed}
-    return {"compressed": {"macs": macs, "metric": metric, "latency_ms": id(config)}}
+    timed = {"macs": macs, "metric": metric, "latency_ms": id(config)}
+    return {"compressed": timed, "baselines": [{"value": macs, "seconds": id(config)}]}
 """
 
 def put(name, text):
@@ -196,7 +197,7 @@ def test_a_run_folder_holds_its_own_command(call):
     assert Path("again/plan.json").read_text() == Path("out/plan.json").read_text()
     same, other = compare_runs("out", "again"), compare_runs("out", "other")
     assert same.differences == ()
-    assert same.compared == {"plans": 1, "metrics": 3}
+    assert same.compared == {"plans": 1, "metrics": 4}
     assert [line.split(":")[0] for line in other.differences] == ["plan.json", "compressed.metric.value"]
     status, err = call("-cp", "out/.hydra", "-cn", "config", "+zzz=1", "hydra.run.dir=x", experiment=False)
     assert status == 2
@@ -238,6 +239,18 @@ def test_runs_side_by_side_in_worker_processes(site, tmp_path):
     assert (tmp_path / "sweep" / "pareto.png").exists()
 
 
+@pytest.mark.filterwarnings("default")  # optuna 2 warns of its own old companions
+def test_a_search_with_optuna_goes_on_where_it_stopped(call):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    for trials in (2, 4):
+        status, err = call("-m", "sweep=optuna", "hydra.sweep.dir=search", "hydra.sweeper.n_trials=2")
+        assert status == 0, err
+        rows = json.loads(Path("search/table.json").read_text())["rows"]
+        assert len(rows) == trials
+    assert Path("search/study.db").exists()
+    assert Path("search/pareto.png").exists()
+
+
 def test_reproduction_script(call, site, tmp_path, monkeypatch, capsys):
     assert call("hydra.run.dir=out", "seed=1")[0] == 0
     monkeypatch.setenv("PYTHONPATH", str(site))
@@ -246,7 +259,7 @@ def test_reproduction_script(call, site, tmp_path, monkeypatch, capsys):
         runpy.run_path(str(ROOT / "scripts" / "reproduce.py"), run_name="__main__")
     told = capsys.readouterr().out
     assert stop.value.code == 0, told
-    assert "1 plan files and 3 metrics: 0 differences" in told
+    assert "1 plan files and 4 metrics: 0 differences" in told
     (tmp_path / "repeated" / "plan.json").write_text("other")
     assert compare_runs("out", "repeated").differences == ("plan.json: other content",)
 

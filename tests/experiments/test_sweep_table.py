@@ -26,7 +26,7 @@ def _run(folder, name, overrides, metrics=None):
 def sweep(tmp_path):
     for i, (labeler, macs, value) in enumerate([("gbdt", 50, 91.0), ("ridge", 50, 90.0), ("gbdt", 70, 92.5)]):
         overrides = [f"labeler={labeler}", f"budget.macs=0.{macs // 10}", "+finetune.lr=0.1"]
-        _run(tmp_path, str(i), overrides, {"compressed": {"macs": macs, "metric": {"value": value}}})
+        _run(tmp_path, str(i), overrides, {"compressed": {"macs": macs, "metric": {"value": value}}, "warnings": ["w"]})
     _run(tmp_path, "3", ["labeler=mean", "budget.macs=0.1"])
     (tmp_path / "0" / "artifact").mkdir()
     (tmp_path / "0" / "artifact" / "manifest.json").write_text('{"schema_version": 1, "files": {}}')
