@@ -58,7 +58,10 @@ class WandbTracker:
             self._run = self._start(mode, project, entity, settings)
         if self._run is None and mode == "online":
             with self._guard("start offline"):
+                # Its service still holds the id for the start that failed.
+                wandb.teardown(exit_code=1)
                 self._run = self._start("offline", project, entity, settings)
+                log.warning("W&B writes to %s instead; send it later with wandb sync.", Path(run.folder) / "wandb")
         if self._run is None:
             self._environment.restore()
 
@@ -137,7 +140,8 @@ class WandbTracker:
         return _Guard(self, action)
 
     def _give_up(self, action: str, error: BaseException) -> None:
-        log.warning("W&B could not %s (%s: %s). The run goes on without it.", action, type(error).__name__, error)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning("W&B could not %s (%s). The run goes on without it.", action, reason)
         self._run = None
 
 

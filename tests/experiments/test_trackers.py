@@ -219,23 +219,14 @@ def test_wandb_that_fails_midway_is_one_warning(info, tmp_path, offline, monkeyp
 
 
 def test_wandb_with_a_login_that_cannot_reach_its_server_goes_offline(info, tmp_path, offline, monkeypatch, caplog):
-    wandb = pytest.importorskip("wandb")
+    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    modes = []
-    real = wandb.init
-
-    def init(**settings):
-        modes.append(settings["mode"])
-        if settings["mode"] == "online":
-            raise wandb.errors.CommError("timed out")
-        return real(**settings)
-
-    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the discard port: nobody answers
     tracker = WandbTracker(info, init_timeout_s=1.0)
     tracker.log_metrics({"loss": 1.0}, 0)
     tracker.finish()
-    assert modes == ["online", "offline"]
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert "send it later with wandb sync" in caplog.text
 
 
 def test_wandb_never_asks_for_a_login(offline, monkeypatch, tmp_path):
