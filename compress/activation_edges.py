@@ -1,5 +1,6 @@
 """Which activations of a traced graph are quantised."""
 
+import operator
 from collections.abc import Mapping
 
 from torch import fx
@@ -12,13 +13,24 @@ from compress.plan import LayerFormat
 FUSED = {ATEN.relu.default, ATEN.relu_.default, ATEN.hardtanh.default, ATEN.hardtanh_.default, ATEN.clamp.default,
           ATEN.clamp_.default, ATEN.relu6.default, ATEN.clamp_min.default}  # fmt: skip
 # Moves or picks values without changing them: a quantised input gives a quantised output.
-MOVES = {ATEN.view.default, ATEN.reshape.default, ATEN.flatten.using_ints, ATEN.permute.default, ATEN.transpose.int,
+_MOVES = {ATEN.view.default, ATEN.reshape.default, ATEN.flatten.using_ints, ATEN.permute.default, ATEN.transpose.int,
           ATEN.squeeze.dim, ATEN.squeeze.default, ATEN.unsqueeze.default, ATEN.contiguous.default, ATEN.clone.default,
-          ATEN.max_pool2d.default, ATEN.max_pool1d.default, ATEN.dropout.default, ATEN.dropout_.default,
-          ATEN.feature_dropout.default}  # fmt: skip
+          ATEN.slice.Tensor, ATEN.select.int, ATEN.expand.default, ATEN.chunk.default, ATEN.split.Tensor,
+          ATEN.split_with_sizes.default, ATEN.pixel_shuffle.default, ATEN.max_pool2d.default, ATEN.max_pool1d.default,
+          ATEN.dropout.default, ATEN.dropout_.default, ATEN.feature_dropout.default, operator.getitem}  # fmt: skip
 # Engines compute these on integers when inputs and outputs are quantised.
 _INTEGER_OPS = {ATEN.add.Tensor, ATEN.add_.Tensor, ATEN.mul.Tensor, ATEN.cat.default, ATEN.avg_pool2d.default,
                 ATEN.adaptive_avg_pool2d.default, ATEN.mean.dim}  # fmt: skip
+
+
+def moves_values(node: fx.Node) -> bool:
+    """Whether the values of a node are those of its first input, moved, picked, or padded with zeros."""
+    if node.op != "call_function":
+        return False
+    if node.target is ATEN.pad.default:
+        mode, value = (*node.args[2:], "constant", None)[:2] if len(node.args) > 2 else ("constant", None)
+        return mode == "constant" and not value
+    return node.target in _MOVES
 
 
 def activation_edges(module: fx.GraphModule, formats: Mapping[str, LayerFormat]) -> list[tuple[fx.Node, list[fx.Node]]]:
@@ -33,7 +45,7 @@ def activation_edges(module: fx.GraphModule, formats: Mapping[str, LayerFormat])
     wants: dict[fx.Node, bool] = {}
     behind_conv: set[fx.Node] = set()
     for node in module.graph.nodes:
-        passes = node.target in MOVES or node.target in FUSED or node.target in _INTEGER_OPS
+        passes = moves_values(node) or node.target in FUSED or node.target in _INTEGER_OPS
         is_conv = node in wanting and layers[node].kind == "conv"
         if is_conv or (passes and any(source in behind_conv for source in node.all_input_nodes)):
             behind_conv.add(node)
@@ -48,7 +60,7 @@ def activation_edges(module: fx.GraphModule, formats: Mapping[str, LayerFormat])
     for node in reversed(module.graph.nodes):
         if node in wanting:
             wants[node] = True
-        elif node.op == "call_function" and node.target in MOVES:
+        elif moves_values(node):
             wants[node] = any(wants.get(user, False) for user in node.users)
         elif node.op == "call_function" and node.target in _INTEGER_OPS:
             data = node.args[0] if node.target is ATEN.cat.default else node.args[:2]
@@ -66,7 +78,7 @@ def activation_edges(module: fx.GraphModule, formats: Mapping[str, LayerFormat])
             forced.add(fused if fused is not None and fused.target in FUSED else node)
     edges = []
     for node in module.graph.nodes:
-        if node.op not in ("placeholder", "call_function") or node.target in MOVES:
+        if node.op not in ("placeholder", "call_function") or moves_values(node):
             continue
         users = list(node.users) if node in forced else [user for user in node.users if _reads(user, node, wants)]
         if users:

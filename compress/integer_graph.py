@@ -1,15 +1,15 @@
 """A prepared module rewritten to compute from stored integers: the form that exporters translate op by op."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from compress.activation_edges import MOVES
 from compress.attributes import copy_module, remove_unused, set_buffer, sibling, value_of
-from compress.fake_quantization import ACTIVATION_OP, quantized_weights
-from compress.graph import ATEN, is_parameter
+from compress.fake_quantization import ACTIVATION_OP, INT32_LIMIT, WEIGHT_OP, integer_input, quantized_weights
+from compress.graph import ATEN
 from compress.quantizer import round_weight
 
 _LIBRARY = "autolabel_compress"
@@ -98,8 +98,7 @@ def _(x: Tensor) -> Tensor:
 def integer_graph(module: fx.GraphModule, shapes: Mapping[str, Any]) -> fx.GraphModule:
     """A copy of a prepared (or float) module in which low-bit weights are int8 buffers and biases int32.
 
-    It computes what the simulation computes, up to the rounding of biases to the unit of the integer sums (far below
-    one level of the output).
+    It computes what the simulation computes; only the order of sums differs.
 
     Args:
         module: from `prepare_quantized`, or any traced module.
@@ -107,95 +106,93 @@ def integer_graph(module: fx.GraphModule, shapes: Mapping[str, Any]) -> fx.Graph
     """
     module = copy_module(module)
     graph = module.graph
-    stored: dict[tuple[int, bool], tuple[str, str]] = {}
-    for node in list(graph.nodes):
-        if node.op != "call_function":
-            continue
+    for node in graph.nodes:
         if node.target is ATEN.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
             node.target, node.args = torch.ops.autolabel_compress.global_average_pool.default, node.args[:1]
-    tied: dict[int, int] = {}
     entries = quantized_weights(module)
-    for entry in entries:
-        key = id(module.get_parameter(entry.parameter))
-        tied[key] = tied.get(key, 0) + len(entry.node.users)
+    uses = Counter(id(module.get_parameter(entry.parameter)) for entry in entries)
+    stored: dict[tuple[int, bool], tuple[str, str]] = {}
     for entry in entries:
         weight = module.get_parameter(entry.parameter)
-        scale = value_of(module, entry.scale)
         (layer,) = entry.node.users
         is_linear = layer.target is ATEN.linear.default
-        # A linear stores its weight as (in, out), what engines multiply with, unless an embedding shares it.
-        transposed = is_linear and tied[id(weight)] == 1
-        key = (id(weight), transposed)
-        if key not in stored:
-            integers = round_weight(weight, scale, entry.largest, entry.axis)
+        # A linear stores its weight as (in, out), what engines multiply with, unless another layer shares it.
+        transposed = is_linear and uses[id(weight)] == 1
+        if (id(weight), transposed) not in stored:
+            integers = round_weight(weight, value_of(module, entry.scale), entry.largest, entry.axis)
             name = sibling(module, entry.parameter, "integers")
             set_buffer(module, name, integers.t().contiguous() if transposed else integers)
-            stored[key] = (name, entry.scale)
-        names = stored[key]
+            stored[id(weight), transposed] = (name, entry.scale)
         with graph.inserting_before(layer):
-            integers, scales = (graph.get_attr(name) for name in names)
+            integers, scales = (graph.get_attr(name) for name in stored[id(weight), transposed])
+            if is_linear and not transposed:
+                integers = graph.call_function(ATEN.permute.default, (integers, [1, 0]))
         if layer.target is ATEN.embedding.default:
             layer.target = torch.ops.autolabel_compress.lookup.default
             layer.args, layer.kwargs = (layer.args[1], integers, scales, entry.axis), {}
         else:
-            _rewrite_layer(
-                module, layer, integers, scales, entry.axis, is_linear and len(shapes[layer.name]) == 2, transposed
-            )
-        graph.erase_node(entry.node)
-    for node in list(graph.nodes):
+            matrix = is_linear and len(shapes[layer.name]) == 2
+            _rewrite_layer(module, layer, integers, scales, entry.axis, matrix)
+    for node in graph.nodes:
         if node.target is ACTIVATION_OP:
             zero = node.args[2].target
             if value_of(module, zero).dtype != torch.uint8:
                 set_buffer(module, zero, value_of(module, zero).to(torch.uint8))
             node.target, node.args = torch.ops.autolabel_compress.quantize_activation.default, node.args[:3]
-    remove_unused(module)
+    _remove_dead(module)
     return module
 
 
 def _rewrite_layer(
-    module: fx.GraphModule,
-    layer: fx.Node,
-    integers: fx.Node,
-    scales: fx.Node,
-    axis: int,
-    matrix: bool,
-    transposed: bool,
+    module: fx.GraphModule, layer: fx.Node, integers: fx.Node, scales: fx.Node, axis: int, matrix: bool
 ) -> None:
+    """Let a conv or linear read its stored integers; a linear becomes the product that engines know."""
     graph, ops = module.graph, torch.ops.autolabel_compress
     is_linear = layer.target is ATEN.linear.default
-    source = layer.args[0]
-    while source.op == "call_function" and source.target in MOVES:
-        source = source.args[0]
-    on_integers = source.target is ACTIVATION_OP or source.target is ops.quantize_activation.default
-    with graph.inserting_before(layer):
-        if is_linear and not transposed:
-            integers = graph.call_function(ATEN.permute.default, (integers, [1, 0]))
-        axis = 1 - axis if is_linear else axis
-        target = ops.dequantize_weight.default if on_integers else ops.unpack_weight.default
-        weight = graph.call_function(target, (integers, scales, axis))
+    source = integer_input(layer)
     bias = layer.args[2] if len(layer.args) > 2 else None
-    input_scale = source.args[1] if on_integers else None
-    per_output = axis == (1 if is_linear else 0)
-    if on_integers and per_output and is_parameter(bias) and (matrix or not is_linear):
-        unit = value_of(module, scales.target).double() * value_of(module, input_scale.target).double()
-        rounded = torch.round(value_of(module, bias.target).detach().double() / unit)
-        name = sibling(module, scales.target, "integer_bias")
-        set_buffer(module, name, rounded.clamp(-(2**31) + 1, 2**31 - 1).to(torch.int32))
-        with graph.inserting_before(layer):
-            arguments = (graph.get_attr(name), graph.get_attr(scales.target), graph.get_attr(input_scale.target))
-            bias = graph.call_function(ops.dequantize_bias.default, arguments)
-    if not is_linear:
-        layer.update_arg(1, weight)
-        if bias is not None:
-            layer.update_arg(2, bias)
-        return
-    if matrix:
-        layer.target, layer.args = ops.gemm.default, (layer.args[0], weight, bias)
-        return
     with graph.inserting_before(layer):
-        product = graph.call_function(ATEN.matmul.default, (layer.args[0], weight))
-    if bias is None:
-        layer.replace_all_uses_with(product)
-        graph.erase_node(layer)
+        target = ops.unpack_weight.default if source is None else ops.dequantize_weight.default
+        weight = graph.call_function(target, (integers, scales, 1 - axis if is_linear else axis))
+        if bias is not None and bias.target is WEIGHT_OP:
+            bias = _rounded_bias(module, bias, scales, source, matrix or not is_linear)
+    if not is_linear:
+        layer.args = (layer.args[0], weight, bias, *layer.args[3:])
+    elif matrix:
+        layer.target, layer.args = ops.gemm.default, (layer.args[0], weight, bias)
     else:
-        layer.target, layer.args = ATEN.add.Tensor, (product, bias)
+        with graph.inserting_before(layer):
+            product = graph.call_function(ATEN.matmul.default, (layer.args[0], weight))
+        if bias is not None:
+            layer.target, layer.args = ATEN.add.Tensor, (product, bias)
+        else:
+            layer.replace_all_uses_with(product)
+            graph.erase_node(layer)
+
+
+def _rounded_bias(
+    module: fx.GraphModule, rounded: fx.Node, scales: fx.Node, source: fx.Node, as_integers: bool
+) -> fx.Node:
+    """The rounded bias as int32 times its unit, or as a float constant where the engine adds it to floats."""
+    graph = module.graph
+    weight_scale, input_scale = (value_of(module, node.target) for node in (scales, source.args[1]))
+    unit = weight_scale * input_scale
+    bias = value_of(module, rounded.args[0].target).detach()
+    value = torch.fake_quantize_per_channel_affine(
+        bias, unit, torch.zeros_like(unit, dtype=torch.int32), 0, -INT32_LIMIT, INT32_LIMIT
+    )
+    name = sibling(module, rounded.args[0].target, "rounded_bias")
+    if not as_integers:
+        set_buffer(module, name, value)
+        return graph.get_attr(name)
+    integers = torch.round(value.double() / unit.double()).clamp(-INT32_LIMIT, INT32_LIMIT).to(torch.int32)
+    set_buffer(module, name, integers)
+    arguments = (graph.get_attr(name), graph.get_attr(scales.target), graph.get_attr(source.args[1].target))
+    return graph.call_function(torch.ops.autolabel_compress.dequantize_bias.default, arguments)
+
+
+def _remove_dead(module: fx.GraphModule) -> None:
+    for node in reversed(list(module.graph.nodes)):
+        if node.op == "call_function" and node.target in (WEIGHT_OP, ATEN.mul.Tensor) and not node.users:
+            module.graph.erase_node(node)
+    remove_unused(module)

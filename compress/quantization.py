@@ -8,18 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from compress.activation_edges import MOVES
 from compress.attributes import value_of
 from compress.errors import DataError, PlanError
 from compress.fake_quantization import (
     ACTIVATION_OP,
+    WEIGHT_OP,
     insert_fake_quantizers,
-    layers_of_prepared,
+    integer_input,
     quantized_weights,
     quantizes_activations,
 )
 from compress.folding import fold_batch_norm
-from compress.graph import is_parameter
 from compress.plan import CompressionPlan
 from compress.quantizer import Histogram, Quantizer, affine_parameters, weight_scale
 
@@ -128,15 +127,13 @@ def _observe(module: fx.GraphModule, batches: Sequence[tuple[Any, ...]]) -> dict
 
 def _bound_biases(module: fx.GraphModule) -> None:
     """Raise the weight scales under which a bias would not fit the int32 that engines add it in."""
-    for layer in layers_of_prepared(module):
-        weight, source = layer.args[1], layer.args[0]
-        while source.target in MOVES:
-            source = source.args[0]
-        bias = layer.args[2] if len(layer.args) > 2 else None
-        if source.target is not ACTIVATION_OP or not is_parameter(bias):
-            continue
-        scale = module.get_buffer(weight.args[1].target)
-        input_scale = module.get_buffer(source.args[1].target)
-        floor = value_of(module, bias.target).detach().abs() / (input_scale * _INT32_BIAS_LIMIT)
-        if floor.shape == scale.shape:
+    for entry in quantized_weights(module):
+        for layer in entry.node.users:
+            source = integer_input(layer)
+            rounded = layer.args[2] if source is not None and len(layer.args) > 2 else None
+            if rounded is None or rounded.target is not WEIGHT_OP:
+                continue
+            bias = value_of(module, rounded.args[0].target).detach().abs()
+            floor = bias / (module.get_buffer(source.args[1].target) * _INT32_BIAS_LIMIT)
+            scale = module.get_buffer(entry.scale)
             scale.copy_(torch.maximum(scale, floor))
