@@ -37,6 +37,7 @@ def apply_plan(model: nn.Module | Structure, plan: CompressionPlan, example_inpu
 
     The result is a `GraphModule` with the original's parameter names: it trains, follows `train()` and `eval()`, saves
     and exports. Sizes that the original's `forward` had hard-coded are rewritten. Formats of the plan are not applied.
+    The plan is noted in `meta["plan"]`, where `recover_` finds it.
 
     Args:
         model: the dense model, or its structure.
@@ -51,6 +52,7 @@ def apply_plan(model: nn.Module | Structure, plan: CompressionPlan, example_inpu
     removed = plan.removed_mask(structure.units)
     small = slice_model(structure, removed)
     check_equal(structure, removed, small)
+    small.meta["plan"] = plan
     return small
 
 

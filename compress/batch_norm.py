@@ -26,7 +26,7 @@ def reestimate_batch_norm_(
         module: a traced module.
         batches: flat inputs of the forward, for each batch.
         keep_function: scale and shift change along, so that the model computes the same in evaluation mode. After a
-            refit, whose solution holds for the old statistics only, this makes training mode agree with evaluation mode.
+            refit, whose solution holds for the old statistics only, this makes training mode agree with it.
 
     Returns:
         Names of the running means that were set; empty, with a warning in the log, if there is no batch norm.

@@ -36,9 +36,9 @@ def solve_change(
 ) -> Change:
     """The change `(M, b)` that minimises `|current + inputs M + b - target|^2 + penalty |M|^2`.
 
-    Values that are clipped afterwards need not agree beyond the limits: where the target lies below the lower limit, only
-    the part of the value above it is an error. This is convex; each step solves it with the errors of the step before,
-    which never increases it (compare the asymmetric reconstruction of Zhang et al. 2015).
+    Values that are clipped afterwards need not agree beyond the limits: where the target lies below the lower limit,
+    only the part of the value above it is an error. This is convex; each step solves it with the errors of the step
+    before, which never increases the penalised error (compare the asymmetric reconstruction of Zhang et al. 2015).
 
     Args:
         inputs: `(groups, n_rows, n_inputs)`.

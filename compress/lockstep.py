@@ -79,8 +79,8 @@ class Lockstep:
         odd = {node.name for node in small.graph.nodes} ^ set(self._dense_nodes)
         if odd:
             raise PlanError(
-                f"The small model is not a slice of this dense model: node {min(odd)!r} is in one of them only. Recover "
-                f"it with the model that it was sliced from, before it is quantised."
+                f"The small model is not a slice of this dense model: node {min(odd)!r} is in one of them only. "
+                f"Recover it with the model that it was sliced from, before it is quantised."
             )
         self.small = Walk(small, batches)
         self.dense = Walk(structure.traced.module, batches)

@@ -5,8 +5,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import fx, nn
 
 from compress.batch_norm import reestimate_batch_norm_
@@ -66,8 +64,8 @@ def recover_(
             that begin with them (labels after them are ignored).
         plan: the plan that `small` was made by; None for the one that `apply_plan` noted on it.
         task: how to read a batch.
-        steps: some of `"batch_norm"` (running statistics), `"refit"` (least squares) and `"bias"` (mean of each channel),
-            in the order in which they are taken. Statistics after a refit are re-estimated without changing what the
+        steps: some of `"batch_norm"` (running statistics), `"refit"` (least squares) and `"bias"` (mean of each
+            channel), in the order in which they are taken. Statistics after a refit are re-estimated without changing what the
             model computes (see `reestimate_batch_norm_`).
         layers, through_sums, relu_steps, ridge, max_rows, seed: see `refit_`.
 

@@ -34,8 +34,8 @@ class LayerRepair:
 
     Attributes:
         layer: its name.
-        error_before, error_after: mean squared difference to the dense model where it was looked at, on the rows used, as
-            a part of the dense values' variance.
+        error_before, error_after: mean squared difference to the dense model where it was looked at, on the rows used,
+            as a part of the dense values' variance.
     """
 
     layer: str
@@ -80,8 +80,8 @@ def refit_(
     """Refit the layers of `small`, in place, so that they reproduce the dense model's values on unlabelled inputs.
 
     In execution order, each layer is solved for its weight (and bias, or the shift of its batch norm) from the inputs
-    that it gets in the small model *after* the refits before it, so that errors do not pile up. The change of the weight is
-    penalised, not the weight. (Consumers only, without sums and limits, is the reconstruction of He et al. 2017,
+    that it gets in the small model *after* the refits before it, so that errors do not pile up. The change of the weight
+    is penalised, not the weight. (Consumers only, without sums and limits, is the reconstruction of He et al. 2017,
     "Channel pruning for accelerating very deep neural networks".)
 
     Args:
