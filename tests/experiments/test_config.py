@@ -13,7 +13,9 @@ from experiments.config import ConfigError, build, folder_name, load_config, loc
 from experiments.settings import Config
 
 NODE = {"_target_": "compress.task.ClassificationTask"}
-COMPLETE = dict.fromkeys(("model", "data", "task", "labeler", "criterion", "allocator", "tracker"), NODE)
+COMPLETE = {
+    name: NODE for name in OmegaConf.structured(Config) if OmegaConf.is_missing(OmegaConf.structured(Config), name)
+}
 
 
 @pytest.mark.parametrize(
