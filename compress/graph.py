@@ -1,19 +1,18 @@
 """One traced graph serves everything that touches structure: units, gates, slicing, measuring, exporting."""
 
+import contextlib
 import hashlib
-import inspect
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim
 from torch.fx._pytree import tree_flatten_spec
 from torch.utils import _pytree as pytree
 
-from compress.errors import DataError, TraceError
+from compress.capture import capture
+from compress.errors import DataError
 from compress.normal_form import ATEN, normalize_graph
 
 _TRAINING_ARGUMENT = {ATEN.batch_norm.default: 5, ATEN.instance_norm.default: 5, ATEN.dropout.default: 2,
@@ -153,68 +152,37 @@ def trace(model: nn.Module, example_inputs: Any) -> TracedGraph:
     """
     args, kwargs = as_inputs(example_inputs)
     check_finite(model)
-    modes = {name: module.training for name, module in model.named_modules()}
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    frozen = [p for p in model.parameters() if not p.requires_grad]
-    try:
+    with _left_as_found(model):
         model.eval()
-        torch.backends.mha.set_fastpath_enabled(False)
-        module, args, kwargs = _export(model, args, kwargs)
+        module, args, kwargs = capture(model, args, kwargs)
+        normalize_graph(module)
+        _share_parameters(module, model)
+        _follow_mode(module)
+        shapes = record_shapes(module, args, kwargs)
+    module.train(model.training)
+    return TracedGraph(module, args, kwargs, shapes, fingerprint(model))
+
+
+@contextlib.contextmanager
+def _left_as_found(model: nn.Module) -> Iterator[None]:
+    """Afterwards modes, buffers, flags of gradients and the generators of random numbers are what they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for name, submodule in model.named_modules():
-            submodule.training = modes[name]
+        for module, mode in modes:
+            module.training = mode
         for parameter in frozen:
             parameter.requires_grad_(False)
-    normalize_graph(module)
-    _share_parameters(module, model)
-    _follow_mode(module)
-    module.train(modes[""])
-    return TracedGraph(module, args, kwargs, record_shapes(module, args, kwargs), fingerprint(model))
-
-
-def _export(model: nn.Module, args: tuple, kwargs: dict) -> tuple[fx.GraphModule, tuple, dict]:
-    """Export with a free batch if possible; the error of the last try is the one reported."""
-    doubled = pytree.tree_map(_at_least_two, (args, kwargs))
-    error: Exception | None = None
-    for (a, k), dynamic in ((doubled, True), ((args, kwargs), False)):
-        dynamic_shapes = pytree.tree_map(_free_dims, (a, k)) if dynamic else None
-        if dynamic_shapes is not None:
-            dynamic_shapes = (*dynamic_shapes[0], *dynamic_shapes[1].values()) if not k else _named_dims(model, a, k)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                program = torch.export.export(model, a, k, dynamic_shapes=dynamic_shapes, strict=False)
-                return program.module(check_guards=False), a, k
-        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError,
-                ArithmeticError, NotImplementedError, torch._dynamo.exc.TorchDynamoException) as reason:  # fmt: skip
-            error = reason
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    raise TraceError(
-        f"{type(model).__name__} could not be traced by torch.export: {lines[0] if lines else type(error).__name__}. "
-        f"Check that the example inputs have the right shape and that forward has no data-dependent Python branches."
-    ) from error
-
-
-def _at_least_two(leaf: Any) -> Any:
-    """A batch of one is repeated: torch.export would otherwise fix the batch to 1."""
-    return (
-        leaf.repeat(2, *[1] * (leaf.dim() - 1))
-        if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == 1
-        else leaf
-    )
-
-
-def _free_dims(leaf: Any) -> Any:
-    if not isinstance(leaf, Tensor) or leaf.dim() == 0:
-        return None
-    tokens = not leaf.is_floating_point() and leaf.dim() == 2 and leaf.shape[1] > 1
-    return {0: Dim.AUTO, 1: Dim.AUTO} if tokens else {0: Dim.AUTO}
-
-
-def _named_dims(model: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
-    bound = inspect.signature(model.forward).bind(*args, **kwargs)
-    return {name: pytree.tree_map(_free_dims, value) for name, value in bound.arguments.items()}
+        for buffer, value in buffers:
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
 
 
 def _share_parameters(module: fx.GraphModule, model: nn.Module) -> None:

@@ -1,0 +1,105 @@
+"""Capturing a model's forward as a graph of ATen operations, and saying where that is impossible."""
+
+import contextlib
+import inspect
+import io
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim
+from torch.utils import _pytree as pytree
+
+from compress.errors import TraceError
+
+# What a forward, or the capture of it, may raise: everything but errors of this process (memory, interrupts).
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError,
+            NotImplementedError, torch._dynamo.exc.TorchDynamoException)  # fmt: skip
+_TORCH = str(Path(torch.__file__).parent)
+
+
+def capture(model: nn.Module, args: tuple, kwargs: dict) -> tuple[fx.GraphModule, tuple, dict]:
+    """The exported module of a model in evaluation mode, and the inputs it was traced with.
+
+    The batch is left free if that is possible, else it is fixed. A batch of one is repeated.
+
+    Raises:
+        TraceError: if the model does not run on these inputs, or cannot be captured, with the place in its source.
+    """
+    _check_runs(model, args, kwargs)
+    doubled = pytree.tree_map(_at_least_two, (args, kwargs))
+    failure: Exception | None = None
+    for (some_args, some_kwargs), free in ((doubled, True), ((args, kwargs), False)):
+        shapes = _free_sizes(model, some_args, some_kwargs) if free else None
+        try:
+            with _quiet():
+                program = torch.export.export(model, some_args, some_kwargs, dynamic_shapes=shapes, strict=False)
+                return program.module(check_guards=False), some_args, some_kwargs
+        except FAILURES as error:
+            failure = error
+    raise TraceError(
+        f"{type(model).__name__} could not be traced by torch.export{_place(failure)}: {_first_line(failure)} Rewrite "
+        f"that line so that it does not depend on the values of tensors."
+    ) from failure
+
+
+def _check_runs(model: nn.Module, args: tuple, kwargs: dict) -> None:
+    try:
+        with torch.no_grad():
+            out = model(*args, **kwargs)
+    except FAILURES as error:
+        raise TraceError(
+            f"{type(model).__name__} does not run on the example inputs{_place(error)}: {_first_line(error)} Check the "
+            f"shapes, the dtypes and the names of the inputs."
+        ) from error
+    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(out)):
+        raise TraceError(f"{type(model).__name__} returns no tensor on the example inputs. Got {type(out).__name__}.")
+
+
+def _at_least_two(leaf: Any) -> Any:
+    """A batch of one is repeated: torch.export would otherwise fix the batch to 1."""
+    single = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == 1
+    return leaf.repeat(2, *[1] * (leaf.dim() - 1)) if single else leaf
+
+
+def _free_sizes(model: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """Per input of the forward which of its sizes may change: the batch, and the length of token sequences."""
+
+    def free(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0:
+            return None
+        tokens = not leaf.is_floating_point() and leaf.dim() == 2 and leaf.shape[1] > 1
+        return {0: Dim.AUTO, 1: Dim.AUTO} if tokens else {0: Dim.AUTO}
+
+    bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    return {name: pytree.tree_map(free, value) for name, value in bound.arguments.items()}
+
+
+def _place(error: BaseException | None) -> str:
+    """` at FILE:LINE (CODE)` of the last line outside torch and this package, or nothing."""
+    frames = traceback.extract_tb(error.__traceback__) if error is not None else []
+    own = [f for f in frames if f.line and not f.filename.startswith(_TORCH) and f.filename != __file__]
+    return f" at {Path(own[-1].filename).name}:{own[-1].lineno} ({own[-1].line})" if own else ""
+
+
+def _first_line(error: BaseException | None) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{lines[0].rstrip('.') if lines else type(error).__name__}."
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence torch's own account of a failed capture, which the error that follows tells better."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
