@@ -20,8 +20,8 @@ def normalize_groups(values: np.ndarray, group_rows: Mapping[str, np.ndarray], h
         values: `(n_units,)` float64.
         group_rows: group name -> rows of its units.
         how: `"mean"`, `"l2"`, `"max"`: divided by the group's mean magnitude, root of its mean square (so that groups
-            of all sizes weigh the same), largest magnitude. `"rank"`: rank / (size - 1) in [0, 1], ties share their mean
-            rank. `"standard"`: mean 0 and deviation 1. None: as they are.
+            of all sizes weigh the same), largest magnitude. `"rank"`: rank / (size - 1) in [0, 1], ties share their
+            mean rank. `"standard"`: mean 0 and deviation 1. None: as they are.
 
     Raises:
         CompressError: for an unknown normalisation.

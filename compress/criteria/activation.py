@@ -14,8 +14,8 @@ from compress.statistics import Statistics
 class ActivationCriterion(NormalizedCriterion):
     """Mean magnitude or root mean square of a unit's values where they are consumed.
 
-    Polyak, Wolf 2015, "Channel-Level Acceleration of Deep Face Representations" (IEEE Access); compared under this name in
-    Molchanov et al. 2017 (arXiv:1611.06440).
+    Polyak, Wolf 2015, "Channel-Level Acceleration of Deep Face Representations" (IEEE Access); compared under this name
+    in Molchanov et al. 2017 (arXiv:1611.06440).
 
     Attributes:
         p: 1 for the mean magnitude, 2 for the root mean square.

@@ -13,8 +13,8 @@ from compress.statistics import Statistics
 class ApozCriterion(NormalizedCriterion):
     """1 - average percentage of zeros of a unit's activations.
 
-    Hu, Peng, Tai, Tang 2016, "Network Trimming: A Data-Driven Neuron Pruning Approach towards Efficient Deep Architectures"
-    (arXiv:1607.03250). All units tie at 1 where no rectifier makes zeros.
+    Hu, Peng, Tai, Tang 2016, "Network Trimming: A Data-Driven Neuron Pruning Approach towards Efficient Deep
+    Architectures" (arXiv:1607.03250). All units tie at 1 where no rectifier makes zeros.
     """
 
     name: ClassVar[str] = "apoz"

@@ -28,8 +28,8 @@ class BatchNormScaleCriterion(NormalizedCriterion):
         if not lacking.any():
             return scale
         warnings.warn(
-            f"{int(lacking.sum())} of {len(scale)} units have no batch norm; criterion 'bn_scale' uses the relative norm of "
-            "their weights instead.",
+            f"{int(lacking.sum())} of {len(scale)} units have no batch norm; criterion 'bn_scale' uses the relative "
+            "norm of their weights instead.",
             UserWarning,
             stacklevel=3,
         )

@@ -12,7 +12,10 @@ from compress.statistics import Statistics
 
 @dataclass(frozen=True)
 class RandomCriterion(NormalizedCriterion):
-    """Uniform numbers in [0, 1). With a refit of the consumers a serious baseline (Mittal et al. 2018, arXiv:1801.10447).
+    """Uniform numbers in [0, 1).
+
+    With fine-tuning or a refit a serious baseline: Mittal, Bhardwaj, Khapra, Ravindran 2018, "Recovering from Random
+    Pruning: On the Plasticity of Deep Convolutional Neural Networks" (arXiv:1801.10447).
 
     Attributes:
         seed: of the numbers; the same seed and model give the same scores.

@@ -13,9 +13,9 @@ from compress.statistics import Statistics
 class SecondOrderCriterion(NormalizedCriterion):
     """-E[t] + 0.5 E[t^2]: expected damage in nats of closing a gate, Hessian replaced by the empirical Fisher.
 
-    `t` is an example's sum of activation x gradient over the unit. The expansion of Optimal Brain Damage (LeCun, Denker,
-    Solla 1989, NIPS) with its first-order term kept, as a trained network is no minimum on calibration data. Slightly
-    negative where removal helps.
+    `t` is an example's sum of activation x gradient over the unit. The expansion of Optimal Brain Damage (LeCun,
+    Denker, Solla 1989, NIPS) with its first-order term kept, as a trained network is no minimum on calibration data.
+    Negative where removal helps.
     """
 
     name: ClassVar[str] = "second_order"

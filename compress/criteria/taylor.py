@@ -20,8 +20,8 @@ class TaylorCriterion(NormalizedCriterion):
     (ICLR, arXiv:1611.06440).
 
     Attributes:
-        mode: `"signed"`: -E[t], the expected change of the loss. `"abs_mean"`: |E[t]|, its size. `"mean_abs"`: E|t|, the
-            mean size of the change of single examples (the paper's choice). All are in nats; only the first is an
+        mode: `"signed"`: -E[t], the expected change of the loss. `"abs_mean"`: |E[t]|, its size. `"mean_abs"`: E|t|,
+            the mean size of the change of single examples (the paper's choice). All are in nats; only the first is an
             estimate of damage, the others bound its size to first order.
     """
 

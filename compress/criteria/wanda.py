@@ -14,8 +14,8 @@ class WandaCriterion(NormalizedCriterion):
     """Sum over the consumers' weights of |W| x root mean square of the unit's activation.
 
     Sun, Liu, Bair, Kolter 2024, "A Simple and Effective Pruning Approach for Large Language Models" (ICLR,
-    arXiv:2306.11695), whose score of a single weight |W_ij| ||X_j|| is summed over the column j that a unit owns. A unit that
-    no layer's weight reads directly gets its root mean square alone.
+    arXiv:2306.11695), whose score of a single weight |W_ij| ||X_j|| is summed over the column j that a unit owns. A
+    unit that no layer's weight reads directly gets its root mean square alone.
     """
 
     name: ClassVar[str] = "wanda"
