@@ -1,299 +1,359 @@
-"""Fine-tuning with distillation: checkpointed, resumable, stopped early on validation, repeatable bit for bit."""
+"""Training: fine-tuning with distillation from the dense model, or from scratch without a teacher."""
 
-import json
+import itertools
 import logging
 import math
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compress.errors import ArtifactError, CompressError, DataError
-from compress.files import write_atomic
+from compress.errors import CompressError, DataError
+from compress.graph import fingerprint
 from compress.task import Batch, Task, evaluate
+from compress.training_state import Progress, load_state, model_tensors, save_state, set_model_tensors
 
 _log = logging.getLogger(__name__)
-OPTIMIZERS = ("sgd", "adam", "adamw")
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("cosine", "one_cycle", "constant")
+_LOG_EVERY = 10
+TrainBatches = Callable[[int], Iterable[Batch]] | Iterable[Batch]
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """One epoch: its number from 0, mean training loss, and the validation metric and loss (None without validation)."""
+class FinetuneReport:
+    """What a training did.
 
-    number: int
-    train_loss: float
-    metric: float | None
-    loss: float | None
+    Attributes:
+        history: one entry for each epoch: `epoch` (from 1), `train_loss`, `lr` at its end, and with validation `metric`
+            and `loss`. Entry 0 is before training, if there is validation.
+        best_epoch: the epoch whose weights the model has now; 0 if none was better than before training.
+        steps: optimizer steps in all.
+        stopped_early: whether patience ended it.
+        resumed: whether it went on from a checkpoint.
+    """
+
+    history: tuple[dict[str, float], ...]
+    best_epoch: int
+    steps: int
+    stopped_early: bool
+    resumed: bool
 
 
 def finetune_(
     model: nn.Module,
     task: Task,
-    train_batches: Iterable[Batch],
+    train_batches: TrainBatches,
+    *,
     teacher: nn.Module | None = None,
     epochs: int = 3,
-    *,
-    lr: float = 1e-3,
-    optimizer: str = "adamw",
-    weight_decay: float = 0.0,
-    alpha: float = 0.5,
+    lr: float = 0.02,
+    optimizer: str = "sgd",
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    schedule: str = "cosine",
+    warmup: float = 0.05,
     temperature: float = 4.0,
-    validation: Sequence[Batch] | None = None,
+    alpha: float = 0.5,
+    clip_norm: float | None = None,
+    validation: Iterable[Batch] | None = None,
     patience: int | None = None,
     checkpoint: str | Path | None = None,
+    checkpoint_every_s: float | None = 120.0,
+    checkpoint_every_steps: int | None = None,
+    on_metrics: Callable[[dict[str, float], int], None] | None = None,
+    progress: bool = True,
     seed: int = 0,
-    on_metrics: Callable[[Mapping[str, float], int], None] | None = None,
-    description: str = "fine-tuning",
-) -> list[Epoch]:
-    """Train `model` in place on `(1 - alpha) task loss + alpha T^2 KL(teacher || model)`; returns its epochs.
+) -> FinetuneReport:
+    """Train `model`, in place; with a teacher the loss is `(1 - alpha) task + alpha T^2 KL(teacher || model)`.
 
-    The learning rate rises over the first tenth of the steps and falls to zero along a cosine. With `validation` the
-    weights of the best epoch are kept. The mode of the model and the global random state are restored.
+    At a fixed number of threads it repeats bit for bit, also when it was killed and goes on from its checkpoint. The
+    modes of all modules, the gradients and the global random state are left as they were. (Distillation: Hinton et al.
+    2015.)
 
     Args:
-        model: any module, also a sliced or quantised graph.
-        task: reads batches and gives the per-example loss.
-        train_batches: iterated once per epoch. If it has `set_epoch(number)`, that is called first, so that a resumed
-            training sees the same batches.
-        teacher: the dense model; None trains on the task loss alone.
-        epochs: how many; 0 does nothing.
-        lr, optimizer, weight_decay: `"sgd"` (momentum 0.9, Nesterov), `"adam"` or `"adamw"`.
-        alpha: weight of distillation in [0, 1]. temperature: of both softmaxes. Hinton, Vinyals, Dean 2015
-            (arXiv:1503.02531). Outputs that are no logits are distilled by a task loss that is a distance.
-        validation: batches; the metric is told after every epoch, the loss decides.
-        patience: stop after this many epochs without a lower validation loss.
-        checkpoint: a folder; after each epoch everything is kept there (safetensors and JSON). The same call goes on
-            from it, bit for bit as if it had never stopped, at the same number of threads.
-        seed: of dropout.
-        on_metrics: called with metrics and the step after every epoch.
-        description: name of the progress bar.
+        model: any module; a pruned or fake-quantised one as well.
+        task: loss and metric.
+        train_batches: a callable that gives the batches of epoch 0, 1, ...; or an iterable for every epoch alike, whose
+            `set_epoch` is called first if it has one. The epochs are as long as the first.
+        teacher: the dense model, whose outputs must be logits (last dimension: classes); None to learn from the task.
+        epochs: passes over the data.
+        lr: peak learning rate.
+        optimizer: `"sgd"` with Nesterov momentum, or `"adamw"`.
+        weight_decay: of weights with two or more dimensions; biases and norms are not decayed.
+        schedule: `"cosine"`: linear warm-up over the fraction `warmup` of all steps, then down to zero; `"one_cycle"`:
+            up over 30 % of the steps, then down to zero; `"constant"`.
+        temperature, alpha: of the distillation; `alpha=0` ignores the teacher.
+        clip_norm: largest norm of the gradient; None leaves it.
+        validation: batches for choosing: the model ends with the weights of its best epoch (before training counts).
+        patience: epochs without a better validation after which training stops.
+        checkpoint: file for going on after an interruption, written after every epoch, every `checkpoint_every_s`
+            seconds and every `checkpoint_every_steps` steps. If it is there, training goes on from it.
+        on_metrics: called with metrics and the number of steps done, every few steps and after every epoch.
+        progress: show a bar if there is a terminal.
+        seed: of what is random in the model (dropout).
 
     Raises:
-        CompressError: for a setting out of range. DataError: if there is no batch, or the loss is not finite.
-        ArtifactError: if the checkpoint is damaged or of another training.
+        CompressError: for a setting out of range. DataError: without batches, or if the loss is not finite.
+        ArtifactError: if the checkpoint is damaged or was written with other settings.
     """
-    _check(epochs, lr, optimizer, alpha, temperature)
-    if epochs == 0:
-        return []
-    run = _Run(model, task, train_batches, teacher, epochs, lr, optimizer, weight_decay, alpha, temperature)
-    run.checkpoint = None if checkpoint is None else Path(checkpoint)
-    modes = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng(devices=_devices(model)):
-        torch.manual_seed(seed)
-        try:
-            run.resume()
-            _train(run, validation, patience, on_metrics, description)
-        finally:
-            for module, training in modes:
-                module.training = training
-    return run.history
+    settings = {
+        "epochs": epochs, "lr": lr, "optimizer": optimizer, "momentum": momentum, "weight_decay": weight_decay,
+        "schedule": schedule, "warmup": warmup, "temperature": temperature, "alpha": alpha, "clip_norm": clip_norm,
+        "patience": patience, "seed": seed, "distilled": teacher is not None, "validated": validation is not None,
+        "model": fingerprint(model),
+    }  # fmt: skip
+    _check(settings)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise CompressError("The model has no parameter that requires a gradient: there is nothing to train.")
+    train_batches = list(train_batches) if isinstance(train_batches, Iterator) else train_batches
+    steps_per_epoch = _length(train_batches)
+    settings["steps_per_epoch"] = steps_per_epoch
+    validation = None if validation is None else list(validation)
+    run = _Run(model, task, teacher if alpha > 0 else None, settings, validation, on_metrics)
+    run.checkpoint, run.every_s, run.every_steps = checkpoint, checkpoint_every_s, checkpoint_every_steps
+    modes = [(m, m.training) for whole in (model, teacher) if whole is not None for m in whole.modules()]
+    gradients = [(p, p.grad) for p in model.parameters()]
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            run.optimizer.zero_grad(set_to_none=True)
+            if teacher is not None:
+                teacher.eval()
+            run.start()
+            with _Bar(progress, epochs * steps_per_epoch) as (bar, line):
+                run.advance = lambda done, text: bar.update(line, completed=done, description=text)
+                while not run.progress.finished:
+                    run.epoch(_epoch_batches(train_batches, run.progress.epoch))
+            run.finish()
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+    state = run.progress
+    best = state.best_epoch if state.best_epoch is not None else state.epoch
+    return FinetuneReport(tuple(state.history), best, state.total_steps, state.epoch < epochs, run.resumed)
 
 
-def _check(epochs: int, lr: float, optimizer: str, alpha: float, temperature: float) -> None:
-    if optimizer not in OPTIMIZERS:
-        raise CompressError(f"The 'optimizer' parameter of finetune_ must be one of {OPTIMIZERS}. Got {optimizer!r}.")
-    if not 0 <= alpha <= 1:
-        raise CompressError(f"The 'alpha' parameter of finetune_ must be a float in [0, 1]. Got {alpha!r}.")
-    for name, value, least in (("epochs", epochs, 0), ("lr", lr, 0), ("temperature", temperature, 1e-9)):
-        if not value >= least:
-            raise CompressError(f"The '{name}' parameter of finetune_ must be at least {least}. Got {value!r}.")
+def learning_rate(step: int, total: int, peak: float, schedule: str, warmup: float) -> float:
+    """The learning rate of step `step` of `total`, from 0."""
+    if schedule == "constant":
+        return peak
+    rise = max(1.0, (0.3 if schedule == "one_cycle" else warmup) * total)
+    if step + 1 < rise:
+        return peak * (step + 1) / rise
+    left = min(1.0, max(0.0, (step + 1 - rise) / max(1.0, total - rise)))
+    return peak * 0.5 * (1 + math.cos(math.pi * left))
 
 
-def _devices(model: nn.Module) -> list[Any]:
-    return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-
-
-def _train(
-    run: "_Run",
-    validation: Sequence[Batch] | None,
-    patience: int | None,
-    on_metrics: Callable[[Mapping[str, float], int], None] | None,
-    description: str,
-) -> None:
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        total = run.n_batches * run.epochs
-        task = bar.add_task(description, total=total, completed=run.step)
-        for number in range(len(run.history), run.epochs):
-            if run.stale(patience):
-                _log.info("%s: stopped early after %d epochs", description, number)
-                break
-            loss = run.train_epoch(number, lambda: bar.advance(task))
-            metric, validation_loss = evaluate(run.model, run.task, validation) if validation else (None, None)
-            run.finish_epoch(Epoch(number, loss, metric, validation_loss))
-            _log.info("%s: epoch %d, loss %.4f, validation %s", description, number + 1, loss, metric)
-            if on_metrics is not None:
-                found = {"train_loss": loss, "metric": metric, "loss": validation_loss}
-                on_metrics({name: value for name, value in found.items() if value is not None}, run.step)
-    run.take_best()
+def distillation_loss(outputs: Tensor, teacher_outputs: Tensor, temperature: float) -> Tensor:
+    """`T^2 KL(teacher || model)` at this temperature, of each example, shape `(batch,)`, in nats."""
+    expected = F.log_softmax(teacher_outputs / temperature, dim=-1)
+    found = F.log_softmax(outputs / temperature, dim=-1)
+    divergence = F.kl_div(found, expected, reduction="none", log_target=True).sum(-1) * temperature**2
+    return divergence.reshape(divergence.shape[0], -1).mean(1)
 
 
 class _Run:
-    """State of one training."""
+    """One training, with everything that a checkpoint holds."""
 
     def __init__(
-        self, model: nn.Module, task: Task, batches: Iterable[Batch], teacher: nn.Module | None, epochs: int, lr: float,
-        optimizer: str, weight_decay: float, alpha: float, temperature: float,
+        self, model: nn.Module, task: Task, teacher: nn.Module | None, settings: dict[str, Any],
+        validation: list[Batch] | None, on_metrics: Callable[[dict[str, float], int], None] | None,
     ) -> None:  # fmt: skip
-        self.model, self.task, self.batches, self.teacher = model, task, batches, teacher
-        self.epochs, self.lr, self.alpha, self.temperature = epochs, lr, alpha, temperature
-        self.n_batches = len(batches) if hasattr(batches, "__len__") else sum(1 for _ in batches)
-        if not self.n_batches:
-            raise DataError("The 'train_batches' parameter of finetune_ must hold at least one batch. Got none.")
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        # Biases and norm weights are not decayed, as is usual.
-        groups = [{"params": [p for p in self.parameters if p.dim() > 1], "weight_decay": weight_decay},
-                  {"params": [p for p in self.parameters if p.dim() <= 1], "weight_decay": 0.0}]  # fmt: skip
-        groups = [group for group in groups if group["params"]]
-        kinds = {"sgd": lambda: torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True),
-                 "adam": lambda: torch.optim.Adam(groups, lr=lr), "adamw": lambda: torch.optim.AdamW(groups, lr=lr)}  # fmt: skip
-        self.optimizer = kinds[optimizer]()
-        self.settings = {"epochs": epochs, "lr": lr, "optimizer": optimizer, "weight_decay": weight_decay, "alpha": alpha,
-                         "temperature": temperature, "n_batches": self.n_batches,
-                         "shapes": [list(p.shape) for p in self.parameters]}  # fmt: skip
-        self.step = 0
-        self.history: list[Epoch] = []
+        self.model, self.task, self.teacher, self.settings = model, task, teacher, settings
+        self.validation, self.on_metrics = validation, on_metrics
+        self.optimizer = _make_optimizer(model, settings)
+        self.progress = Progress()
         self.best: dict[str, Tensor] | None = None
-        self.best_loss = math.inf
-        self.checkpoint: Path | None = None
+        self.resumed = False
+        self.checkpoint: str | Path | None = None
+        self.every_s: float | None = None
+        self.every_steps: int | None = None
+        self.advance: Callable[[int, str], None] = lambda done, text: None
+        self._saved_at = time.monotonic()
 
-    def train_epoch(self, number: int, on_step: Callable[[], None]) -> float:
-        """Mean training loss of one epoch."""
-        if hasattr(self.batches, "set_epoch"):
-            self.batches.set_epoch(number)
+    def start(self) -> None:
+        if self.checkpoint is not None and Path(self.checkpoint).exists():
+            self.progress, self.best = load_state(self.checkpoint, self.model, self.optimizer, self.settings)
+            self.resumed = True
+            _log.info("Training goes on from %s after %d steps.", self.checkpoint, self.progress.total_steps)
+        elif self.validation is not None:
+            self.validate({"epoch": 0})
+        self.progress.finished |= self.settings["epochs"] == 0
+
+    def epoch(self, batches: Iterator[Batch]) -> None:
+        """The rest of one epoch, from where the checkpoint was written."""
+        state, n_steps = self.progress, self.settings["steps_per_epoch"]
         self.model.train()
-        if self.teacher is not None:
-            self.teacher.eval()
-        total, count = 0.0, 0
-        for batch in self.batches:
-            loss = self._loss(batch)
-            if not torch.isfinite(loss):
-                raise DataError(
-                    f"The training loss became {loss.item()} in step {self.step}. Lower the 'lr' ({self.lr})."
-                )
-            gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-            self._update(gradients)
-            total += loss.item()
-            count += 1
-            on_step()
-        return total / count
+        for batch in itertools.islice(batches, state.step, n_steps):
+            loss, lr = self.step(batch)
+            state.step += 1
+            state.total_steps += 1
+            state.loss_sum += loss
+            if state.total_steps % _LOG_EVERY == 0:
+                self.report({"train/loss": loss, "train/lr": lr})
+            self.advance(state.total_steps, f"epoch {state.epoch + 1}  loss {loss:.4f}")
+            if state.step < n_steps and self.due():
+                self.save()
+        if state.step < n_steps:
+            raise DataError(f"Epoch {state.epoch} gave {state.step} batches, the first was to give {n_steps}.")
+        entry = {"epoch": state.epoch + 1, "train_loss": state.loss_sum / n_steps, "lr": self.lr(state.total_steps - 1)}
+        state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
+        if self.validation is not None:
+            self.validate(entry)
+        else:
+            state.history.append(entry)
+        self.report({"train/epoch_loss": entry["train_loss"], "epoch": state.epoch})
+        patience = self.settings["patience"]
+        tired = patience is not None and self.validation is not None and state.idle >= patience
+        state.finished = state.epoch >= self.settings["epochs"] or tired
+        self.save()
 
-    def _update(self, gradients: Sequence[Tensor | None]) -> None:
-        """One step; gradients that the caller keeps in `.grad` are left alone."""
-        kept = [p.grad for p in self.parameters]
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate()
-        self.optimizer.step()
-        for parameter, gradient in zip(self.parameters, kept, strict=True):
-            parameter.grad = gradient
-        self.step += 1
-
-    def _rate(self) -> float:
-        total = self.n_batches * self.epochs
-        warm = max(total // 10, 1)
-        if self.step < warm:
-            return self.lr * (self.step + 1) / warm
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (self.step - warm) / max(total - warm, 1)))
-
-    def _loss(self, batch: Batch) -> Tensor:
+    def step(self, batch: Batch) -> tuple[float, float]:
+        """One optimizer step; its loss and learning rate."""
         inputs = self.task.inputs(batch)
+        lr = self.lr(self.progress.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
         outputs = self.model(*inputs)
-        distilled = self.teacher is not None and self.alpha > 0
-        loss = self.task.loss(outputs, batch).mean() if not distilled or self.alpha < 1 else outputs.new_zeros(())
-        if not distilled:
-            return loss
-        with torch.no_grad():
-            target = self.teacher(*inputs)
-        t = self.temperature
-        divergence = F.kl_div(
-            F.log_softmax(outputs / t, -1), F.log_softmax(target / t, -1), reduction="batchmean", log_target=True
-        )
-        return (1 - self.alpha) * loss + self.alpha * t * t * divergence
-
-    # -- best weights and checkpoints --------------------------------------------------------------------------------
-
-    def finish_epoch(self, epoch: Epoch) -> None:
-        """Keep the epoch, the best weights, and a checkpoint."""
-        self.history.append(epoch)
-        if epoch.loss is not None and epoch.loss < self.best_loss:
-            self.best_loss = epoch.loss
-            self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        if self.checkpoint is not None:
-            self._save()
-
-    def stale(self, patience: int | None) -> bool:
-        """Whether the last `patience` epochs brought no lower validation loss."""
-        losses = [epoch.loss for epoch in self.history]
-        if patience is None or None in losses or len(losses) <= patience:
-            return False
-        return min(losses[-patience:]) >= min(losses[:-patience])
-
-    def take_best(self) -> None:
-        """Put the best weights into the model."""
-        if self.best is not None:
-            own = self.model.state_dict()
+        alpha = self.settings["alpha"]
+        if self.teacher is None:
+            loss = self.task.loss(outputs, batch).mean()
+        else:
             with torch.no_grad():
-                for name, value in self.best.items():
-                    own[name].copy_(value)
+                expected = self.teacher(*inputs)
+            if not isinstance(outputs, Tensor) or outputs.dim() < 2:
+                raise CompressError("Distillation needs logits as outputs. Set 'alpha' to 0 for this task.")
+            loss = alpha * distillation_loss(outputs, expected, self.settings["temperature"]).mean()
+            if alpha < 1:
+                loss = loss + (1 - alpha) * self.task.loss(outputs, batch).mean()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise DataError(
+                f"The loss is {value} at step {self.progress.total_steps}. Lower the 'lr' parameter of finetune_ "
+                f"(now {self.settings['lr']}), or check the training data."
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.settings["clip_norm"] is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings["clip_norm"])
+        self.optimizer.step()
+        return value, lr
 
-    def _save(self) -> None:
-        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"best/{name}": value for name, value in (self.best or {}).items()}
-        for i, parameter in enumerate(self.parameters):
-            for name, value in self.optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer/{i}/{name}"] = value
-        tensors["rng"] = torch.get_rng_state()
-        copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-        state = {"settings": json.dumps(self.settings), "step": str(self.step),
-                 "history": json.dumps([asdict(epoch) for epoch in self.history])}  # fmt: skip
-        data = safetensors.torch.save(copies, metadata=state)
-        write_atomic(self.checkpoint / "checkpoint.safetensors", lambda file: file.write(data))
+    def lr(self, step: int) -> float:
+        s = self.settings
+        return learning_rate(step, s["epochs"] * s["steps_per_epoch"], s["lr"], s["schedule"], s["warmup"])
 
-    def resume(self) -> None:
-        """Take up the checkpoint, if there is one."""
-        path = self.checkpoint / "checkpoint.safetensors" if self.checkpoint else None
-        if path is None or not path.exists():
-            return
-        try:
-            with safetensors.safe_open(path, "pt") as file:
-                state = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            settings, history = json.loads(state["settings"]), json.loads(state["history"])
-        except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(
-                f"The checkpoint {path} is damaged ({error}). Delete it to train from the start."
-            ) from error
-        if settings != json.loads(json.dumps(self.settings)):
-            raise ArtifactError(f"The checkpoint {path} is of another training. Delete it or choose another folder.")
-        self.step = int(state["step"])
-        self.history = [Epoch(**epoch) for epoch in history]
-        known = [epoch.loss for epoch in self.history if epoch.loss is not None]
-        self.best_loss = min(known, default=math.inf)
-        own = self.model.state_dict()
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(tensors[f"model/{name}"])
-        best = {name.removeprefix("best/"): value for name, value in tensors.items() if name.startswith("best/")}
-        self.best = best or None
-        for i, parameter in enumerate(self.parameters):
-            prefix = f"optimizer/{i}/"
-            found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            if found:
-                # PyTorch keeps Adam's step counter on the CPU, moments beside the parameter.
-                self.optimizer.state[parameter] = {
-                    n: v if n == "step" else v.to(parameter.device) for n, v in found.items()
-                }
-        torch.set_rng_state(tensors["rng"])
-        _log.info("resumed after epoch %d", len(self.history))
+    def validate(self, entry: dict[str, float]) -> None:
+        """Evaluate, remember the weights if they are the best so far, and note the epoch."""
+        state = self.progress
+        metric, loss = evaluate(self.model, self.task, self.validation)
+        entry |= {"metric": metric, "loss": loss}
+        state.history.append(entry)
+        score = metric if self.task.higher_is_better else -metric
+        if state.best_score is None or (score, -loss) > (state.best_score, -state.best_loss):
+            state.best_epoch, state.best_score, state.best_loss, state.idle = state.epoch, score, loss, 0
+            self.best = model_tensors(self.model)
+        else:
+            state.idle += 1
+        self.report({f"validation/{self.task.metric_name}": metric, "validation/loss": loss, "epoch": state.epoch})
+
+    def finish(self) -> None:
+        if self.best is not None:
+            set_model_tensors(self.model, self.best)
+
+    def due(self) -> bool:
+        if self.checkpoint is None:
+            return False
+        by_step = self.every_steps is not None and self.progress.total_steps % self.every_steps == 0
+        return by_step or (self.every_s is not None and time.monotonic() - self._saved_at >= self.every_s)
+
+    def save(self) -> None:
+        if self.checkpoint is not None:
+            save_state(self.checkpoint, self.model, self.optimizer, self.best, self.progress, self.settings)
+            self._saved_at = time.monotonic()
+
+    def report(self, metrics: dict[str, float]) -> None:
+        if self.on_metrics is not None:
+            self.on_metrics(metrics, self.progress.total_steps)
+
+
+def _check(settings: dict[str, Any]) -> None:
+    rules: dict[str, tuple[bool, str]] = {
+        "epochs": (isinstance(settings["epochs"], int) and settings["epochs"] >= 0, "an int of at least 0"),
+        "lr": (settings["lr"] > 0, "above 0"),
+        "momentum": (0 <= settings["momentum"] < 1, "in [0, 1)"),
+        "weight_decay": (settings["weight_decay"] >= 0, "at least 0"),
+        "warmup": (0 <= settings["warmup"] < 1, "in [0, 1)"),
+        "temperature": (settings["temperature"] > 0, "above 0"),
+        "alpha": (0 <= settings["alpha"] <= 1, "in [0, 1]"),
+        "optimizer": (settings["optimizer"] in OPTIMIZERS, f"one of {OPTIMIZERS}"),
+        "schedule": (settings["schedule"] in SCHEDULES, f"one of {SCHEDULES}"),
+        "patience": (settings["patience"] is None or settings["patience"] >= 1, "at least 1, or None"),
+        "clip_norm": (settings["clip_norm"] is None or settings["clip_norm"] > 0, "above 0, or None"),
+    }
+    for name, (met, rule) in rules.items():
+        if not met:
+            raise CompressError(f"The '{name}' parameter of finetune_ must be {rule}. Got {settings[name]!r}.")
+    if settings["distilled"] and settings["alpha"] == 0:
+        _log.warning("The 'alpha' parameter of finetune_ is 0: the teacher has no effect.")
+    if settings["patience"] is not None and not settings["validated"]:
+        _log.warning("The 'patience' parameter of finetune_ has no effect without validation batches.")
+
+
+def _make_optimizer(model: nn.Module, settings: dict[str, Any]) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings["weight_decay"]},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if settings["optimizer"] == "adamw":
+        return torch.optim.AdamW(groups, lr=settings["lr"], betas=(settings["momentum"], 0.999))
+    momentum = settings["momentum"]
+    return torch.optim.SGD(groups, lr=settings["lr"], momentum=momentum, nesterov=momentum > 0)
+
+
+def _length(train_batches: TrainBatches) -> int:
+    """Batches of an epoch. Batches that do not know their number are counted once."""
+    batches = train_batches(0) if callable(train_batches) else train_batches
+    length = len(batches) if hasattr(batches, "__len__") else sum(1 for _ in batches)
+    if not length:
+        raise DataError("The 'train_batches' parameter of finetune_ must hold at least one batch. Got none.")
+    return length
+
+
+def _epoch_batches(train_batches: TrainBatches, epoch: int) -> Iterator[Batch]:
+    if callable(train_batches):
+        return iter(train_batches(epoch))
+    if hasattr(train_batches, "set_epoch"):
+        train_batches.set_epoch(epoch)
+    return iter(train_batches)
+
+
+class _Bar:
+    """A progress bar on a terminal, nothing elsewhere."""
+
+    def __init__(self, wanted: bool, total: int) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = ProgressBar(*columns, console=console, transient=True, disable=not (wanted and console.is_terminal))
+        self._line = self._bar.add_task("training", total=total)
+
+    def __enter__(self) -> tuple[ProgressBar, Any]:
+        self._bar.start()
+        return self._bar, self._line
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()

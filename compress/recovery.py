@@ -65,8 +65,8 @@ def recover_(
         plan: the plan that `small` was made by; None for the one that `apply_plan` noted on it.
         task: how to read a batch.
         steps: some of `"batch_norm"` (running statistics), `"refit"` (least squares) and `"bias"` (mean of each
-            channel), in the order in which they are taken. Statistics after a refit are re-estimated without changing what the
-            model computes (see `reestimate_batch_norm_`).
+            channel), in the order in which they are taken. Statistics after a refit are re-estimated without changing
+            what the model computes (see `reestimate_batch_norm_`).
         layers, through_sums, relu_steps, ridge, max_rows, seed: see `refit_`.
 
     Raises:

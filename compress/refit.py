@@ -80,7 +80,7 @@ def refit_(
     """Refit the layers of `small`, in place, so that they reproduce the dense model's values on unlabelled inputs.
 
     In execution order, each layer is solved for its weight (and bias, or the shift of its batch norm) from the inputs
-    that it gets in the small model *after* the refits before it, so that errors do not pile up. The change of the weight
+    that it gets in the small model *after* the refits before it, so that errors do not pile up. The weight's change
     is penalised, not the weight. (Consumers only, without sums and limits, is the reconstruction of He et al. 2017,
     "Channel pruning for accelerating very deep neural networks".)
 
