@@ -283,7 +283,8 @@ class Replay:
                 if node.name in suffix.direct:
                     env[node.name] = self._without(suffix.direct[node.name], columns, dense)
                 elif node.op == "get_attr":
-                    env[node.name] = value_of(suffix.module, node.target)
+                    # Always in evaluation mode, whatever mode the model is in: its running statistics stay as they are.
+                    env[node.name] = node.target != "training" and value_of(suffix.module, node.target)
                 else:
                     args = fx.node.map_arg(node.args, lambda n: env[n.name])
                     kwargs = fx.node.map_arg(node.kwargs, lambda n: env[n.name])

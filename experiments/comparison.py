@@ -195,8 +195,9 @@ class _Seed:
     def _scores(self, method: Method) -> Scores | LabelTable:
         if method.source == LABELER:
             return self.labels
-        config = replace(self.comparison.experiment.config, seed=self.seed)
-        criterion = build_components(config).baselines[method.source]
+        criterion = self.comparison.experiment.parts.baselines[method.source]
+        if hasattr(criterion, "seed"):
+            criterion = replace(criterion, seed=self.seed)
         return score_units(self.comparison.experiment.structure, criterion, self.statistics)
 
     @property
@@ -215,7 +216,7 @@ class _Seed:
             experiment = self.comparison.experiment
             settings = experiment.config.measure
             oracle = experiment.parts.oracles["removal"]
-            labeler = build_components(replace(experiment.config, seed=self.seed)).labeler
+            labeler = build_components(experiment.config).labeler
             rows_file = self.comparison.folder / f"rows_{self.seed}.jsonl"
             learned = learn_labels(experiment.structure, experiment.task, self._pool()[1], self.statistics, labeler,
                                    oracle, sample=settings.sample, strategy=settings.sampling, seed=self.seed,

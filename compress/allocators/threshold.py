@@ -20,7 +20,7 @@ class ThresholdAllocator:
     """Removes every unit below one score, the same for all groups: global pruning as most papers do it.
 
     Costs are only looked at to find the threshold that meets the budget, so scores of any scale will do as long as they
-    can be compared between groups. Layers take the widest common width with which the budget can be met.
+    can be compared between groups. All layers take the same width: the one that lets most units stay.
 
     Args:
         always_quantize: store every layer in at most 8 bits, even if the bytes are not bounded.
@@ -40,13 +40,18 @@ class ThresholdAllocator:
         values[units.positions(scores.unit_ids)] = scores.removal
         ordered = [values[choices.rows] for choices in menu.groups]
         thresholds = np.unique(np.concatenate([np.zeros(0), *ordered]))
+        found = []
         for width in sorted({int(b) for c in menu.layers for b in c.bits} or {32}, reverse=True):
             formats = np.array([max(0, int((c.bits >= width).sum()) - 1) for c in menu.layers], dtype=np.int64)
-            found = self._lowest(ledger, ordered, thresholds, formats)
-            if found is not None:
-                ledger.set_levels(_levels(ledger, ordered, thresholds[found] if found >= 0 else -np.inf), formats)
-                return write_plan(ledger, self.name, budget, constraints, {"always_quantize": self.always_quantize})
-        take_strictest(ledger)
+            position = self._lowest(ledger, ordered, thresholds, formats)
+            if position is not None:
+                found.append((position, -width, formats))
+        if found:
+            position, _, formats = min(found, key=lambda choice: choice[:2])
+            threshold = thresholds[position] if position >= 0 else -np.inf
+            ledger.set_levels(_levels(ledger, ordered, threshold), formats)
+        else:
+            take_strictest(ledger)
         return write_plan(ledger, self.name, budget, constraints, {"always_quantize": self.always_quantize})
 
     def _lowest(
