@@ -130,10 +130,16 @@ def as_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raises DataError naming the first parameter or buffer with NaN or infinite values."""
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
+    """Raises DataError naming the first parameter with NaN or infinite values, or buffer with NaN.
+
+    A buffer may be infinite: that is how attention masks are written.
+    """
+    for name, value in model.named_parameters():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise DataError(f"Parameter {name!r} has NaN or infinite values. Load a sound checkpoint.")
+    for name, value in model.named_buffers():
+        if value.is_floating_point() and torch.isnan(value).any():
+            raise DataError(f"Buffer {name!r} has NaN values. Load a sound checkpoint.")
 
 
 def trace(model: nn.Module, example_inputs: Any) -> TracedGraph:

@@ -118,7 +118,7 @@ class _HandAttention(nn.Module):
         super().__init__()
         self.query, self.key, self.value, self.out = (nn.Linear(n, n) for _ in range(4))
         self.heads = heads
-        self.register_buffer("mask", torch.tril(torch.ones(9, 9)).view(1, 1, 9, 9))
+        self.register_buffer("mask", torch.full((9, 9), float("-inf")).triu(1), persistent=False)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(x.shape[0], x.shape[1], self.heads, x.shape[2] // self.heads).permute(0, 2, 1, 3)
@@ -126,7 +126,7 @@ class _HandAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self._split(self.query(x)), self._split(self.key(x)), self._split(self.value(x))
         scores = torch.matmul(q, k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
-        scores = scores.masked_fill(self.mask[:, :, : x.shape[1], : x.shape[1]] == 0, float("-inf"))
+        scores = scores + self.mask[: x.shape[1], : x.shape[1]]
         context = torch.matmul(F.softmax(scores, dim=-1), v).permute(0, 2, 1, 3).contiguous()
         return self.out(context.view(*context.shape[:2], -1))
 
