@@ -1,0 +1,26 @@
+"""Learning what to compress: features, measured damages, labelers, and the whole road in one call."""
+
+from autolabel.extraction import extract_features
+from autolabel.labelers import GBDTLabeler, MeanLabeler, MLPLabeler, RidgeLabeler
+from autolabel.learning import Learned, learn_labels
+from autolabel.measuring import measure
+from autolabel.oracles import LayerChoiceOracle, RemovalOracle
+from autolabel.pipeline import Compressed, auto_compress
+from autolabel.tables import FeatureTable, LabelTable
+
+__all__ = [
+    "Compressed",
+    "FeatureTable",
+    "GBDTLabeler",
+    "LabelTable",
+    "Learned",
+    "LayerChoiceOracle",
+    "MLPLabeler",
+    "MeanLabeler",
+    "RemovalOracle",
+    "RidgeLabeler",
+    "auto_compress",
+    "extract_features",
+    "learn_labels",
+    "measure",
+]

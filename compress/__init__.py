@@ -1,10 +1,19 @@
 """What compression is: units, costs, plans, pruning, quantisation, recovery. Knows nothing of learning."""
 
+from compress.allocation import allocate, check_budget, closest_feasible
+from compress.allocator import Constraints
 from compress.application import apply_plan, simulate_plan
+from compress.artifact import load_artifact, save_artifact
 from compress.budget import Budget
+from compress.counting import unit_costs
+from compress.criterion import score_units
 from compress.errors import ArtifactError, BudgetError, CompressError, DataError, PlanError, TraceError
+from compress.finetuning import finetune_
 from compress.plan import CompressionPlan, LayerFormat
+from compress.quantization import prepare_quantized
+from compress.recovery import recover_
 from compress.scores import Scores
+from compress.statistics import collect_statistics
 from compress.structure import Structure, analyze, find_units
 from compress.task import ClassificationTask, Task, evaluate
 from compress.units import UnitTable
@@ -16,6 +25,7 @@ __all__ = [
     "ClassificationTask",
     "CompressError",
     "CompressionPlan",
+    "Constraints",
     "DataError",
     "LayerFormat",
     "PlanError",
@@ -24,9 +34,20 @@ __all__ = [
     "Task",
     "TraceError",
     "UnitTable",
+    "allocate",
     "analyze",
     "apply_plan",
+    "check_budget",
+    "closest_feasible",
+    "collect_statistics",
     "evaluate",
     "find_units",
+    "finetune_",
+    "load_artifact",
+    "prepare_quantized",
+    "recover_",
+    "save_artifact",
+    "score_units",
     "simulate_plan",
+    "unit_costs",
 ]

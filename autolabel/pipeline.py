@@ -1,0 +1,150 @@
+"""The whole road in one call: label, decide, cut, repair, fine-tune, quantise."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import fx, nn
+
+from autolabel.labeler import Labeler
+from autolabel.labelers import GBDTLabeler
+from autolabel.learning import Learned, join_scores, learn_labels
+from autolabel.measuring import measure
+from autolabel.oracles import LayerChoiceOracle, RemovalOracle
+from autolabel.tables import LabelTable
+from compress.allocation import allocate, check_budget
+from compress.allocator import Allocator, Constraints
+from compress.application import apply_plan
+from compress.budget import Budget
+from compress.counting import unit_costs
+from compress.criteria import FisherCriterion, SecondOrderCriterion, TaylorCriterion
+from compress.criterion import score_units
+from compress.errors import DataError
+from compress.finetuning import finetune_
+from compress.plan import CompressionPlan
+from compress.quantization import prepare_quantized
+from compress.quantizers import MseQuantizer
+from compress.recovery import recover_
+from compress.scores import Scores
+from compress.statistics import collect_statistics
+from compress.structure import Structure, analyze
+from compress.task import Batch, Task, evaluate
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """What `auto_compress` hands back.
+
+    Attributes:
+        model: the compressed model; fake-quantised where the plan has formats.
+        plan: what was done; save it with `compress.save_artifact`.
+        method: whose scores the plan is made of: `"labeler"`, or the formula that did better on `validation`.
+        validation: method -> validation loss after repair, for every method that was tried.
+        stages: metric and loss on `validation` after each stage: dense, pruned, recovered, fine_tuned, quantized.
+        learned: labels and their quality.
+        structure: the analysed dense model.
+    """
+
+    model: fx.GraphModule
+    plan: CompressionPlan
+    method: str
+    validation: dict[str, float]
+    stages: dict[str, tuple[float, float]]
+    learned: Learned
+    structure: Structure
+
+
+def auto_compress(
+    model: nn.Module,
+    task: Task,
+    train: Iterable[Batch],
+    calibration: Sequence[Batch],
+    example_inputs: Any,
+    budget: Budget,
+    *,
+    label: Sequence[Batch] | None = None,
+    validation: Sequence[Batch] | None = None,
+    labeler: Labeler | None = None,
+    sample: int | None = 256,
+    allocator: str | Allocator = "greedy",
+    constraints: Constraints | None = None,
+    bits: Sequence[int] = (),
+    epochs: int = 3,
+    lr: float = 1e-3,
+    seed: int = 0,
+) -> Compressed:
+    """A smaller model within `budget`, made of what was measured and learned on this very model.
+
+    Args:
+        model: the trained network; it stays as it is.
+        task: reads batches, gives per-example losses and the metric.
+        train: batches for fine-tuning, iterated once per epoch.
+        calibration: batches for features, repair and activation ranges. Labels are only read by the loss.
+        example_inputs: inputs of the forward, batch first.
+        budget: upper bounds; refused before any work if no plan can meet them.
+        label: batches that damage is measured on; None takes the second half of `calibration`.
+        validation: batches that choose between the labeler and the formulas, and stop fine-tuning; None takes `label`.
+        labeler: None for gradient-boosted trees.
+        sample: how many units are measured; None for all.
+        allocator, constraints: who spends the budget, within what.
+        bits: widths that layers may be stored in, e.g. `(8, 4)`; empty keeps float32.
+        epochs, lr: of fine-tuning with distillation; 0 epochs leaves it out.
+        seed: of everything random.
+
+    Raises:
+        BudgetError: with the closest feasible budget. DataError, TraceError: for unfit data or models.
+    """
+    calibration, label = _split(list(calibration), label)
+    validation = list(label if validation is None else validation)
+    structure = analyze(model, example_inputs)
+    costs, constraints = unit_costs(structure), constraints or Constraints()
+    check_budget(structure.units, costs, budget, constraints, ("removed", *(f"{b}bit" for b in bits)))
+    statistics = collect_statistics(structure, task, calibration)
+    criteria = {"second_order": SecondOrderCriterion(), "fisher": FisherCriterion(), "taylor": TaylorCriterion()}
+    learned = learn_labels(structure, task, label, statistics, labeler or GBDTLabeler(seed=seed), RemovalOracle(),
+                           sample=sample, criteria=criteria, seed=seed)  # fmt: skip
+    formats = measure(structure, None, task, label, LayerChoiceOracle(bits)) if bits else None
+    candidates: dict[str, Scores | LabelTable] = {"labeler": learned.labels}
+    candidates |= {name: score_units(structure, criterion, statistics) for name, criterion in criteria.items()}
+    inputs = [tuple(task.inputs(batch)) for batch in calibration]
+    stages = {"dense": evaluate(model, task, validation)}
+    losses, repaired = {}, {}
+    for name, scores in candidates.items():
+        plan = allocate(structure.units, join_scores(structure, scores, formats), costs, budget, allocator=allocator,
+                        constraints=constraints)  # fmt: skip
+        small = apply_plan(structure, plan)
+        pruned = evaluate(small, task, validation)
+        recover_(small, structure, inputs, plan=plan, seed=seed)
+        recovered = evaluate(small, task, validation)
+        losses[name] = recovered[1]
+        repaired[name] = plan, small, pruned, recovered
+    method = min(losses, key=lambda name: (losses[name], name != "labeler"))
+    if method != "labeler":
+        _LOG.warning("The labeler's plan loses to %s (%.4f against %.4f): falling back.", method, losses["labeler"], losses[method])  # fmt: skip
+    plan, small, stages["pruned"], stages["recovered"] = repaired[method]
+    plan = replace(plan, provenance={**plan.provenance, "method": method})
+    finetune_(small, task, train, teacher=model, epochs=epochs, lr=lr, validation=validation, seed=seed)
+    stages["fine_tuned"] = evaluate(small, task, validation)
+    if plan.layer_formats:
+        plan = replace(plan, activation_bits=8)
+        small = prepare_quantized(small, plan, inputs, MseQuantizer())
+        finetune_(small, task, train, teacher=model, epochs=epochs and 1, lr=lr / 10, validation=validation, seed=seed)
+        stages["quantized"] = evaluate(small, task, validation)
+    return Compressed(small, plan, method, losses, stages, learned, structure)
+
+
+def _split(calibration: list[Batch], label: Sequence[Batch] | None) -> tuple[list[Batch], list[Batch]]:
+    """Calibration and label batches without an example in common."""
+    if label is not None:
+        return calibration, list(label)
+    if len(calibration) < 2:
+        raise DataError(
+            "The 'calibration' parameter of auto_compress must hold at least two batches when 'label' is not given: "
+            f"half of them are measured on. Got {len(calibration)}."
+        )
+    half = int(np.ceil(len(calibration) / 2))
+    return calibration[:half], calibration[half:]
