@@ -40,7 +40,7 @@ def correct_biases_(
     places: dict[str, tuple[Any, str]] = {}
     for layer in layers_of(small):
         how = linear_map(layer.node, value_of(small, layer.weight))
-        if how is None or layer.node.args[0].name not in changed:
+        if how is None or layer.node.name not in changed:
             continue
         place = locate(small, layer, how, False, uses)
         if place.shift is not None:

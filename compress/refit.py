@@ -136,16 +136,12 @@ def find_places(
 ) -> list[Place]:
     """The layers to refit, and where."""
     uses = parameter_uses(small)
-    changed = changed_values(small, structure, removed)
+    wanted = readers(structure, removed) if layers == "consumers" else changed_values(small, structure, removed)
     found = []
     for layer in layers_of(small):
         weight = value_of(small, layer.weight)
         how = linear_map(layer.node, weight)
-        if how is None or layer.node.args[0].name not in changed:
-            continue
-        rows = structure.parameters[layer.weight][1]
-        reads_removed = ((rows >= 0) & removed[rows]).any() or how.groups > 1
-        if layers == "consumers" and not reads_removed:
+        if how is None or layer.node.name not in wanted:
             continue
         if uses[id(weight)] > 1:
             _log.info("%s is used more than once and is not refitted.", layer.weight)
@@ -175,16 +171,16 @@ def locate(small: fx.GraphModule, layer: Layer, how: LinearMap, through_sums: bo
     return Place(layer, how, at, norm, shift, _limits(at))
 
 
+def readers(structure: Structure, removed: np.ndarray) -> set[str]:
+    """Names of the nodes that sum or normalise over a removed unit."""
+    return {site.node.name for site in structure.sites if removed[site.rows[site.rows >= 0]].any()}
+
+
 def changed_values(small: fx.GraphModule, structure: Structure, removed: np.ndarray) -> set[str]:
     """Names of the nodes whose remaining values differ from the dense model's."""
-    changed: set[str] = set()
+    changed = readers(structure, removed)
     for node in small.graph.nodes:
-        if is_parameter(node):
-            # An output channel that goes leaves the others as they are; an input that goes changes them all.
-            inputs = structure.parameters.get(node.target, ())[1:]
-            if any(((rows >= 0) & removed[rows]).any() for rows in inputs):
-                changed.add(node.name)
-        elif any(source.name in changed for source in node.all_input_nodes):
+        if any(source.name in changed for source in node.all_input_nodes):
             changed.add(node.name)
     return changed
 
