@@ -1,0 +1,210 @@
+"""Figures of what is sensitive, what was removed where, and in how many bits the rest is kept."""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.figure_style import FAINT, INK, LINE, MARKERS, MUTED, SERIES, log_like, new_figure, plain_rows
+from experiments.quantities import shorten, stage_words
+from experiments.run_files import RunFiles, number, pick
+
+_HIGHLIGHTED = 6
+_MOST_ROWS = 80
+FLOAT_BITS = 32
+
+
+def bit_choices(choices: tuple[str, ...]) -> list[tuple[int, int]]:
+    """`(bits, column)` of the choices that are bit-widths, the most bits first."""
+    found = [
+        (int(match[1]), column) for column, name in enumerate(choices) if (match := re.fullmatch(r"(\d+)bit", name))
+    ]
+    return sorted(found, reverse=True)
+
+
+def group_counts(run: RunFiles) -> list[tuple[str, int, int]]:
+    """`(group, units, removed units)` in graph order; empty without units or plan."""
+    if run.units is None or run.plan is None:
+        return []
+    removed = run.plan.removed_mask(run.units)
+    rows = {group: run.units.group == group for group in run.units.groups}
+    return [(group, int(mask.sum()), int((mask & removed).sum())) for group, mask in rows.items()]
+
+
+def layer_bits(run: RunFiles) -> list[tuple[str, int]]:
+    """`(layer, bits per weight)` in graph order, 32 where the plan leaves float32; empty without units or plan."""
+    if run.units is None or run.plan is None:
+        return []
+    layers = [unit for unit, kind in zip(run.units.ids, run.units.kind, strict=True) if kind == "layer"]
+    formats = run.plan.layer_formats
+    return [(name, formats[name].bits if name in formats else FLOAT_BITS) for name in layers]
+
+
+def draw_layer_sensitivity(run: RunFiles) -> Figure | None:
+    """Damage of each layer alone at each bit-width; the most sensitive layers are named."""
+    table = run.layer_labels
+    widths = bit_choices(table.choices) if table is not None else []
+    rows = [i for i in range(len(table.unit_ids)) if np.isfinite(table.damage[i]).any()] if widths else []
+    if not rows:
+        return None
+    columns = [column for _, column in widths]
+    worst = sorted(rows, key=lambda i: -np.nanmax(table.damage[i, columns]))[:_HIGHLIGHTED]
+    figure = new_figure(3.6)
+    axes = figure.subplots()
+    for row in sorted(rows, key=lambda i: i in worst):
+        named = row in worst
+        place = worst.index(row) if named else 0
+        axes.errorbar(
+            range(len(columns)),
+            table.damage[row, columns],
+            yerr=np.nan_to_num(table.std_err[row, columns]),
+            color=SERIES[place] if named else FAINT,
+            linewidth=1.6 if named else 0.9,
+            marker=MARKERS[place] if named else None,
+            markersize=4.5,
+            elinewidth=0.8,
+            zorder=3 if named else 2,
+            label=shorten(table.unit_ids[row]) if named else None,
+        )
+    log_like(axes, table.damage[np.ix_(rows, columns)])
+    axes.set_xticks(range(len(columns)), [f"{bits} bit" for bits, _ in widths])
+    axes.set_ylabel("damage (loss per example)")
+    handles, names = axes.get_legend_handles_labels()
+    ranked = sorted(
+        zip(handles, names, strict=True), key=lambda pair: [shorten(table.unit_ids[i]) for i in worst].index(pair[1])
+    )
+    title = "most sensitive first" if len(worst) < len(rows) else None
+    figure.legend([h for h, _ in ranked], [n for _, n in ranked], loc="outside right center", title=title)
+    return figure
+
+
+def draw_group_sensitivity(run: RunFiles) -> Figure | None:
+    """Summed damage against the fraction of a group that is removed, its least harmful units first."""
+    if run.units is None or run.labels is None or "removed" not in run.labels.choices:
+        return None
+    damage = dict(zip(run.labels.unit_ids, run.labels.damage[:, run.labels.choices.index("removed")], strict=True))
+    curves = {}
+    for group in run.units.groups:
+        ids = [run.units.ids[i] for i in np.flatnonzero(run.units.group == group)]
+        own = np.sort([damage[unit] for unit in ids if np.isfinite(damage.get(unit, np.nan))])
+        if len(own) > 1:
+            curves[group] = np.concatenate([[0.0], np.cumsum(own)])
+    if not curves:
+        return None
+    worst = sorted(curves, key=lambda group: -_halfway(curves[group]))[:_HIGHLIGHTED]
+    figure = new_figure(3.6)
+    axes = figure.subplots()
+    for group, curve in curves.items():
+        named = group in worst
+        axes.plot(
+            np.linspace(0, 100, len(curve)),
+            curve,
+            linewidth=1.7 if named else 0.9,
+            zorder=3 if named else 2,
+            color=SERIES[worst.index(group)] if named else FAINT,
+            label=shorten(group) if named else None,
+        )
+    log_like(axes, np.concatenate(list(curves.values())))
+    for group, total, gone in group_counts(run):
+        if group in worst and gone:
+            place = round(gone / total * (len(curves[group]) - 1))
+            axes.scatter([100 * gone / total], [curves[group][place]], color=SERIES[worst.index(group)], s=30, zorder=4)
+    axes.set_xlabel("units of the group removed (%), least harmful first; dots: what the plan removes")
+    axes.set_ylabel("sum of single damages")
+    handles, names = axes.get_legend_handles_labels()
+    order = [names.index(shorten(group)) for group in worst]
+    title = "most sensitive first" if len(worst) < len(curves) else None
+    figure.legend([handles[i] for i in order], [names[i] for i in order], loc="outside right center", title=title)
+    return figure
+
+
+def draw_removed(run: RunFiles) -> Figure | None:
+    """Kept and removed units of each group, in graph order."""
+    counts = group_counts(run)[:_MOST_ROWS]
+    if not counts:
+        return None
+    figure = new_figure(0.85 + 0.23 * len(counts))
+    axes = figure.subplots()
+    names, totals, gone = zip(*counts, strict=True)
+    kept = np.array(totals) - np.array(gone)
+    rows = np.arange(len(names))
+    axes.barh(rows, kept, height=0.68, color=SERIES[0], label="kept")
+    axes.barh(rows, gone, left=kept, height=0.68, color=LINE, edgecolor=FAINT, linewidth=0.6, label="removed")
+    for row, (keep, total) in enumerate(zip(kept, totals, strict=True)):
+        axes.annotate(
+            f"{keep} of {total}",
+            (total, row),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=MUTED,
+        )
+    axes.set_yticks(rows, [shorten(name) for name in names])
+    axes.set_xlim(0, max(totals) * 1.12)
+    plain_rows(axes, len(names))
+    axes.set_xlabel("channels or heads of the group")
+    figure.legend(loc="outside upper right", ncols=2)
+    return figure
+
+
+def draw_bits(run: RunFiles) -> Figure | None:
+    """Bits per weight of each layer, in graph order."""
+    layers = layer_bits(run)[:_MOST_ROWS]
+    if not layers:
+        return None
+    figure = new_figure(0.75 + 0.23 * len(layers))
+    axes = figure.subplots()
+    rows = np.arange(len(layers))
+    # float32 is not four times as wide as all else: the widths that can be chosen end at 8.
+    lengths = [min(bits, 10) for _, bits in layers]
+    colours = [MUTED if bits == FLOAT_BITS else SERIES[0] for _, bits in layers]
+    axes.barh(rows, lengths, height=0.68, color=colours)
+    for row, (_, bits) in enumerate(layers):
+        text = "float32" if bits == FLOAT_BITS else str(bits)
+        axes.annotate(text, (lengths[row], row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(rows, [shorten(name) for name, _ in layers])
+    axes.set_xlim(0, 11)
+    axes.set_xticks([0, 2, 3, 4, 6, 8])
+    plain_rows(axes, len(layers))
+    axes.set_xlabel("bits per weight (float32 bars are cut)")
+    return figure
+
+
+def realised_damages(run: RunFiles) -> dict[str, float]:
+    """Damage of the whole plan: `pruned` before any repair, and after later stages where they are known."""
+    found = pick(run.result, "realised_damage")
+    found = found if isinstance(found, Mapping) else {"pruned": found}
+    return {stage: found[stage] for stage in found if number(found, stage) is not None}
+
+
+def draw_damage(run: RunFiles) -> Figure | None:
+    """Damage of the whole plan: the sum that was predicted, and what happened."""
+    predicted, realised = number(run.result, "predicted_damage"), realised_damages(run)
+    if predicted is None or not realised:
+        return None
+    bars = [("predicted (sum)", predicted, MUTED)]
+    bars += [(f"realised, {stage_words(stage)}", value, SERIES[0]) for stage, value in realised.items()]
+    figure = new_figure(0.75 + 0.3 * len(bars))
+    axes = figure.subplots()
+    for row, (_, value, colour) in enumerate(bars):
+        axes.barh(row, value, height=0.6, color=colour)
+        axes.annotate(
+            f"{value:.3g}",
+            (max(value, 0), row),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+        )
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_yticks(range(len(bars)), [name for name, _, _ in bars])
+    axes.margins(x=0.12)
+    plain_rows(axes, len(bars))
+    axes.set_xlabel("damage of the whole plan (loss per example)")
+    return figure
+
+
+def _halfway(curve: np.ndarray) -> float:
+    return float(curve[(len(curve) - 1) // 2])

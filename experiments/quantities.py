@@ -1,0 +1,116 @@
+"""Numbers as people read them, with their units."""
+
+from pathlib import PurePath
+
+STAGES = ("pruned", "recovered", "fine_tuned", "quantized", "exported")
+STAGE_WORDS = {
+    "pruned": "after pruning",
+    "recovered": "after recovery",
+    "fine_tuned": "after fine-tuning",
+    "quantized": "after quantization",
+    "exported": "exported file",
+}
+NOTHING = "–"  # noqa: RUF001 - the dash of an empty cell
+
+
+def stage_words(stage: str) -> str:
+    """`after fine-tuning` for `fine_tuned`; `at the end` for `final`; others as they are."""
+    return "at the end" if stage == "final" else STAGE_WORDS.get(stage, stage)
+
+
+def metric_words(name: str | None) -> str:
+    """`accuracy (%)` for `accuracy_percent`; other names with spaces."""
+    if not name:
+        return "metric"
+    stem = name.removesuffix("_percent")
+    return stem.replace("_", " ") + (" (%)" if stem != name else "")
+
+
+def metric_unit(name: str | None) -> str:
+    """What a difference of this metric is counted in: `points` for percentages, else nothing."""
+    return " points" if (name or "").endswith("_percent") else ""
+
+
+def format_metric(value: float | None, signed: bool = False) -> str:
+    """Two decimals from 10 on, else four significant digits' worth: `91.73`, `0.8203`."""
+    if value is None:
+        return NOTHING
+    decimals = 2 if abs(value) >= 10 or (signed and abs(value) >= 0.1) else 3 if abs(value) >= 1 else 4
+    return f"{value:+.{decimals}f}" if signed else f"{value:.{decimals}f}"
+
+
+def format_spread(mean: float | None, std: float | None, n: int) -> str:
+    """`90.61 ± 0.12 (n=3)`; without a spread where there is one value."""
+    if mean is None:
+        return NOTHING
+    spread = f" ± {std:.2f}" if std is not None and std >= 0.01 else f" ± {std:.2g}" if std is not None else ""
+    return f"{format_metric(mean)}{spread} (n={n})"
+
+
+def format_damage(value: float | None) -> str:
+    """Three significant digits."""
+    return NOTHING if value is None else f"{value:.3g}"
+
+
+def format_count(value: float | None) -> str:
+    """`40.6 M`, `512`."""
+    if value is None:
+        return NOTHING
+    for size, suffix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if size == 1e4 else size):.3g}{suffix}"
+    return f"{value:,.0f}"
+
+
+def format_bytes(value: float | None) -> str:
+    """Decimal units: `1.09 MB`, `284 kB`."""
+    if value is None:
+        return NOTHING
+    for size, suffix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {suffix}" if value / size < 1000 else f"{value / size:.0f} {suffix}"
+    return f"{value:.0f} B"
+
+
+def format_ms(value: float | None) -> str:
+    """Milliseconds, three significant digits."""
+    return NOTHING if value is None else f"{value:.3g} ms" if value < 1000 else f"{value:,.0f} ms"
+
+
+def format_seconds(value: float | None) -> str:
+    """`12.3 s`, `4.1 min`, `2.2 h`."""
+    if value is None:
+        return NOTHING
+    if value < 120:
+        return f"{value:.3g} s"
+    return f"{value / 60:.3g} min" if value < 7200 else f"{value / 3600:.3g} h"
+
+
+def format_ratio(value: float | None) -> str:
+    """`1.92x`, `12.4x`."""
+    return NOTHING if value is None else f"{value:.3g}x" if value < 1000 else f"{value:,.0f}x"
+
+
+def format_percent(value: float | None) -> str:
+    """A fraction as `50.0 %`."""
+    return NOTHING if value is None else f"{100 * value:.1f} %"
+
+
+def ratio(above: float | None, below: float | None) -> float | None:
+    """`above / below`, None where it has no meaning."""
+    return None if above is None or not below else above / below
+
+
+def file_name(path: str | None) -> str:
+    """A path inside the run as it stands, of an absolute one the last part."""
+    if not path:
+        return NOTHING
+    return PurePath(path).name if PurePath(path).is_absolute() else path
+
+
+def shorten(name: str, length: int = 34) -> str:
+    """`name` with its middle left out if it is longer than `length`."""
+    if len(name) <= length:
+        return name
+    head = (length - 1) // 3
+    return f"{name[:head]}…{name[len(name) - (length - 1 - head) :]}"

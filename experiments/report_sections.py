@@ -1,0 +1,381 @@
+"""Sections of the report on what was done and what came out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.figures_units import group_counts, layer_bits
+from experiments.markup import Cell, code, figure, folded, heading, items, not_run, note, paragraph, table
+from experiments.quantities import (
+    NOTHING,
+    STAGE_WORDS,
+    STAGES,
+    file_name,
+    format_bytes,
+    format_count,
+    format_damage,
+    format_metric,
+    format_ms,
+    format_percent,
+    format_ratio,
+    format_spread,
+    metric_unit,
+    metric_words,
+    ratio,
+    stage_words,
+)
+from experiments.run_files import RunFiles, number, pick
+
+Report = Mapping[str, Any]
+Figures = Mapping[str, str]
+
+
+def render_stages(run: RunFiles, report: Report, figures: Figures) -> str:
+    """Metric and loss of this run's plan after each stage, the dense model first."""
+    if report["dense"] is None:
+        return not_run("Evaluation of the dense model", "no dense.json")
+    metric, value = report["dense"]["metric"]["name"], report["dense"]["metric"]["value"]
+    higher = report["dense"]["metric"]["higher_is_better"]
+    losses = pick(run.result, "stages") or {}
+    rows: list[list[Cell]] = [["dense", format_metric(value), "", format_damage(report["dense"]["loss"])]]
+    for stage in STAGES:
+        now = report["stages"][stage]
+        if now is None:
+            rows.append([STAGE_WORDS[stage], ("not run", "class=absent"), "", ""])
+            continue
+        loss = report["compressed"]["loss"] if stage == "exported" else number(losses, stage, "loss")
+        change = now - value if value is not None else None
+        better = change is not None and (change >= 0) == higher
+        cell = f"{format_metric(change, signed=True)}{metric_unit(metric)}" if change is not None else NOTHING
+        rows.append(
+            [
+                STAGE_WORDS[stage],
+                format_metric(now),
+                (cell, f"class={'gain' if better else 'loss'}"),
+                format_damage(loss),
+            ]
+        )
+    parts = [table(["stage", f"test {metric_words(metric)}", "against dense", "loss per example"], rows)]
+    parts.append(
+        note(f"{_direction(higher)} One run, seed {report['seed']}; spread over seeds stands in the comparison.")
+    )
+    budget = report["budget"]
+    if budget["asked"]:
+        parts.append(heading("Budget"))
+        parts.append(
+            table(
+                ["bound", "asked", "met"],
+                [[name, _bound(asked), _bound(budget["met"].get(name))] for name, asked in budget["asked"].items()],
+            )
+        )
+    parts.append(figure(figures, "training", "Losses during training after the cut."))
+    return "".join(parts)
+
+
+def render_comparison(run: RunFiles, report: Report, figures: Figures) -> str:
+    """All methods at the same budget, same recovery, same fine-tuning, over seeds."""
+    methods = report["baselines"]
+    if not methods:
+        return not_run("Comparison of methods", "no comparison.csv") + _choice(run)
+    stages = [stage for stage in STAGES if any(stage in method["stages"] for method in methods)]
+    metric = pick(report, "dense", "metric", "name")
+    rows, own = [], []
+    for i, method in enumerate(methods):
+        own += [i] if method["kind"] == "labeler" else []
+        cells: list[Cell] = [method["method"]]
+        for stage in stages:
+            s = method["stages"].get(stage)
+            failed = f", {len(s['failed_seeds'])} failed" if s and s["failed_seeds"] else ""
+            cells.append(format_spread(s["mean"], s["std"], s["n"]) + failed if s else ("not run", "class=absent"))
+        rows.append([*cells, format_count(method["macs"]), format_bytes(method["weight_bytes"])])
+    verdicts = items([verdict["sentence"] for verdict in report["verdicts"]])
+    header = ["method", *(STAGE_WORDS[stage] for stage in stages), "MACs", "weight bytes"]
+    return "".join(
+        [
+            verdicts or note("The labeler or a formula to compare it with is absent: no verdict."),
+            figure(
+                figures,
+                "comparison",
+                f"Test {metric_words(metric)} at the same budget, recovery and fine-tuning. Rings: "
+                "seeds; dot: mean; bar: one standard deviation; dashed: dense. In blue what the labeler decided. "
+                "Scales differ from panel to panel.",
+            ),
+            table(header, rows, own),
+            note(
+                "Mean ± standard deviation over n seeds; n=1 has no spread. How the budget is spent over the scores: a "
+                "plain name removes below one threshold, “/mac” spends by score per MAC, “/uniform” keeps the same "
+                "fraction of every group, “/knapsack” solves for everything together."
+            ),
+            figure(
+                figures,
+                "accuracy_against_macs",
+                "The same against MACs, one mark a seed. Hollow marks: a variant of the "
+                "method of that colour, such as a score per MAC. Star: dense.",
+            ),
+            _choice(run),
+        ]
+    )
+
+
+def render_removed(run: RunFiles, report: Report, figures: Figures) -> str:
+    """Kept and removed units per group, bits per layer."""
+    if run.plan is None or run.units is None:
+        return not_run("Plan", "no plan.json" if run.plan is None else "no units.npz")
+    groups, layers = group_counts(run), layer_bits(run)
+    total, gone = sum(n for _, n, _ in groups), sum(removed for _, _, removed in groups)
+    widths = sorted({bits for _, bits in layers if bits < 32})
+    float_layers = sum(bits == 32 for _, bits in layers)
+    told = f"{gone:,} of {total:,} channels and heads are removed ({format_percent(ratio(gone, total))}). "
+    coarse = f"{len(layers) - float_layers} of {len(layers)} layers are stored in {_list(widths)} bits"
+    told += f"{coarse}, {float_layers} in float32." if widths else "All layers stay in float32."
+    costs = {layer.get("name"): layer for layer in pick(run.costs, "layers") or ()}
+    layer_rows = [
+        [
+            name,
+            "float32" if bits == 32 else str(bits),
+            format_count(number(costs, name, "macs")),
+            format_count(number(costs, name, "weights")),
+        ]
+        for name, bits in layers
+    ]
+    group_rows = [[name, str(n), str(removed), format_percent(removed / n)] for name, n, removed in groups]
+    bits = run.plan.activation_bits
+    return "".join(
+        [
+            paragraph(told),
+            figure(figures, "removed", "Channels and heads of each coupled group, in the order of the network."),
+            folded("the same as a table", table(["group", "units", "removed", "sparsity"], group_rows)),
+            heading("Bits per weight"),
+            figure(figures, "bits", "Bits per weight of each layer, in the order of the network."),
+            paragraph(f"Activations between quantised layers: {f'{bits} bits' if bits else 'float'}."),
+            folded(
+                "the same as a table, with dense MACs and weights",
+                table(["layer", "bits", "dense MACs", "dense weights"], layer_rows),
+            ),
+        ]
+    )
+
+
+def render_files(run: RunFiles, report: Report, figures: Figures) -> str:
+    """Bytes of each file and how it was checked; latency with everything that it depends on."""
+    if run.export is None:
+        return not_run("Export", "no export.json")
+    dense = pick(report, "dense", "file_bytes")
+    rows: list[list[Cell]] = [
+        [
+            file_name(pick(run.export, "dense_file", "path")),
+            "fp32",
+            format_bytes(dense),
+            "1x",
+            format_metric(pick(report, "dense", "metric", "value")),
+            NOTHING,
+            NOTHING,
+            ("the dense model", "class=text"),
+        ]
+    ]
+    for entry in pick(run.export, "files") or ():
+        ok = pick(entry, "ok") is True
+        tolerance = number(entry, "tolerance")
+        word = "good" if ok else "NOT good: do not use" if pick(entry, "ok") is False else "not checked"
+        rows.append(
+            [
+                file_name(pick(entry, "path")),
+                str(pick(entry, "format") or NOTHING),
+                format_bytes(number(entry, "file_bytes")),
+                format_ratio(ratio(dense, number(entry, "file_bytes"))),
+                format_metric(number(entry, "metric")),
+                _small_percent(number(entry, "discrepancy_relative")),
+                format_percent(number(entry, "argmax_agreement")),
+                (f"{word} (tolerance {_small_percent(tolerance)})", f'class="text {"gain" if ok else "loss"}"'),
+            ]
+        )
+    header = [
+        "file",
+        "format",
+        "size",
+        "dense / this",
+        metric_words(pick(report, "dense", "metric", "name")),
+        "off from simulation",
+        "same answer",
+        ("check", "class=text"),
+    ]
+    return "".join(
+        [
+            table(header, rows),
+            note(
+                "Metric: the file itself, run on the test set by the runtime. Off from simulation: root mean square, "
+                "relative to the outputs. A file is called good only within its tolerance."
+            ),
+            figure(figures, "sizes", "Bytes of each self-contained file that was found good."),
+            heading("Latency"),
+            _latency(run),
+        ]
+    )
+
+
+def render_damage(run: RunFiles, report: Report, figures: Figures) -> str:
+    """What the plan was predicted to cost in loss, and what it cost."""
+    predicted, realised = report["predicted_damage"], report["realised_damage_by_stage"]
+    about = note(
+        "Damage: increase of the loss per example (nats for cross-entropy). Planning assumes that damages of single "
+        "choices add; here is how far that held. The prediction counts all choices of the plan and knows of no repair; "
+        "bit-widths are realised only at the end."
+    )
+    if predicted is None and not realised:
+        return about + not_run("Damage of the whole plan", "neither number is in result.json")
+    rows = [["predicted, sum over the plan", format_damage(predicted) if predicted is not None else "not predicted"]]
+    rows += [[f"realised, {stage_words(stage)}", format_damage(value)] for stage, value in realised.items()]
+    words = _damage_sentence(predicted, realised.get("pruned"))
+    caption = "Damage of the whole plan, predicted and realised."
+    drawn = figure(figures, "damage", caption)
+    return about + paragraph(words) + table(["damage of the whole plan", "loss per example"], rows) + drawn
+
+
+def _damage_sentence(predicted: float | None, realised: float | None) -> str:
+    if predicted is None:
+        return "Nothing was predicted: the plan was made from scores that only order units."
+    if realised is None:
+        return "The realised damage before repair was not measured."
+    if predicted <= 0 or realised <= 0:
+        return f"Before repair, realised minus predicted damage is {format_damage(realised - predicted)}."
+    times = realised / predicted
+    told = f"Before repair the realised damage is {format_ratio(times)} the predicted one: "
+    if times > 1.25:
+        return told + "removals together hurt more than the sum says."
+    return told + ("less than the sum says." if times < 0.8 else "about what the sum says.")
+
+
+def render_warnings(run: RunFiles, report: Report, figures: Figures) -> str:
+    """Everything that was skipped or had no effect."""
+    if run.warnings is None:
+        return not_run("Collecting of warnings", "no warnings.json")
+    return items(run.warnings, "warnings") if run.warnings else paragraph("None.")
+
+
+def render_left_out(run: RunFiles, report: Report, figures: Figures) -> str:
+    """Blocked units with their reasons, operations that were not counted."""
+    if run.units is None:
+        blocked = not_run("Search for units", "no units.npz")
+    elif run.units.blocked:
+        rows: list[list[Cell]] = [[name, (reason, "class=wrap")] for name, reason in run.units.blocked]
+        listing = table(["place", ("why", "class=text")], rows)
+        blocked = listing if len(rows) <= 12 else folded(f"{len(rows)} places", listing)
+    else:
+        blocked = paragraph("Nothing was blocked.")
+    uncounted = pick(run.costs, "uncounted")
+    if uncounted is None:
+        counted = not_run("Counting of costs", "no costs.json")
+    elif uncounted:
+        counted = paragraph(
+            "Not counted in MACs: " + ", ".join(f"{name} ({times}x)" for name, times in uncounted) + "."
+        )
+    else:
+        counted = paragraph("All operations were counted.")
+    return heading("Blocked") + blocked + heading("Costs") + counted
+
+
+def render_reproduction(run: RunFiles, report: Report, figures: Figures) -> str:
+    """Command, versions and configuration."""
+    machine = report["machine"]
+    told = [f"{name} {version}" for name, version in sorted(report["versions"].items())]
+    changed = " (with uncommitted changes)" if pick(run.manifest, "code", "modified") else ""
+    facts = [
+        ["commit", f"{report['commit'] or 'unknown'}{changed}"],
+        ["seed", str(report["seed"])],
+        ["threads", str(pick(run.manifest, "threads") or "unknown")],
+        ["device", str(pick(run.manifest, "device") or "unknown")],
+        ["machine", ", ".join(f"{k} {v}" for k, v in machine.items()) or "unknown"],
+        ["libraries", ", ".join(told) or "unknown"],
+    ]
+    rows: list[list[Cell]] = [[name, (text, "class=wrap")] for name, text in facts]
+    config = (
+        folded("resolved configuration", code(run.config))
+        if run.config
+        else not_run("Configuration", "no .hydra/config.yaml")
+    )
+    return "".join(
+        [
+            code(report["command"]) if report["command"] else not_run("Command", "no manifest.json"),
+            paragraph("From the run folder, with plan and metrics compared:"),
+            code("python scripts/reproduce.py RUN"),
+            table(["", ""], rows),
+            config,
+        ]
+    )
+
+
+def _choice(run: RunFiles) -> str:
+    """Why this plan, and what its rivals had on the validation set."""
+    if run.choice is None:
+        return heading("Choice of the plan") + not_run("Choice among plans", "no choice.json")
+    chosen = pick(run.choice, "chosen")
+    candidates = pick(run.choice, "candidates") or ()
+    own = [i for i, entry in enumerate(candidates) if pick(entry, "method") == chosen]
+    rows = [
+        [
+            str(pick(entry, "method")),
+            format_metric(number(entry, "validation_metric")),
+            format_damage(number(entry, "validation_loss")),
+            format_count(number(entry, "macs")),
+        ]
+        for entry in candidates
+    ]
+    listing = table(["candidate", "validation metric", "validation loss", "MACs"], rows, own) if rows else ""
+    return (
+        heading("Choice of the plan")
+        + paragraph(f"{chosen}: {pick(run.choice, 'reason') or 'no reason given'}")
+        + listing
+    )
+
+
+def _latency(run: RunFiles) -> str:
+    dense = pick(run.export, "dense_file", "path")
+    timings = [entry for entry in pick(run.export, "latency") or () if dense is None or pick(entry, "path") != dense]
+    if not timings:
+        return not_run("Latency", "no timings in export.json")
+    rows: list[list[Cell]] = []
+    for entry in timings:
+        before, after = number(entry, "dense_median_ms"), number(entry, "median_ms")
+        times = ratio(before, after)
+        word = "" if times is None else "gain" if times >= 1 else "loss"
+        slower = " (slower)" if times is not None and times < 1 else ""
+        rows.append(
+            [
+                file_name(pick(entry, "path")),
+                str(pick(entry, "batch") or NOTHING),
+                str(pick(entry, "threads") or NOTHING),
+                format_ms(before),
+                format_ms(after),
+                (format_ratio(times) + slower, f"class={word}" if word else ""),
+                (str(pick(entry, "runtime") or NOTHING), "class=text"),
+                (str(pick(entry, "cpu") or NOTHING), "class=text"),
+            ]
+        )
+    header = [
+        "file",
+        "batch",
+        "threads",
+        "dense",
+        "this file",
+        "speed-up",
+        ("runtime", "class=text"),
+        ("CPU", "class=text"),
+    ]
+    return table(header, rows) + note("Median wall time of one run; dense and compressed file take turns.")
+
+
+def _direction(higher: bool) -> str:
+    return "Higher is better." if higher else "Lower is better."
+
+
+def _bound(value: Any) -> str:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return NOTHING if value is None else str(value)
+    return f"{value:.4g} of dense" if value <= 1 else f"{value:,.0f}"
+
+
+def _small_percent(value: float | None) -> str:
+    return NOTHING if value is None else f"{100 * value:.2g} %"
+
+
+def _list(widths: list[int]) -> str:
+    return ", ".join(map(str, widths)) or "fewer"

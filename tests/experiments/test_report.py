@@ -1,0 +1,416 @@
+"""The report over a run folder made by hand: numbers, honesty about losses and absences, and a page that stands alone."""
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autolabel.tables import FeatureTable, LabelTable
+from compress.errors import ArtifactError
+from compress.files import read_json, write_json
+from compress.plan import CompressionPlan, LayerFormat
+from compress.units import UnitTable
+from experiments.methods import gather_methods, judge
+from experiments.report import write_figures, write_report
+from experiments.run_files import Trial, read_run
+
+ROOT = Path(__file__).resolve().parents[2]
+CHOICES = ("8bit", "6bit", "4bit", "3bit", "2bit")
+METHODS = {
+    "labeler": (78.9, 89.9), "labeler/mac": (83.1, 90.6), "fisher/mac": (81.9, 90.7), "fisher": (62.0, 88.9),
+    "second_order": (70.0, 89.2), "second_order/mac": (77.3, 90.2), "taylor": (66.0, 89.0), "taylor/mac": (74.0, 89.8),
+    "magnitude": (68.6, 89.1), "magnitude/mac": (71.0, 89.3), "random": (71.3, 88.7), "random/mac": (70.5, 88.5),
+}  # fmt: skip
+EVERY_FIGURE = {
+    "comparison", "accuracy_against_macs", "agreement", "scatter", "calibration", "group_sensitivity",
+    "layer_sensitivity", "removed", "bits", "damage", "sizes", "training",
+}  # fmt: skip
+
+
+def make_units() -> UnitTable:
+    """Groups and layers of a ResNet-20: the streams of its three stages and the inside of each block."""
+    groups = {"conv1:out": 16}
+    layers = ["conv1"]
+    for stage, width in enumerate((16, 32, 64), start=1):
+        for block in range(3):
+            groups[f"layer{stage}.{block}.conv1:out"] = width
+            layers += [f"layer{stage}.{block}.conv1", f"layer{stage}.{block}.conv2"]
+        if stage > 1:
+            groups[f"layer{stage}.0.conv2:out"] = width
+    layers.append("linear")
+    ids = [f"{group}[{i}]" for group, n in groups.items() for i in range(n)] + layers
+    group = [group for group, n in groups.items() for _ in range(n)] + layers
+    index = [i for n in groups.values() for i in range(n)] + [0] * len(layers)
+    kind = ["channel"] * (len(ids) - len(layers)) + ["layer"] * len(layers)
+    blocked = (("lstm", "recurrent layers cannot be cut: their state has the size of the cell"),)
+    return UnitTable(tuple(ids), np.array(group), np.array(index), np.array(kind), blocked, "f" * 64)
+
+
+def make_tables(folder: Path, units: UnitTable) -> np.ndarray:
+    """Write units, features, labels, held-out labels and layer labels; return the damages of the channels."""
+    rng = np.random.default_rng(0)
+    n = int(units.removable.sum())
+    ids = units.ids[:n]
+    depth = np.unique(units.group[:n], return_inverse=True)[1]
+    damage = np.exp(rng.normal(-5.5 - 0.12 * depth, 1.2))
+    predicted = damage * np.exp(rng.normal(0, 0.45, n))
+    measured = rng.random(n) < 0.5
+    spread = np.exp(1.645 * 0.42)
+
+    def labels(values: np.ndarray, source: np.ndarray) -> LabelTable:
+        error = np.where(source == "measured", 0.05 * values, np.nan)
+        return LabelTable(ids, ("removed",), values[:, None], error[:, None], (predicted / spread)[:, None],
+                          (predicted * spread)[:, None], source, 1.1e12, 9.0e12)  # fmt: skip
+
+    units.save(folder / "units.npz")
+    values = rng.normal(size=(n, 3)).astype(np.float32)
+    FeatureTable(values, ("a", "b", "c"), ids, units.group[:n], np.full(n, "resnet20")).save(folder / "features.npz")
+    source = np.where(measured, "measured", "predicted")
+    labels(np.where(measured, damage, predicted), source).save(folder / "labels.npz")
+    labels(predicted, np.full(n, "predicted")).save(folder / "held_out.npz")
+
+    layers = np.flatnonzero(~units.removable)
+    base = np.exp(rng.normal(-2.0, 0.9, len(layers)))
+    table = np.full((len(units), len(CHOICES)), np.nan)
+    for column, factor in enumerate((-0.0004, 0.004, 0.11, 0.7, 5.0)):
+        table[layers, column] = base * factor
+    LabelTable(units.ids, CHOICES, table, np.abs(table) * 0.1, table, table, np.full(len(units), "measured")).save(
+        folder / "layer_labels.npz"
+    )
+    return damage
+
+
+def write_rows(folder: Path, methods: dict[str, tuple[float, float]], seeds: int = 3) -> None:
+    """Write `comparison.csv`."""
+    rng = np.random.default_rng(1)
+    text = io.StringIO()
+    columns = ["method", "seed", "stage", "metric", "loss", "macs", "weight_bytes", "command", "commit", "versions"]
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    for name, (recovered, tuned) in methods.items():
+        for seed in range(seeds):
+            values = {"pruned": rng.uniform(10, 26), "recovered": recovered + rng.normal(0, 0.8),
+                      "fine_tuned": tuned + rng.normal(0, 0.12)}  # fmt: skip
+            macs = 20.3e6 * rng.uniform(0.97, 1.0)
+            for stage, value in values.items():
+                writer.writerow([name, seed, stage, value, 0.4, macs, 5.1e5, "python -m experiments.run", "abc", "{}"])
+    (folder / "comparison.csv").write_text(text.getvalue())
+
+
+def make_run(folder: Path) -> Path:
+    """A run folder with every file, as a finished run on ResNet-20 leaves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    units = make_units()
+    damage = make_tables(folder, units)
+    removed = [units.ids[i] for i in np.argsort(damage)[: int(0.42 * len(damage))]]
+    layers = [unit for unit, kind in zip(units.ids, units.kind, strict=True) if kind == "layer"]
+    formats = {name: LayerFormat(8 if i in (0, len(layers) - 1) else (4, 6, 8)[i % 3]) for i, name in enumerate(layers)}
+    formats.pop(layers[3])
+    CompressionPlan.removing(units, removed, layer_formats=formats, activation_bits=8, predicted_damage=0.61).save(
+        folder / "plan.json"
+    )
+    write_rows(folder, METHODS)
+    files = {
+        "manifest.json": {
+            "schema_version": 1, "name": "cifar10_resnet20", "command": "python -m experiments.run experiment=cifar10_resnet20",
+            "seeds": {"seed": 0, "seeds": [0, 1, 2]}, "code": {"version": "0.1.0", "commit": "d3adb33f" * 5, "modified": False},
+            "libraries": {"torch": "2.13.0", "onnxruntime": "1.32.0", "lightgbm": "4.7.0"}, "threads": 2, "device": "cpu",
+            "machine": {"python": "3.11.7", "system": "Linux 6.1", "processor": "AMD EPYC 7R13", "cores": 2},
+        },
+        "dense.json": {
+            "metric_name": "accuracy_percent", "higher_is_better": True, "test": {"metric": 91.73, "loss": 0.2821},
+            "validation": {"metric": 92.1, "loss": 0.27}, "macs": 40.55e6, "params": 269722, "weight_bytes": 1078888,
+        },
+        "costs.json": {
+            "layers": [{"name": n, "macs": 2.3e6, "weights": 9216, "params": 64} for n in layers],
+            "uncounted": [["relu", 19], ["add", 9]], "dense_macs": 40.55e6, "dense_weight_bytes": 1078888,
+        },
+        "labeler.json": {
+            "labeler": "gbdt", "n_measured": 256, "n_units": 432, "seconds": 71.2, "forward_macs": 1.1e12, "naive_macs": 9.0e12,
+            "held_out": [
+                {"name": "gbdt", "kind": "labeler", "n": 256, "spearman": 0.871, "spearman_low": 0.84, "spearman_high": 0.9,
+                 "within": 0.79},
+                {"name": "second_order", "kind": "criterion", "spearman": 0.905, "lower": 0.88, "upper": 0.93, "within_group": 0.86},
+                {"name": "fisher", "kind": "criterion", "spearman": 0.83, "lower": 0.79, "upper": 0.86, "within_group": 0.74},
+                {"name": "taylor", "kind": "criterion", "spearman": 0.72, "lower": 0.66, "upper": 0.77, "within_group": 0.61},
+                {"name": "magnitude", "kind": "criterion", "spearman": 0.21, "lower": 0.1, "upper": 0.31, "within_group": 0.35},
+                {"name": "random", "kind": "criterion", "spearman": -0.03, "lower": -0.14, "upper": 0.08, "within_group": 0.0},
+                {"name": "constant", "kind": "criterion", "spearman": None},
+            ],
+            "top_features": [
+                {"name": name, "share": share, "description": text} for name, share, text in (
+                    ("second_order", 0.34, "half the expected squared change of the loss when the channel's gate closes"),
+                    ("fisher_rank", 0.19, "rank of the Fisher score within the layer"),
+                    ("activation_rms", 0.11, "root mean square of the channel's activations"),
+                    ("layer_macs_share", 0.07, "part of the network's MACs in this layer"),
+                )
+            ],
+            "coverage": 0.87, "won": False,
+        },
+        "choice.json": {
+            "chosen": "labeler/mac", "reason": "lowest validation loss after the stage 'fine_tuned'", "candidates": [
+                {"method": "labeler/mac", "validation_metric": 91.0, "validation_loss": 0.301, "macs": 20.2e6},
+                {"method": "fisher/mac", "validation_metric": 90.9, "validation_loss": 0.305, "macs": 20.1e6},
+            ],
+        },
+        "result.json": {
+            "stages": {"pruned": {"metric": 17.4, "loss": 3.1}, "recovered": {"metric": 83.4, "loss": 0.52},
+                       "fine_tuned": {"metric": 90.62, "loss": 0.30}, "quantized": {"metric": 90.55, "loss": 0.303}},
+            "macs": 20.21e6, "params": 131000, "weight_bytes": 118400, "predicted_damage": 0.61,
+            "realised_damage": {"pruned": 2.83, "recovered": 0.25, "final": 0.02},
+            "budget": {"asked": {"macs": 0.5, "weight_bytes": 120000}, "met": {"macs": 20.21e6, "weight_bytes": 118400}},
+        },
+        "export.json": {
+            "files": [
+                {"path": "artifact/model.onnx", "format": "fp32", "file_bytes": 541200, "metric": 90.62, "loss": 0.3,
+                 "discrepancy_relative": 7e-7, "argmax_agreement": 1.0, "tolerance": 1e-4, "ok": True},
+                {"path": "artifact/model.int8.onnx", "format": "int8", "file_bytes": 148300, "metric": 90.52, "loss": 0.304,
+                 "discrepancy_relative": 0.0031, "argmax_agreement": 0.996, "tolerance": 0.02, "ok": True},
+                {"path": "artifact/model.int4.onnx", "format": "int4", "file_bytes": 90000, "metric": 71.0, "loss": 1.2,
+                 "discrepancy_relative": 0.21, "argmax_agreement": 0.7, "tolerance": 0.02, "ok": False},
+            ],
+            "dense_file": {"path": "dense/model.onnx", "file_bytes": 1092345},
+            "latency": [
+                {"path": path, "batch": batch, "threads": 1, "median_ms": ms, "dense_median_ms": dense, "ratio": dense / ms,
+                 "runtime": "onnxruntime 1.32.0", "cpu": "AMD EPYC 7R13"}
+                for path, batch, ms, dense in (
+                    ("dense/model.onnx", 1, 2.6, 2.6), ("artifact/model.int8.onnx", 1, 1.37, 2.61),
+                    ("artifact/model.int8.onnx", 32, 61.0, 58.2))
+            ],
+        },
+        "warnings.json": ["conv1 was pinned and is not pruned", "<b>bias correction</b> had no effect on 3 layers"],
+    }  # fmt: skip
+    for name, value in files.items():
+        write_json(folder / name, value)
+    lines = [
+        {"kind": "metrics", "step": i, "values": {"finetune/loss": 1.2 / (1 + i / 9) + 0.2, "quantize/loss": 0.3}}
+        for i in range(60)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / ".hydra").mkdir(exist_ok=True)
+    (folder / ".hydra" / "config.yaml").write_text("name: cifar10_resnet20\nbudget:\n  macs: 0.5\n")
+    return folder
+
+
+def change(folder: Path, name: str, /, **fields: object) -> None:
+    """Set top-level fields of a JSON file of the run."""
+    write_json(folder / name, {**read_json(folder / name), **fields})
+
+
+def page_of(folder: Path) -> str:
+    return (folder / "report.html").read_text()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+class _Tags(HTMLParser):
+    """Opening tags, and whether every one was closed in order."""
+
+    VOID = {"meta", "br", "img", "link", "hr", "input"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open
+        assert self.open.pop() == tag
+
+
+def test_json_has_the_promised_keys_and_the_smallest_file_that_runs(run):
+    report = write_report(run)
+    assert report == read_json(run / "report.json")
+    assert report["schema_version"] == 1
+    assert report["dense"]["metric"] == {"name": "accuracy_percent", "value": 91.73, "higher_is_better": True}
+    assert report["dense"]["file_bytes"] == 1092345
+    # The smallest file is not good, so it does not count.
+    assert report["compressed"]["file"] == "artifact/model.int8.onnx"
+    assert report["compressed"]["file_bytes"] == 148300
+    assert report["compressed"]["metric"]["value"] == 90.52
+    assert report["compressed"]["stage"] == "exported"
+    assert [row["median_ms"] for row in report["compressed"]["latency_ms"]] == [1.37, 61.0]
+    assert report["compressed"]["latency_ms"][0]["runtime"] == "onnxruntime 1.32.0"
+    assert [row["median_ms"] for row in report["dense"]["latency_ms"]] == [2.61, 58.2]
+    assert report["stages"] == {
+        "pruned": 17.4, "recovered": 83.4, "fine_tuned": 90.62, "quantized": 90.55, "exported": 90.52
+    }  # fmt: skip
+    assert (report["predicted_damage"], report["realised_damage"]) == (0.61, 2.83)
+    assert len(report["warnings"]) == 2
+    assert {method["method"] for method in report["baselines"]} == set(METHODS)
+    assert report["baselines"][0]["stages"]["fine_tuned"]["n"] == 3
+    assert report["budget"]["asked"] == {"macs": 0.5, "weight_bytes": 120000}
+
+
+def test_page_is_whole_and_needs_nothing_from_outside(run):
+    write_report(run)
+    page = page_of(run)
+    tags = _Tags()
+    tags.feed(page)
+    assert not tags.open
+    assert not {tag for tag, _ in tags.seen} & {"script", "link", "iframe", "object", "embed"}
+    for _, attributes in tags.seen:
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:"))
+    assert not re.search(r"url\((?!#)|@import", page)
+    assert sum(tag == "svg" for tag, _ in tags.seen) == len(EVERY_FIGURE)
+    assert "prefers-color-scheme:dark" in page
+    assert len(page) < 2_000_000
+
+
+def test_every_figure_is_written_as_png(run):
+    written = write_figures(run)
+    assert set(written) == EVERY_FIGURE
+    for path in written.values():
+        assert path.parent == run / "figures"
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_run_gives_the_same_page(run):
+    write_report(run)
+    first = page_of(run)
+    write_report(run)
+    assert page_of(run) == first
+
+
+def test_losses_are_said_plainly(run):
+    report = write_report(run)
+    page = page_of(run)
+    assert report["labeler"]["ahead_of_best_formula"] == pytest.approx(0.871 - 0.905)
+    assert "A formula beats the labeler on held-out units" in page
+    assert "slower" in page
+    assert "NOT good: do not use" in page
+    assert "removals together hurt more than the sum says" in page
+
+
+def test_a_formula_that_wins_the_comparison_is_named(run):
+    write_rows(run, {"labeler": (80.0, 89.0), "taylor": (82.0, 90.5)})
+    change(run, "choice.json", chosen="taylor")
+    report = write_report(run)
+    assert report["verdicts"][-1]["gap"] < 0
+    assert "a formula beats the labeler: taylor" in page_of(run)
+    assert "made by the formula taylor, not by the labeler" in page_of(run)
+
+
+def test_texts_of_the_run_are_escaped(run):
+    change(run, "manifest.json", name="<script>alert(1)</script>")
+    write_report(run)
+    page = page_of(run)
+    assert "<script" not in page
+    assert "&lt;b&gt;bias correction&lt;/b&gt;" in page
+
+
+def test_an_empty_folder_says_not_run_everywhere(tmp_path):
+    report = write_report(tmp_path)
+    assert report["dense"] is None
+    assert report["compressed"] is None
+    assert report["labeler"] is None
+    assert set(report["stages"].values()) == {None}
+    assert page_of(tmp_path).count("not run") >= 12
+    assert "<svg" not in page_of(tmp_path)
+    assert write_figures(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", [
+    "manifest.json", "dense.json", "units.npz", "features.npz", "labels.npz", "held_out.npz", "layer_labels.npz", "costs.json",
+    "labeler.json", "comparison.csv", "choice.json", "plan.json", "result.json", "export.json", "warnings.json", "metrics.jsonl",
+])  # fmt: skip
+def test_any_single_file_may_be_absent(run, name):
+    (run / name).unlink()
+    report = write_report(run)
+    assert json.loads((run / "report.json").read_text()) == report
+
+
+@pytest.mark.parametrize("name", ["dense.json", "labels.npz", "comparison.csv"])
+def test_a_damaged_file_is_named(run, name):
+    (run / name).write_bytes(b"{")
+    with pytest.raises(ArtifactError, match=name):
+        write_report(run)
+
+
+def test_not_a_folder_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="not a folder"):
+        write_report(tmp_path / "nothing")
+
+
+def test_numbers_that_are_not_finite_do_not_reach_the_json(run):
+    labeler = read_json(run / "labeler.json")
+    change(run, "labeler.json", coverage="nan", held_out=[*labeler["held_out"], {"name": "x", "spearman": "nan"}])
+    with (run / "comparison.csv").open("a") as file:
+        file.write("random,7,fine_tuned,nan,nan,2e7,1e5,,,\n")
+    report = write_report(run)
+    random = next(method for method in report["baselines"] if method["method"] == "random")
+    assert random["stages"]["fine_tuned"]["failed_seeds"] == ["7"]
+    assert random["stages"]["fine_tuned"]["n"] == 3
+    assert "1 failed" in page_of(run)
+    assert "nan" not in (run / "report.json").read_text().lower().replace('"nan"', "")
+
+
+def trials(values: dict[str, list[float]]) -> list[Trial]:
+    return [
+        Trial(method, str(seed), "fine_tuned", value, None, 1.0, 1.0, "")
+        for method, own in values.items()
+        for seed, value in enumerate(own)
+    ]
+
+
+def test_mean_and_spread_over_seeds_by_hand():
+    methods = gather_methods(trials({"taylor": [1.0, 2.0, 3.0], "labeler": [4.0]}))
+    assert [method.name for method in methods] == ["labeler", "taylor"]
+    sample = methods[1].stages["fine_tuned"]
+    assert (sample.mean, sample.std, len(sample.values)) == (2.0, 1.0, 3)
+    assert methods[0].stages["fine_tuned"].std is None
+
+
+@pytest.mark.parametrize(("labeler", "clear", "words"), [
+    ([91.0, 91.1], True, "beyond two standard errors"),
+    ([90.1, 90.3], False, "no clear winner"),
+    ([91.0], None, "may be chance"),
+])  # fmt: skip
+def test_verdict_counts_the_noise_of_seeds(labeler, clear, words):
+    methods = gather_methods(trials({"labeler": labeler, "taylor": [90.0, 90.2], "random": [10.0, 20.0]}))
+    verdict = judge(methods, "fine_tuned")
+    assert (verdict.best, verdict.clear) == ("taylor", clear)
+    assert words in verdict.sentence
+
+
+def test_verdict_follows_the_direction_of_the_metric():
+    methods = gather_methods(trials({"labeler": [2.0, 2.1], "taylor": [1.0, 1.1]}), higher_is_better=False)
+    assert methods[0].name == "taylor"
+    assert judge(methods, "fine_tuned", higher_is_better=False).gap == pytest.approx(-1.0)
+    assert judge(methods[:1], "fine_tuned") is None
+
+
+def test_later_lines_of_a_step_count(run):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "finetune/loss": 9.0}\n')
+    assert dict(read_run(run).curves["finetune/loss"])[3] == 9.0
+
+
+def test_overview_figure_by_its_command(run, tmp_path):
+    for name, start in (("out.svg", b"<?xml"), ("out.png", b"\x89PNG")):
+        command = [sys.executable, str(ROOT / "scripts" / "draw_figures.py"), str(run), str(tmp_path / name)]
+        subprocess.run(command, check=True, capture_output=True)
+        assert (tmp_path / name).read_bytes().startswith(start)
+    command[-1] = str(tmp_path / "out.gif")
+    refused = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert ".svg or .png" in refused.stderr
