@@ -82,7 +82,7 @@ def learn_labels(
                        rows_file=rows_file, on_row=on_row)  # fmt: skip
     removable = structure.units.removable
     own = _rows(measured, removable)
-    held_out = held_out_predictions(labeler, features, own)
+    held_out = held_out_predictions(labeler, features, own, intervals=True)
     fitted = labeler.fit(features, own)
     labels = merge_labels(own, fitted.predict(features))
     others = {name: score_units(structure, criterion, statistics) for name, criterion in (criteria or {}).items()}

@@ -127,12 +127,24 @@ def auto_compress(
         _LOG.warning("The labeler's plan loses to %s (%.4f against %.4f): falling back.", method, losses["labeler"], losses[method])  # fmt: skip
     plan, small, stages["pruned"], stages["recovered"] = repaired[method]
     plan = replace(plan, provenance={**plan.provenance, "method": method})
-    finetune_(small, task, train, teacher=model, epochs=epochs, lr=lr, validation=validation, seed=seed)
+    finetune_(
+        small, task, train, teacher=model, epochs=epochs, lr=lr, optimizer="adamw", validation=validation, seed=seed
+    )
     stages["fine_tuned"] = evaluate(small, task, validation)
     if plan.layer_formats:
         plan = replace(plan, activation_bits=8)
         small = prepare_quantized(small, plan, inputs, MseQuantizer())
-        finetune_(small, task, train, teacher=model, epochs=epochs and 1, lr=lr / 10, validation=validation, seed=seed)
+        finetune_(
+            small,
+            task,
+            train,
+            teacher=model,
+            epochs=epochs and 1,
+            lr=lr / 10,
+            optimizer="adamw",
+            validation=validation,
+            seed=seed,
+        )
         stages["quantized"] = evaluate(small, task, validation)
     return Compressed(small, plan, method, losses, stages, learned, structure)
 

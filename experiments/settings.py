@@ -23,15 +23,14 @@ class TrainSettings:
 
     epochs: int = 10
     batch_size: int = 64
-    optimizer: str = "adam"
+    optimizer: str = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.0
 
 
 @dataclass
 class MeasureSettings:
-    """Which units are measured (`sample`: a number, or null for all), and on how many examples.
-"""
+    """Which units are measured (`sample`: a number, or null for all), and on how many examples."""
 
     sample: int | None = 512
     images: int = 512
@@ -68,7 +67,9 @@ class CompareSettings:
     the method with the lowest validation loss after the stage `choose_after`.
     """
 
-    methods: list[str] = field(default_factory=lambda: ["labeler/mac", "random", "magnitude", "taylor/mac", "second_order/mac"])
+    methods: list[str] = field(
+        default_factory=lambda: ["labeler/mac", "random", "magnitude", "taylor/mac", "second_order/mac"]
+    )
     finetune_epochs: int = 0
     finetune_methods: list[str] = field(default_factory=list)
     choose_after: str = "recovered"
@@ -80,7 +81,7 @@ class FinetuneSettings:
 
     epochs: int = 3
     batch_size: int = 64
-    optimizer: str = "adam"
+    optimizer: str = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.0
     temperature: float = 4.0

@@ -79,7 +79,7 @@ class Experiment:
         stage, settings = self.run_dir.run_stage, self._settings
         dense = ["dense/model.safetensors"]
         stage("dense", self.train_dense, outputs=[*dense, "dense.json"], settings=settings("model", "data", "train"),
-              scratch=["dense/checkpoint"])  # fmt: skip
+              scratch=["dense/checkpoint.safetensors"])  # fmt: skip
         self._load_dense()
         stage("units", self.write_units, inputs=dense, outputs=["units.npz", "costs.json"])
         stage(
@@ -167,8 +167,8 @@ class Experiment:
         if settings.epochs:
             finetune_(self.model, self.task, ShuffledBatches(self.data.train, settings.batch_size, self.config.seed),
                       epochs=settings.epochs, lr=settings.lr, weight_decay=settings.weight_decay,
-                      validation=self.batches("validation"), checkpoint=self.run_dir.path / "dense" / "checkpoint",
-                      optimizer=settings.optimizer, on_metrics=self._log("train"), description="dense")  # fmt: skip
+                      validation=self.batches("validation"), checkpoint=self.run_dir.path / "dense" / "checkpoint.safetensors",
+                      optimizer=settings.optimizer, on_metrics=self._log("train"))  # fmt: skip
         state = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
         data = safetensors.torch.save(_untied(state))
         write_atomic(self.run_dir.file("dense/model.safetensors"), lambda file: file.write(data))
@@ -269,7 +269,7 @@ class Experiment:
         self.repair(small, plan)
         stages["recovered"] = self._metrics(small, "test")
         realised["recovered"] = evaluate(small, self.task, label)[1] - dense_loss
-        self.finetune(small, self.config.finetune.epochs, self.config.finetune.lr, "finetune", self.run_dir.path / "checkpoint" / "float")  # fmt: skip
+        self.finetune(small, self.config.finetune.epochs, self.config.finetune.lr, "finetune", self.run_dir.path / "checkpoint" / "float.safetensors")  # fmt: skip
         stages["fine_tuned"] = self._metrics(small, "test")
         final: fx.GraphModule = small
         if self._quantizes and plan.layer_formats:
@@ -338,7 +338,7 @@ class Experiment:
         finetune_(small, self.task, batches, teacher=self.model, epochs=epochs, lr=lr, weight_decay=settings.weight_decay,
                   alpha=settings.alpha, temperature=settings.temperature, optimizer=settings.optimizer,
                   patience=settings.patience, validation=self.batches("validation"), checkpoint=checkpoint,
-                  on_metrics=self._log(name), description=name)  # fmt: skip
+                  on_metrics=self._log(name))  # fmt: skip
 
     def quantize(self, small: fx.GraphModule, plan: CompressionPlan) -> fx.GraphModule:
         """The model in the plan's formats, trained on with them."""
@@ -346,7 +346,11 @@ class Experiment:
         plan = replace(plan, activation_bits=settings.activation_bits)
         prepared = prepare_quantized(small, plan, self.recovery_inputs(), self.parts.quantizer)
         self.finetune(
-            prepared, settings.epochs, settings.lr, "quantize", self.run_dir.path / "checkpoint" / "quantized"
+            prepared,
+            settings.epochs,
+            settings.lr,
+            "quantize",
+            self.run_dir.path / "checkpoint" / "quantized.safetensors",
         )
         return prepared
 
