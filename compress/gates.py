@@ -117,7 +117,7 @@ def gated_layer_norm(
     """Layer norm (or RMS norm, without `centre`) in which every index counts as much as its gate says."""
     dims = tuple(range(x.dim() - n_dims, x.dim()))
     x = x * (gate != 0)
-    count = gate.expand(x.shape).sum(dims, keepdim=True)
+    count = _nonzero(gate.expand(x.shape).sum(dims, keepdim=True))
     if centre:
         x = x - (x * gate).sum(dims, keepdim=True) / count
     power = (x * x * gate).sum(dims, keepdim=True) / count
@@ -135,7 +135,7 @@ def gated_group_norm(
     shape = (x.shape[0], groups, -1)
     x = x * (gate != 0)
     values, weights = x.reshape(shape), gate.expand(x.shape).reshape(shape)
-    count = weights.sum(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    count = _nonzero(weights.sum(-1, keepdim=True))
     centred = values - (values * weights).sum(-1, keepdim=True) / count
     power = (centred * centred * weights).sum(-1, keepdim=True) / count
     out = (centred * torch.rsqrt(power + eps)).reshape(x.shape)
@@ -149,7 +149,12 @@ def gated_mean(x: Tensor, gate: Tensor, dims: list[int] | int | None, keepdim: b
     """Mean over the indices that are there."""
     dims = list(range(x.dim())) if dims is None else dims
     weights = gate.expand(x.shape)
-    return (x * gate).sum(dims, keepdim=keepdim) / weights.sum(dims, keepdim=keepdim)
+    return (x * gate).sum(dims, keepdim=keepdim) / _nonzero(weights.sum(dims, keepdim=keepdim))
+
+
+def _nonzero(count: Tensor) -> Tensor:
+    """Counts to divide by: where nothing is left there is nothing to divide either."""
+    return count + (count == 0)
 
 
 def gated_softmax(x: Tensor, gate: Tensor, dim: int, log: bool) -> Tensor:
