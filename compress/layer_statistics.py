@@ -222,8 +222,9 @@ class _LayerProbe(fx.Interpreter):
         count = np.maximum(self._inputs["count"], 1)
         return LayerStatistics(
             self._structure, self.names, self.bits, sums["weight"],
-            sums["error"] / np.maximum(self._energy, 1e-30)[:, None], sums["first"] / n, sums["second"] / n, sums["fisher"] / n,
-            self._inputs["abs"] / count, np.sqrt(self._inputs["square"] / count), self._inputs["max"],
+            sums["error"] / np.maximum(self._energy, 1e-30)[:, None], sums["first"] / n, sums["second"] / n,
+            sums["fisher"] / n, self._inputs["abs"] / count, np.sqrt(self._inputs["square"] / count),
+            self._inputs["max"],
             np.sqrt(self._energy / np.maximum(self._outputs, 1)), self._positions / n, macs,
         )  # fmt: skip
 
