@@ -198,8 +198,9 @@ def _collect(
             continue
         entry = packed[alias]
         integers = round_weight(value, value_of(module, entry.scale), entry.largest, entry.axis)
-        stored[name] = torch.from_numpy(pack_bits(integers.cpu().numpy(), entry.bits))
-        described[name] |= {"bits": entry.bits, "axis": entry.axis, "scale": entry.scale}
+        bits = entry.largest.bit_length() + 1  # 7 for 8 bits of reduced range
+        stored[name] = torch.from_numpy(pack_bits(integers.cpu().numpy(), bits))
+        described[name] |= {"bits": bits, "axis": entry.axis, "scale": entry.scale}
     return stored, described, tied
 
 

@@ -67,7 +67,7 @@ def check_formats(module: fx.GraphModule, formats: Mapping[str, LayerFormat]) ->
 
 
 def insert_fake_quantizers(
-    module: fx.GraphModule, formats: Mapping[str, LayerFormat], quantize_activations: bool, reduce_range: bool = False
+    module: fx.GraphModule, formats: Mapping[str, LayerFormat], quantize_activations: bool, reduce_range: bool
 ) -> fx.GraphModule:
     """A copy with fake-quantisers that still lack their ranges (all scales are 1): the form that a state dict fills.
 
