@@ -33,7 +33,7 @@ INK, MUTED, LINE, FAINT, PANEL = (COLOURS[name][0] for name in ("ink", "muted", 
 BAD = COLOURS["bad"][0]
 SERIES = tuple(COLOURS[f"s{i}"][0] for i in range(8))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
-WIDTH = 8.8
+WIDTH = 10.0
 # More marks than this are drawn as pixels inside the SVG, or the page grows by megabytes.
 MANY_MARKS = 1500
 

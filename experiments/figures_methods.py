@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.figure_style import FAINT, INK, MARKERS, MUTED, PANEL, SERIES, WIDTH, new_figure, plain_rows
 from experiments.methods import LABELER, Method, compared_stages, gather_methods
@@ -169,6 +170,7 @@ def _draw_stage(axes: Axes, methods: Sequence[Method], stage: str, run: RunFiles
         label.set_fontweight("bold" if method.learned else "normal")
     axes.set_title(STAGE_WORDS[stage])
     axes.set_xlabel(_metric_name(run))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.margins(x=0.08)
 
 
@@ -199,7 +201,7 @@ def _file_sizes(run: RunFiles) -> list[tuple[str, float, str]]:
 def _draw_sizes(axes: Axes, bars: Sequence[tuple[str, float, str]]) -> None:
     biggest = max(size for _, size, _ in bars)
     for row, (_, size, colour) in enumerate(bars):
-        axes.barh(row, size / 1e3, height=0.6, color=colour)
+        axes.barh(row, size / 1e3, height=0.5, color=colour)
         times = "" if row == 0 else f"  ({bars[0][1] / size:.3g}x smaller)" if size < bars[0][1] else "  (not smaller)"
         axes.annotate(
             format_bytes(size) + times,

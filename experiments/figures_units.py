@@ -1,13 +1,14 @@
 """Figures of what is sensitive, what was removed where, and in how many bits the rest is kept."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.figure_style import FAINT, INK, LINE, MARKERS, MUTED, SERIES, log_like, new_figure, plain_rows
-from experiments.quantities import shorten, stage_words
+from experiments.quantities import STAGES, shorten, stage_words
 from experiments.run_files import RunFiles, number, pick
 
 _HIGHLIGHTED = 6
@@ -52,30 +53,21 @@ def draw_layer_sensitivity(run: RunFiles) -> Figure | None:
     worst = sorted(rows, key=lambda i: -np.nanmax(table.damage[i, columns]))[:_HIGHLIGHTED]
     figure = new_figure(3.6)
     axes = figure.subplots()
-    for row in sorted(rows, key=lambda i: i in worst):
-        named = row in worst
-        place = worst.index(row) if named else 0
-        axes.errorbar(
+    lines = {}
+    for row in rows:
+        look = _look(worst, row)
+        lines[row] = axes.errorbar(
             range(len(columns)),
             table.damage[row, columns],
             yerr=np.nan_to_num(table.std_err[row, columns]),
-            color=SERIES[place] if named else FAINT,
-            linewidth=1.6 if named else 0.9,
-            marker=MARKERS[place] if named else None,
             markersize=4.5,
             elinewidth=0.8,
-            zorder=3 if named else 2,
-            label=shorten(table.unit_ids[row]) if named else None,
+            **look,
         )
     log_like(axes, table.damage[np.ix_(rows, columns)])
     axes.set_xticks(range(len(columns)), [f"{bits} bit" for bits, _ in widths])
     axes.set_ylabel("damage (loss per example)")
-    handles, names = axes.get_legend_handles_labels()
-    ranked = sorted(
-        zip(handles, names, strict=True), key=lambda pair: [shorten(table.unit_ids[i]) for i in worst].index(pair[1])
-    )
-    title = "most sensitive first" if len(worst) < len(rows) else None
-    figure.legend([h for h, _ in ranked], [n for _, n in ranked], loc="outside right center", title=title)
+    _name_worst(figure, {shorten(table.unit_ids[row]): lines[row] for row in worst}, len(rows))
     return figure
 
 
@@ -93,30 +85,34 @@ def draw_group_sensitivity(run: RunFiles) -> Figure | None:
     if not curves:
         return None
     worst = sorted(curves, key=lambda group: -_halfway(curves[group]))[:_HIGHLIGHTED]
+    gone = {group: removed / total for group, total, removed in group_counts(run)}
     figure = new_figure(3.6)
     axes = figure.subplots()
+    lines = {}
     for group, curve in curves.items():
-        named = group in worst
-        axes.plot(
-            np.linspace(0, 100, len(curve)),
-            curve,
-            linewidth=1.7 if named else 0.9,
-            zorder=3 if named else 2,
-            color=SERIES[worst.index(group)] if named else FAINT,
-            label=shorten(group) if named else None,
-        )
+        look = {**_look(worst, group), "marker": None}
+        (lines[group],) = axes.plot(np.linspace(0, 100, len(curve)), curve, **look)
+        if group in worst and gone.get(group):
+            place = round(gone[group] * (len(curve) - 1))
+            axes.scatter([100 * gone[group]], [curve[place]], color=look["color"], s=30, zorder=4)
     log_like(axes, np.concatenate(list(curves.values())))
-    for group, total, gone in group_counts(run):
-        if group in worst and gone:
-            place = round(gone / total * (len(curves[group]) - 1))
-            axes.scatter([100 * gone / total], [curves[group][place]], color=SERIES[worst.index(group)], s=30, zorder=4)
-    axes.set_xlabel("units of the group removed (%), least harmful first; dots: what the plan removes")
+    axes.set_xlabel("units of the group removed (%), least harmful first")
     axes.set_ylabel("sum of single damages")
-    handles, names = axes.get_legend_handles_labels()
-    order = [names.index(shorten(group)) for group in worst]
-    title = "most sensitive first" if len(worst) < len(curves) else None
-    figure.legend([handles[i] for i in order], [names[i] for i in order], loc="outside right center", title=title)
+    _name_worst(figure, {shorten(group): lines[group] for group in worst}, len(curves))
     return figure
+
+
+def _look(worst: Sequence[Any], key: Any) -> dict[str, Any]:
+    """A colour and marker of its own for one of the `worst`, a faint line for the others."""
+    if key not in worst:
+        return {"color": FAINT, "linewidth": 0.9, "marker": None, "zorder": 2}
+    place = worst.index(key)
+    return {"color": SERIES[place], "linewidth": 1.6, "marker": MARKERS[place], "zorder": 3}
+
+
+def _name_worst(figure: Figure, lines: Mapping[str, Any], total: int) -> None:
+    title = "most sensitive first" if len(lines) < total else None
+    figure.legend(list(lines.values()), list(lines), loc="outside right center", title=title)
 
 
 def draw_removed(run: RunFiles) -> Figure | None:
@@ -176,7 +172,11 @@ def realised_damages(run: RunFiles) -> dict[str, float]:
     """Damage of the whole plan: `pruned` before any repair, and after later stages where they are known."""
     found = pick(run.result, "realised_damage")
     found = found if isinstance(found, Mapping) else {"pruned": found}
-    return {stage: found[stage] for stage in found if number(found, stage) is not None}
+    order = [
+        *(stage for stage in (*STAGES, "final") if stage in found),
+        *(s for s in found if s not in (*STAGES, "final")),
+    ]
+    return {stage: found[stage] for stage in order if number(found, stage) is not None}
 
 
 def draw_damage(run: RunFiles) -> Figure | None:

@@ -47,6 +47,11 @@ def format_spread(mean: float | None, std: float | None, n: int) -> str:
     return f"{format_metric(mean)}{spread} (n={n})"
 
 
+def format_loss(value: float | None) -> str:
+    """Three decimals, or three significant digits of what is smaller than 0.01."""
+    return NOTHING if value is None else f"{value:.3f}" if abs(value) >= 0.01 else f"{value:.3g}"
+
+
 def format_damage(value: float | None) -> str:
     """Three significant digits."""
     return NOTHING if value is None else f"{value:.3g}"
@@ -58,7 +63,7 @@ def format_count(value: float | None) -> str:
         return NOTHING
     for size, suffix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e4, " k")):
         if abs(value) >= size:
-            return f"{value / (1e3 if size == 1e4 else size):.3g}{suffix}"
+            return f"{_three(value / (1e3 if size == 1e4 else size))}{suffix}"
     return f"{value:,.0f}"
 
 
@@ -68,13 +73,13 @@ def format_bytes(value: float | None) -> str:
         return NOTHING
     for size, suffix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(value) >= size:
-            return f"{value / size:.3g} {suffix}" if value / size < 1000 else f"{value / size:.0f} {suffix}"
+            return f"{_three(value / size)} {suffix}"
     return f"{value:.0f} B"
 
 
 def format_ms(value: float | None) -> str:
     """Milliseconds, three significant digits."""
-    return NOTHING if value is None else f"{value:.3g} ms" if value < 1000 else f"{value:,.0f} ms"
+    return NOTHING if value is None else f"{_three(value)} ms"
 
 
 def format_seconds(value: float | None) -> str:
@@ -88,7 +93,7 @@ def format_seconds(value: float | None) -> str:
 
 def format_ratio(value: float | None) -> str:
     """`1.92x`, `12.4x`."""
-    return NOTHING if value is None else f"{value:.3g}x" if value < 1000 else f"{value:,.0f}x"
+    return NOTHING if value is None else f"{_three(value)}x"
 
 
 def format_percent(value: float | None) -> str:
@@ -114,3 +119,8 @@ def shorten(name: str, length: int = 34) -> str:
         return name
     head = (length - 1) // 3
     return f"{name[:head]}…{name[len(name) - (length - 1 - head) :]}"
+
+
+def _three(value: float) -> str:
+    """Three significant digits, zeros kept: `20.0`, `1.37`, `431`; all digits of what is larger."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")

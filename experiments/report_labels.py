@@ -53,7 +53,8 @@ def render_labeler(run: RunFiles, report: Report, figures: Figures) -> str:
                 figures,
                 "agreement",
                 "How well each score orders the measured units. The labeler predicts groups that it was "
-                "not trained on; criteria need no training. Dot: all units together; stroke: median within a group.",
+                "not trained on; criteria need no training. Dot: all units together; stroke: median within a group."
+                + _counted(scores),
             ),
             folded(
                 "the same as a table",
@@ -88,7 +89,7 @@ def render_sensitivity(run: RunFiles, report: Report, figures: Figures) -> str:
         figures,
         "group_sensitivity",
         "Sum of the single damages of the units of a group, the least harmful first. "
-        "Real damage of several removals together may differ.",
+        "Dots: what the plan removes. Real damage of several removals together may differ.",
     )
     return "".join(
         [
@@ -122,6 +123,11 @@ def agreement_sentence(report: Report) -> str:
     return text
 
 
+def _counted(scores: list[dict[str, Any]]) -> str:
+    counts = {int(score["n"]) for score in scores if score["n"] is not None}
+    return f" n = {', '.join(map(str, sorted(counts)))} measured units." if counts else ""
+
+
 def _cost_sentence(run: RunFiles) -> str:
     measured, total = number(run.labeler, "n_measured"), number(run.labeler, "n_units")
     spent, naive = number(run.labeler, "forward_macs"), number(run.labeler, "naive_macs")
@@ -130,7 +136,9 @@ def _cost_sentence(run: RunFiles) -> str:
     if spent is not None:
         text += f" and {format_count(spent)} MACs"
     saved = ratio(naive, spent)
-    return text + (f", {format_ratio(saved)} less than full forward passes would have." if saved is not None else ".")
+    return text + (
+        f", {format_ratio(saved)} fewer than full masked forward passes would have." if saved is not None else "."
+    )
 
 
 def _calibration(run: RunFiles, figures: Figures) -> str:
@@ -174,13 +182,20 @@ def _features(run: RunFiles) -> str:
         f"<tr><td>{escape(pick(feature, 'name'))}</td>"
         f"<td class=text><span class=bar style='width:{120 * (number(feature, 'share') or 0.0) / most:.0f}px'></span>"
         f"{format_percent(number(feature, 'share'))}</td>"
-        f"<td class=wrap>{escape(pick(feature, 'description') or NOTHING)}</td></tr>"
+        f"<td class=wrap>{escape(_explain(feature))}</td></tr>"
         for feature in features[:10]
     )
     return (
         "<div class=scroll><table><thead><tr><th>feature</th><th class=text>share of all contributions</th>"
         f"<th class=text>what it is</th></tr></thead><tbody>{rows}</tbody></table></div>"
     )
+
+
+def _explain(feature: Mapping[str, Any]) -> str:
+    """What a feature is, and which way it moved the predictions."""
+    words = {1: "High values go with more predicted damage.", -1: "High values go with less predicted damage."}
+    told = [str(pick(feature, "description") or ""), words.get(pick(feature, "direction"), "")]
+    return " ".join(f"{text[0].upper()}{text[1:].rstrip('.')}." for text in told if text) or NOTHING
 
 
 def _layer_table(run: RunFiles) -> str:

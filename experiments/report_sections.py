@@ -13,6 +13,7 @@ from experiments.quantities import (
     format_bytes,
     format_count,
     format_damage,
+    format_loss,
     format_metric,
     format_ms,
     format_percent,
@@ -36,7 +37,7 @@ def render_stages(run: RunFiles, report: Report, figures: Figures) -> str:
     metric, value = report["dense"]["metric"]["name"], report["dense"]["metric"]["value"]
     higher = report["dense"]["metric"]["higher_is_better"]
     losses = pick(run.result, "stages") or {}
-    rows: list[list[Cell]] = [["dense", format_metric(value), "", format_damage(report["dense"]["loss"])]]
+    rows: list[list[Cell]] = [["dense", format_metric(value), "", format_loss(report["dense"]["loss"])]]
     for stage in STAGES:
         now = report["stages"][stage]
         if now is None:
@@ -51,22 +52,14 @@ def render_stages(run: RunFiles, report: Report, figures: Figures) -> str:
                 STAGE_WORDS[stage],
                 format_metric(now),
                 (cell, f"class={'gain' if better else 'loss'}"),
-                format_damage(loss),
+                format_loss(loss),
             ]
         )
     parts = [table(["stage", f"test {metric_words(metric)}", "against dense", "loss per example"], rows)]
     parts.append(
         note(f"{_direction(higher)} One run, seed {report['seed']}; spread over seeds stands in the comparison.")
     )
-    budget = report["budget"]
-    if budget["asked"]:
-        parts.append(heading("Budget"))
-        parts.append(
-            table(
-                ["bound", "asked", "met"],
-                [[name, _bound(asked), _bound(budget["met"].get(name))] for name, asked in budget["asked"].items()],
-            )
-        )
+    parts.append(_budget(run, report))
     parts.append(figure(figures, "training", "Losses during training after the cut."))
     return "".join(parts)
 
@@ -185,7 +178,7 @@ def render_files(run: RunFiles, report: Report, figures: Figures) -> str:
                 format_metric(number(entry, "metric")),
                 _small_percent(number(entry, "discrepancy_relative")),
                 format_percent(number(entry, "argmax_agreement")),
-                (f"{word} (tolerance {_small_percent(tolerance)})", f'class="text {"gain" if ok else "loss"}"'),
+                (f"{word} (tolerance {_small_percent(tolerance)})", f'class="wrap {"gain" if ok else "loss"}"'),
             ]
         )
     header = [
@@ -303,6 +296,20 @@ def render_reproduction(run: RunFiles, report: Report, figures: Figures) -> str:
     )
 
 
+def _budget(run: RunFiles, report: Report) -> str:
+    """Bounds that were asked for beside what came out, and what stopped the allocator."""
+    asked, met = report["budget"]["asked"], report["budget"]["met"]
+    if not asked:
+        return heading("Budget") + not_run("Allocation to a budget", "no bound in result.json")
+    rows = []
+    for name, bound in asked.items():
+        kept = ratio(number(met, name), number(report["dense"], name))
+        rows.append([name, _bound(bound), _bound(number(met, name)), format_percent(kept)])
+    stopped = pick(run.result, "budget", "stopped_by")
+    told = note(f"What stopped the allocator: {stopped}.") if stopped else ""
+    return heading("Budget") + table(["bound", "asked", "came out", "of dense"], rows) + told
+
+
 def _choice(run: RunFiles) -> str:
     """Why this plan, and what its rivals had on the validation set."""
     if run.choice is None:
@@ -314,7 +321,7 @@ def _choice(run: RunFiles) -> str:
         [
             str(pick(entry, "method")),
             format_metric(number(entry, "validation_metric")),
-            format_damage(number(entry, "validation_loss")),
+            format_loss(number(entry, "validation_loss")),
             format_count(number(entry, "macs")),
         ]
         for entry in candidates
