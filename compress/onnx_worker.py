@@ -33,11 +33,13 @@ def main(folder: Path) -> None:
     (folder / "answer.json").write_text(json.dumps(answer))
 
 
-def _session(path: str, threads: int) -> onnxruntime.InferenceSession:
+def _session(path: str, threads: int, exact: bool = False) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if exact:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
@@ -51,7 +53,7 @@ def _feed(session: Any, names: list[str] | None, arrays: list[np.ndarray]) -> di
 
 
 def _run(job: dict[str, Any], arrays: list[np.ndarray], folder: Path) -> dict[str, Any]:
-    session = _session(job["paths"][0], job["threads"])
+    session = _session(job["paths"][0], job["threads"], job["exact"])
     feed = _feed(session, job["inputs"], arrays)
     size = _batch_of(arrays)
     batch = job["batch"] or size

@@ -46,6 +46,8 @@ class Discrepancy:
         argmax_agreement: fraction of rows (last dimension) whose largest entry is at the same place.
         examples: size of the batch that was compared.
         tolerance: the largest `rms_relative` that was accepted.
+        overflow: `rms_relative` between the file as it runs here and the same file with sums that cannot overflow; 0
+            where every 8-bit product is summed exactly. None for a float file.
     """
 
     max_abs: float
@@ -54,6 +56,7 @@ class Discrepancy:
     argmax_agreement: float
     examples: int
     tolerance: float
+    overflow: float | None = None
 
 
 @runtime_checkable
