@@ -59,7 +59,7 @@ def evaluate(model: nn.Module, task: Task, batches: Iterable[Batch]) -> tuple[fl
     batches = list(batches)
     if not batches:
         raise DataError("The 'batches' parameter of evaluate must hold at least one batch. Got none.")
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     outputs, losses = [], []
     try:
@@ -68,5 +68,6 @@ def evaluate(model: nn.Module, task: Task, batches: Iterable[Batch]) -> tuple[fl
                 outputs.append(model(*task.inputs(batch)))
                 losses.append(task.loss(outputs[-1], batch).double().cpu().numpy())
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
     return task.score(torch.cat(outputs), batches), float(np.concatenate(losses).mean())
