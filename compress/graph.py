@@ -235,7 +235,10 @@ def _follow_mode(module: fx.GraphModule) -> None:
         if mode is None:
             with graph.inserting_before(next(iter(graph.nodes))):
                 mode = graph.create_node("get_attr", "training", name="training")
-        node.update_arg(position, mode)
+        if len(node.args) > position:
+            node.update_arg(position, mode)
+        else:
+            node.kwargs = {**node.kwargs, node.target._schema.arguments[position].name: mode}
     dead = [n for n in graph.nodes if n.op == "get_attr" and not n.users]
     for node in dead:
         graph.erase_node(node)

@@ -28,6 +28,7 @@ def normalize_graph(module: fx.GraphModule) -> None:
         pass
     _erase_assertions(module.graph)
     _follow_parameters(module.graph)
+    _name_operands(module.graph)
     _leave_values_alone(module.graph)
 
 
@@ -114,6 +115,21 @@ def _follow_parameters(graph: fx.Graph) -> None:
         like = known.get((value.dtype, value.device))
         if node.op == "call_function" and node.target in _CREATIONS and like is not None:
             node.target, node.args, node.kwargs = _CREATIONS[node.target], (like, *node.args), {}
+
+
+def _name_operands(graph: fx.Graph) -> None:
+    """Give every computed operand of an einsum a node of its own, at which its channels can be silenced."""
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.target is ATEN.einsum.default:
+            with graph.inserting_before(node):
+                operands = [_alias(graph, operand) if operand.op != "get_attr" else operand for operand in node.args[1]]
+            node.update_arg(1, operands)
+
+
+def _alias(graph: fx.Graph, operand: fx.Node) -> fx.Node:
+    copied = graph.call_function(ATEN.alias.default, (operand,))
+    copied.meta = dict(operand.meta)
+    return copied
 
 
 # -- operations in place ---------------------------------------------------------------------------------------------

@@ -103,12 +103,13 @@ def embedding(p: Propagation, node: fx.Node) -> Value:
     return index.insert(len(index.shape), weight.shape[1], weight.labels[1])
 
 
-@rule(ATEN.matmul.default, ATEN.mm.default, ATEN.bmm.default)
+@rule(ATEN.matmul.default, ATEN.mm.default, ATEN.bmm.default, ATEN.mv.default, ATEN.dot.default)
 def matmul(p: Propagation, node: fx.Node) -> Any:
     """Matrix product over the last dimension of the first and the last but one of the second."""
     a, b = p.value(node.args[0]), p.value(node.args[1])
-    if len(a.shape) < 2 or len(b.shape) < 2:
-        return p.unknown_operation(node, "a product with a vector")
+    if len(a.shape) == 1 or len(b.shape) == 1:
+        p.use(node, 0, len(a.shape) - 1, p.join(a.labels[-1], b.labels[-2:][0], node))
+        return a.drop(len(a.shape) - 1) if len(b.shape) == 1 else b.drop(len(b.shape) - 2)
     p.use(node, 0, len(a.shape) - 1, p.join(a.labels[-1], b.labels[-2], node))
     both_computed = not is_parameter(node.args[0]) and not is_parameter(node.args[1])
     p.produce(node, node.args[1], len(b.shape) - 1)
@@ -153,11 +154,20 @@ def einsum(p: Propagation, node: fx.Node) -> Any:
                 p.produce(node, operand, term.index(letter))
     for letter in dict.fromkeys(left.replace(",", "")):
         if letter not in right and labels[letter] is not None:
-            p.block(labels[letter], "it is summed over in an einsum")
+            _sum_over(p, node, letter, labels[letter], terms)
     if len(operands) == 2 and not any(map(is_parameter, operands)):
         shared = [labels[x] for x in set(terms[0]) & set(terms[1]) & set(right) if labels[x] is not None]
         p.atoms.attention.update(atom for found in shared for atom in found.tolist())
     return Value(p.shape(node), tuple(labels[x] for x in right), tuple(batch[x] for x in right))
+
+
+def _sum_over(p: Propagation, node: fx.Node, letter: str, labels: np.ndarray, terms: list[str]) -> None:
+    """A letter that does not come out: its channels are silenced in the first computed operand that has it."""
+    for term, operand in zip(terms, node.args[1], strict=True):
+        if letter in term and operand.target is ATEN.alias.default:
+            p.use(operand, 0, term.index(letter), labels)
+            return
+    p.block(labels, f"only parameters are summed over at '{node.name}'")
 
 
 @rule(ATEN.scaled_dot_product_attention.default)

@@ -56,7 +56,7 @@ def group_norm(p: Propagation, node: fx.Node) -> Value:
 
 
 REDUCTIONS = (ATEN.mean.dim, ATEN.sum.dim_IntList, ATEN.amax.default, ATEN.amin.default, ATEN.mean.default,
-              ATEN.sum.default, ATEN.linalg_vector_norm.default)  # fmt: skip
+              ATEN.sum.default, ATEN.linalg_vector_norm.default, ATEN.linalg_norm.default)  # fmt: skip
 PLAIN_REDUCTIONS = (ATEN.max.dim, ATEN.min.dim, ATEN.argmax.default, ATEN.prod.dim_int, ATEN.var.correction,
                     ATEN.std.correction, ATEN.any.dim, ATEN.all.dim, ATEN.logsumexp.default, ATEN.var.dim,
                     ATEN.std.dim)  # fmt: skip
@@ -66,8 +66,11 @@ PLAIN_REDUCTIONS = (ATEN.max.dim, ATEN.min.dim, ATEN.argmax.default, ATEN.prod.d
 def reduction(p: Propagation, node: fx.Node) -> Any:
     """Sums, means and maxima over some dimensions."""
     x = p.value(node.args[0])
-    position = 2 if node.target is ATEN.linalg_vector_norm.default else 1
-    dims = argument(node, position, "dim")
+    norm = node.target in (ATEN.linalg_vector_norm.default, ATEN.linalg_norm.default)
+    dims = argument(node, 2 if norm else 1, "dim")
+    if norm and argument(node, 1, "ord", 2) not in (None, 1, 2):
+        # Any other order may see the zeros of what is silenced.
+        return p.unknown_operation(node)
     dims = range(len(x.shape)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     dims = [x.axis(d) for d in dims]
     labelled = [d for d in dims if x.labels[d] is not None]
@@ -97,15 +100,36 @@ def softmax(p: Propagation, node: fx.Node) -> Any:
     return x
 
 
-@rule(ATEN.cumsum.default, ATEN.sort.default, ATEN.triu.default, ATEN.tril.default, ATEN.flip.default)
-def along_one_dimension(p: Propagation, node: fx.Node) -> Any:
-    """Shape-preserving operations that mix positions: fine where those are no channels."""
+# Operations that mix the positions of some dimensions: where the call names them, and what it means when it does not.
+ALONG = {ATEN.cumsum.default: (1, "dim", None), ATEN.cumprod.default: (1, "dim", None),
+         ATEN.flip.default: (1, "dims", None), ATEN.roll.default: (2, "dims", None), ATEN.sort.default: (1, "dim", -1),
+         ATEN.sort.stable: (2, "dim", -1), ATEN.argsort.default: (1, "dim", -1), ATEN.topk.default: (2, "dim", -1),
+         ATEN.diff.default: (2, "dim", -1), ATEN.median.dim: (1, "dim", None), ATEN.kthvalue.default: (2, "dim", -1),
+         ATEN.index_select.default: (1, "dim", None), ATEN.triu.default: (9, "", [-2, -1]),
+         ATEN.tril.default: (9, "", [-2, -1])}  # fmt: skip
+
+
+@rule(*ALONG)
+def along_some_dimensions(p: Propagation, node: fx.Node) -> Any:
+    """Mixes positions of some dimensions, which must be no channels; the others stay as they are."""
     x = p.value(node.args[0])
-    dims = argument(node, 1, "dim", -1) if node.target in (ATEN.cumsum.default, ATEN.flip.default) else None
-    dims = [dims] if isinstance(dims, int) else dims if dims is not None else range(len(x.shape))
-    if any(x.labels[d] is not None for d in dims):
+    position, name, default = ALONG[node.target]
+    dims = argument(node, position, name, default)
+    dims = [dims] if isinstance(dims, int) else list(dims or range(len(x.shape)))
+    if any(x.labels[d] is not None for d in dims) or any(x.batch[d] is not None for d in dims):
         return p.unknown_operation(node)
-    return x if isinstance(p.shape(node), tuple) and p.shape(node) == x.shape else p.plain(node, p.shape(node))
+
+    def mixed(shape: tuple[int, ...]) -> Value:
+        if len(shape) != len(x.shape):
+            return x.pick([d for d in range(len(x.shape)) if d not in [x.axis(d) for d in dims]])
+        out = x
+        for dim in map(x.axis, dims):
+            out = out.replace(dim, shape[dim], None)
+        return out
+
+    shape = p.shape(node)
+    several = bool(shape) and isinstance(shape[0], tuple)
+    return tuple(map(mixed, shape)) if several else mixed(shape)
 
 
 def _keeps_leading(n_spatial: int) -> Any:

@@ -27,7 +27,14 @@ def permute(p: Propagation, node: fx.Node) -> Value:
     return x.pick([x.axis(d) for d in node.args[1]])
 
 
-@rule(ATEN.transpose.int, ATEN.swapaxes.default, ATEN.t.default, ATEN.numpy_T.default, ATEN.mT.default)
+@rule(
+    ATEN.transpose.int,
+    ATEN.swapaxes.default,
+    ATEN.swapdims.default,
+    ATEN.t.default,
+    ATEN.numpy_T.default,
+    ATEN.mT.default,
+)
 def transpose(p: Propagation, node: fx.Node) -> Value:
     """Swaps two dimensions."""
     x = p.value(node.args[0])
@@ -69,7 +76,7 @@ def expand(p: Propagation, node: fx.Node) -> Value:
     return Value(shape, tuple(labels), tuple(batch))
 
 
-@rule(ATEN.repeat.default)
+@rule(ATEN.repeat.default, ATEN.tile.default)
 def repeat(p: Propagation, node: fx.Node) -> Value:
     """Tiles dimensions."""
     x, shape = p.value(node.args[0]), p.shape(node)
@@ -178,15 +185,50 @@ def cut(p: Propagation, node: fx.Node) -> Any:
     if x.labels[dim] is None and x.batch[dim] is None:
         return x.replace(dim, p.shape(node)[dim], None)
     if step != 1 or not all(bound is None or isinstance(bound, int) for bound in (start, stop)):
-        p.block(
-            x.labels[dim], f"'{node.name}' takes a computed range of it" if step == 1 else f"'{node.name}' skips some"
-        )
+        reason = f"'{node.name}' takes a computed range of it" if step == 1 else f"'{node.name}' takes every {step}th"
+        p.block(x.labels[dim], reason)
         return x.replace(dim, p.shape(node)[dim], None)
     bounds = slice(start, stop, step)
     parts = [None if part is None else part[bounds] for part in (x.labels[dim], x.batch[dim])]
     if parts[1] is not None and len(parts[1]) != x.shape[dim]:
         parts[1] = None
     return x.replace(dim, p.shape(node)[dim], *parts)
+
+
+@rule(ATEN.narrow.default)
+def narrow(p: Propagation, node: fx.Node) -> Value:
+    """A range of a dimension that holds no channels."""
+    x = p.value(node.args[0])
+    dim = x.axis(node.args[1])
+    p.block(x.labels[dim], f"'{node.name}' takes a range of it")
+    return x.replace(dim, p.shape(node)[dim], None)
+
+
+@rule(ATEN.unfold.default)
+def windows(p: Propagation, node: fx.Node) -> Value:
+    """Overlapping windows of a dimension that holds no channels, as a new last dimension."""
+    x, shape = p.value(node.args[0]), p.shape(node)
+    dim = x.axis(node.args[1])
+    p.block(x.labels[dim], f"'{node.name}' takes windows of it")
+    return x.replace(dim, shape[dim], None).insert(len(x.shape), shape[-1])
+
+
+@rule(ATEN.im2col.default)
+def patches(p: Propagation, node: fx.Node) -> Value:
+    """Every channel becomes one row for each position of a kernel."""
+    x, shape = p.value(node.args[0]), p.shape(node)
+    labels = x.labels[-3]
+    if labels is not None:
+        labels = np.repeat(labels, shape[-2] // x.shape[-3])
+    return Value(shape, (*x.labels[:-3], labels, None), (*x.batch[:-3], None, None))
+
+
+@rule(ATEN.grid_sampler.default)
+def sample(p: Propagation, node: fx.Node) -> Value:
+    """Space is resampled at computed places, every channel alike."""
+    x, shape = p.value(node.args[0]), p.shape(node)
+    p.block(p.value(node.args[1]), f"'{node.name}' reads it as coordinates")
+    return Value(shape, (*x.labels[:2], *(None,) * (len(shape) - 2)), (*x.batch[:2], *(None,) * (len(shape) - 2)))
 
 
 @rule(ATEN.index.Tensor)
@@ -206,6 +248,19 @@ def index(p: Propagation, node: fx.Node) -> Any:
         out = out.insert(dim, p.shape(node)[dim])
     batched = p.plain(node, p.shape(node))
     return out if any(b is not None for b in out.batch) else Value(out.shape, out.labels, batched.batch)
+
+
+@rule(ATEN.gather.default)
+def gather(p: Propagation, node: fx.Node) -> Value:
+    """Picks along one dimension by computed numbers, of which there is one for every other index."""
+    x, picks, shape = p.value(node.args[0]), p.value(node.args[2]), p.shape(node)
+    labels: list[Any] = [None] * len(shape)
+    for dim, size in enumerate(shape):
+        if dim == x.axis(node.args[1]) or x.shape[dim] != size:
+            p.block(x.labels[dim], f"'{node.name}' reads it by computed numbers")
+        else:
+            labels[dim] = p.join(x.labels[dim], picks.labels[dim], node)
+    return Value(shape, tuple(labels), picks.batch)
 
 
 @rule(ATEN.pixel_shuffle.default)
