@@ -72,11 +72,12 @@ def extract_layer_features(
     """Features of layers, one row for each, for the choice of bits; arguments as of `extract_features`.
 
     Args:
-        quantizer: chooses the scales of the rounded weights whose effect is a feature; `MseQuantizer()` if None.
+        quantizer: chooses the scales of the rounded weights whose effect is a feature; `MseQuantizer(20)` if None
+            (its full grid takes minutes on large embeddings).
     """
     if statistics is None:
         structure = _structure(model, task, calibration, example_inputs, "extract_layer_features")
-        statistics = collect_layer_statistics(structure, task, list(calibration), quantizer or MseQuantizer())
+        statistics = collect_layer_statistics(structure, task, list(calibration), quantizer or MseQuantizer(20))
     _check_same(model, statistics.structure)
     known = statistics.structure.units
     own = {name: i for i, name in enumerate(statistics.names)}

@@ -32,7 +32,8 @@ class Statistics:
         gate_gradients: `(n_examples, n_units)` float32: derivative of each example's loss by the unit's gate, which is
             the sum of activation x gradient over its positions and consumers. None if not collected.
         moments: covariances between the channels read at every place, None if not collected.
-        forward_macs: MACs spent on collecting (a backward pass over activations counts as one forward pass).
+        forward_macs: MACs spent on collecting (a backward pass over activations counts as one forward pass, products
+            for covariances with their own number).
     """
 
     structure: Structure
@@ -69,7 +70,7 @@ class Statistics:
         groups = self.units.group[: self.n_units]
         order = np.argsort(groups, kind="stable")
         names, starts = np.unique(groups[order], return_index=True)
-        parts = dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
+        parts = dict(zip(names.tolist(), np.split(order, starts)[1:], strict=True))
         return {name: parts[name] for name in self.units.groups}
 
     @cached_property
@@ -214,6 +215,7 @@ def collect_statistics(
         passes += 2
     n_examples = sum(task.inputs(batch)[0].shape[0] for batch in batches)
     macs = passes * n_examples * count_macs(structure) if passes else 0.0
+    macs += float(sum(place.count * len(place.rows) ** 2 for place in moments or ()))
     return Statistics(structure, activations, gradients, moments, macs)
 
 

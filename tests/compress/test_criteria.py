@@ -250,7 +250,8 @@ def test_statistics_record_what_they_cost(by_hand):
     spent = {kind: collect_statistics(structure, OutputTask(), [X], {kind}).forward_macs
              for kind in ("weights", "activations", "gradients")}  # fmt: skip
     assert spent == {"weights": 0.0, "activations": 2 * macs, "gradients": 4 * macs}
-    assert by_hand.forward_macs == 6 * macs
+    # Two rows of two columns enter the covariances.
+    assert by_hand.forward_macs == 6 * macs + 2 * 2**2
 
 
 def test_activation_statistics_by_hand(by_hand):

@@ -241,6 +241,13 @@ def test_a_model_is_enough_and_stays_as_it_was():
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
+def test_a_model_without_removable_units_gives_an_empty_table():
+    model, batches = nn.Linear(3, 2), [(torch.ones(2, 3), torch.tensor([0, 1]))]
+    assert extract_features(model, None, ClassificationTask(), batches).values.shape[0] == 0
+    layers = extract_layer_features(model, None, ClassificationTask(), batches, quantizer=MinMaxQuantizer())
+    assert len(layers.unit_ids) == 1
+
+
 def test_wrong_calls_are_refused(cases):
     model, batches, task = awkward(), images(), ClassificationTask()
     with pytest.raises(CompressError, match="needs 'task' and 'calibration'"):
