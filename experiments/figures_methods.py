@@ -42,18 +42,8 @@ def draw_accuracy_against_macs(run: RunFiles) -> Figure | None:
         for method in methods:
             points = [(t.macs / 1e6, t.metric) for t in trials if t.method == method.name and t.stage == stage]
             if points:
-                colour, marker, hollow = _look(method.name, bases)
-                axes.scatter(
-                    *np.array(points).T,
-                    s=30,
-                    marker=marker,
-                    linewidths=1.3,
-                    edgecolors=colour,
-                    facecolors="none" if hollow else colour,
-                    alpha=0.85,
-                    label=method.name,
-                    zorder=4 if method.learned else 3,
-                )
+                look = {**_look(method.name, bases), "label": method.name, "zorder": 4 if method.learned else 3}
+                axes.scatter(*np.array(points).T, s=30, linewidths=1.3, **look)
         if None not in dense:
             axes.scatter([dense[1] / 1e6], [dense[0]], marker="*", s=110, color=INK, label="dense", zorder=4)
         axes.set_title(STAGE_WORDS[stage])
@@ -82,7 +72,7 @@ def draw_training(run: RunFiles) -> Figure | None:
     names = [
         name
         for name, points in run.curves.items()
-        if "loss" in name and not name.startswith("compare/") and len(points) > 1
+        if name.endswith("/loss") and not name.startswith(("compare/", "train/")) and len(points) > 1
     ][:_CURVES]
     if not names:
         return None
@@ -179,11 +169,13 @@ def _bases(methods: Sequence[Method]) -> list[str]:
     return [LABELER, *sorted({name for name in names if name != LABELER})]
 
 
-def _look(name: str, bases: Sequence[str]) -> tuple[str, str, bool]:
-    """Colour, marker, and whether it is hollow: a variant (`taylor/mac`) looks like its base, but hollow."""
+def _look(name: str, bases: Sequence[str]) -> dict[str, object]:
+    """Colour and marker of a method: variants look like their base, but hollow (`taylor/mac`) or pale (others)."""
     base, _, variant = name.partition("/")
     place = bases.index(base)
-    return (SERIES[place] if place < len(SERIES) else FAINT), MARKERS[place % len(MARKERS)], bool(variant)
+    colour = SERIES[place] if place < len(SERIES) else FAINT
+    face = (colour, 0.9) if not variant else "none" if variant == "mac" else (colour, 0.3)
+    return {"edgecolors": colour, "facecolors": [face], "marker": MARKERS[place % len(MARKERS)]}
 
 
 def _file_sizes(run: RunFiles) -> list[tuple[str, float, str]]:

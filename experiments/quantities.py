@@ -32,19 +32,21 @@ def metric_unit(name: str | None) -> str:
 
 
 def format_metric(value: float | None, signed: bool = False) -> str:
-    """Two decimals from 10 on, else four significant digits' worth: `91.73`, `0.8203`."""
+    """Two decimals from 1 on (`91.73`), four below (`0.8203`); a small difference keeps two digits (`+0.083`)."""
     if value is None:
         return NOTHING
-    decimals = 2 if abs(value) >= 10 or (signed and abs(value) >= 0.1) else 3 if abs(value) >= 1 else 4
-    return f"{value:+.{decimals}f}" if signed else f"{value:.{decimals}f}"
+    if signed:
+        return f"{value:+.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:+.2g}"
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.4f}"
 
 
 def format_spread(mean: float | None, std: float | None, n: int) -> str:
     """`90.61 ± 0.12 (n=3)`; without a spread where there is one value."""
     if mean is None:
         return NOTHING
-    spread = f" ± {std:.2f}" if std is not None and std >= 0.01 else f" ± {std:.2g}" if std is not None else ""
-    return f"{format_metric(mean)}{spread} (n={n})"
+    if std is None:
+        return f"{format_metric(mean)} (n={n})"
+    return f"{format_metric(mean)} ± {std:.2f} (n={n})" if abs(mean) >= 1 else f"{mean:.4f} ± {std:.4f} (n={n})"
 
 
 def format_loss(value: float | None) -> str:

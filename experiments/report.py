@@ -60,6 +60,7 @@ def summarize(run: RunFiles) -> dict[str, Any]:
         "baselines": [_method(method) for method in methods],
         "verdicts": [vars(verdict) for verdict in verdicts if verdict is not None],
         "chosen": pick(run.choice, "chosen"),
+        "reason": pick(run.choice, "reason"),
         "budget": {"asked": pick(run.result, "budget", "asked") or {}, "met": pick(run.result, "budget", "met") or {}},
         "warnings": list(run.warnings or ()),
     }

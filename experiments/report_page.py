@@ -80,9 +80,10 @@ def _verdict(report: Mapping[str, Any]) -> str:
         lines.append(report["verdicts"][-1]["sentence"])
     if report["chosen"] and str(report["chosen"]).split("/")[0] != "labeler":
         lines.append(f"The plan of this run was made by the formula {report['chosen']}, not by the labeler.")
+        lines.append(f"Why: {report['reason']}." if report["reason"] else "")
     if not report["verdicts"]:
         lines.append("Comparison with other methods at the same budget: not run.")
-    return f"<div class=verdict>{''.join(f'<p>{escape(line)}</p>' for line in lines)}</div>\n"
+    return f"<div class=verdict>{''.join(f'<p>{escape(line)}</p>' for line in lines if line)}</div>\n"
 
 
 def _cards(report: Mapping[str, Any]) -> str:
@@ -155,7 +156,7 @@ def _latency_card(small: Mapping[str, Any], dense: Mapping[str, Any]) -> tuple[s
     threads = f"{row['threads']} thread{'' if row['threads'] == 1 else 's'}"
     return (
         f"latency, batch {row['batch']}, {threads}",
-        format_ms(before),
+        format_ms(before).removesuffix(" ms"),
         format_ms(row["median_ms"]),
         f"{words}{row['runtime']}",
     )
@@ -183,7 +184,7 @@ h1{font-size:26px;margin:0}h2{font-size:18px;margin:0 0 10px}h3{font-size:14px;m
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(215px,1fr));gap:12px;margin:0 0 18px}
 .card,section{background:var(--panel);border:1px solid var(--line);border-radius:10px}
 .card{padding:12px 14px}.card h3{margin:0;color:var(--muted);font-weight:500;font-size:13px}
-.card .big{font-size:22px;font-weight:650;white-space:nowrap;font-variant-numeric:tabular-nums}
+.card .big{font-size:21px;font-weight:650;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
 .card .from{color:var(--muted);font-weight:400;font-size:16px}
 .card p{margin:2px 0 0;color:var(--muted);font-size:12.5px}
 nav{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:13px;margin:0 0 18px}

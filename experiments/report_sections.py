@@ -93,6 +93,7 @@ def render_comparison(run: RunFiles, report: Report, figures: Figures) -> str:
                 "Scales differ from panel to panel.",
             ),
             table(header, rows, own),
+            _unspent(methods),
             note(
                 "Mean ± standard deviation over n seeds; n=1 has no spread. How the budget is spent over the scores: a "
                 "plain name removes below one threshold, “/mac” spends by score per MAC, “/uniform” keeps the same "
@@ -101,8 +102,8 @@ def render_comparison(run: RunFiles, report: Report, figures: Figures) -> str:
             figure(
                 figures,
                 "accuracy_against_macs",
-                "The same against MACs, one mark a seed. Hollow marks: a variant of the "
-                "method of that colour, such as a score per MAC. Star: dense.",
+                "The same against MACs, one mark a seed. Hollow or pale marks: the method of "
+                "that colour with its budget spent per MAC, or in another way. Star: dense.",
             ),
             _choice(run),
         ]
@@ -118,8 +119,9 @@ def render_removed(run: RunFiles, report: Report, figures: Figures) -> str:
     widths = sorted({bits for _, bits in layers if bits < 32})
     float_layers = sum(bits == 32 for _, bits in layers)
     told = f"{gone:,} of {total:,} channels and heads are removed ({format_percent(ratio(gone, total))}). "
-    coarse = f"{len(layers) - float_layers} of {len(layers)} layers are stored in {_list(widths)} bits"
-    told += f"{coarse}, {float_layers} in float32." if widths else "All layers stay in float32."
+    which = f"{len(layers) - float_layers} of {len(layers)}" if float_layers else f"All {len(layers)}"
+    rest = f", {float_layers} in float32." if float_layers else "."
+    told += f"{which} layers are stored in {_list(widths)} bits{rest}" if widths else "All layers stay in float32."
     costs = {layer.get("name"): layer for layer in pick(run.costs, "layers") or ()}
     layer_rows = [
         [
@@ -215,7 +217,10 @@ def render_damage(run: RunFiles, report: Report, figures: Figures) -> str:
     )
     if predicted is None and not realised:
         return about + not_run("Damage of the whole plan", "neither number is in result.json")
-    rows = [["predicted, sum over the plan", format_damage(predicted) if predicted is not None else "not predicted"]]
+    by = f" by {report['chosen']}" if report["chosen"] else ""
+    rows = [
+        [f"predicted{by}, sum over the plan", format_damage(predicted) if predicted is not None else "not predicted"]
+    ]
     rows += [[f"realised, {stage_words(stage)}", format_damage(value)] for stage, value in realised.items()]
     words = _damage_sentence(predicted, realised.get("pruned"))
     caption = "Damage of the whole plan, predicted and realised."
@@ -296,6 +301,21 @@ def render_reproduction(run: RunFiles, report: Report, figures: Figures) -> str:
     )
 
 
+def _unspent(methods: list[Mapping[str, Any]]) -> str:
+    """A warning about methods that removed more than they had to: they are at a disadvantage."""
+    known = {method["method"]: method["macs"] for method in methods if method["macs"] is not None}
+    most = max(known.values(), default=0.0)
+    told = [f"{name} ({format_percent(macs / most)})" for name, macs in known.items() if macs < 0.98 * most]
+    if not told:
+        return ""
+    return note(f"Left more than 2 % of the MACs of the largest plan unspent, a disadvantage: {', '.join(told)}.")
+
+
+def _validation_loss(entry: Any) -> float:
+    loss = number(entry, "validation_loss")
+    return float("inf") if loss is None else loss
+
+
 def _budget(run: RunFiles, report: Report) -> str:
     """Bounds that were asked for beside what came out, and what stopped the allocator."""
     asked, met = report["budget"]["asked"], report["budget"]["met"]
@@ -315,7 +335,7 @@ def _choice(run: RunFiles) -> str:
     if run.choice is None:
         return heading("Choice of the plan") + not_run("Choice among plans", "no choice.json")
     chosen = pick(run.choice, "chosen")
-    candidates = pick(run.choice, "candidates") or ()
+    candidates = sorted(pick(run.choice, "candidates") or (), key=_validation_loss)
     own = [i for i, entry in enumerate(candidates) if pick(entry, "method") == chosen]
     rows = [
         [

@@ -327,6 +327,13 @@ def test_a_formula_that_wins_the_comparison_is_named(run):
     assert "made by the formula taylor, not by the labeler" in page
 
 
+def test_methods_that_spend_less_than_the_others_are_named(run):
+    with (run / "comparison.csv").open("a") as file:
+        file.write("frugal,0,fine_tuned,80.0,0.5,1.0e7,1e5,,,\n")
+    page = page_without_figures(run)
+    assert "a disadvantage: frugal (49" in page or "a disadvantage: frugal (50" in page
+
+
 def test_texts_of_the_run_are_escaped(run):
     change(run, "manifest.json", name="<script>alert(1)</script>")
     page = page_without_figures(run)
