@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from autolabel.explanation import top_features
 from autolabel.extraction import extract_features
+from autolabel.feature import describe_features
 from autolabel.learning import learn_labels
 from autolabel.measuring import measure
 from autolabel.tables import LabelTable
@@ -91,7 +92,7 @@ class Experiment:
         )
         stage("layers", self.measure_layers, inputs=dense, outputs=["layer_labels.npz"],
               settings=settings("data", "measure", "quantize"), scratch=["layer_rows.jsonl"])  # fmt: skip
-        stage("labels", self.learn, inputs=[*dense, "features.npz"], outputs=["labels.npz", "labeler.json", "labeler"],
+        stage("labels", self.learn, inputs=[*dense, "features.npz"], outputs=["labels.npz", "held_out.npz", "labeler.json", "labeler"],
               settings=settings("data", "measure", "labeler", "baselines"), scratch=["rows.jsonl"])  # fmt: skip
         compare = settings(
             "data", "measure", "baselines", "allocator", "budget", "constraints", "recovery", "compare", "seeds"
@@ -229,8 +230,9 @@ class Experiment:
                 seed=self.config.seed, rows_file=self.run_dir.file("rows.jsonl"), on_row=on_row,
             )  # fmt: skip
         learned.labels.save(self.run_dir.file("labels.npz"))
+        learned.held_out.save(self.run_dir.file("held_out.npz"))
         learned.labeler.save(self.run_dir.file("labeler"))
-        described = learned.features.describe() if hasattr(learned.features, "describe") else {}
+        described = describe_features()
         top = top_features(learned.labeler, learned.features) if learned.labeler.name != "mean" else ()
         held_out = [
             {**asdict(a), "kind": "labeler" if i == 0 else "criterion"} for i, a in enumerate(learned.agreement)
@@ -255,6 +257,8 @@ class Experiment:
         formats = LabelTable.load(self.run_dir.path / "layer_labels.npz") if self._quantizes else None
         comparison = Comparison(self, labels, formats)
         chosen = comparison.run()
+        if chosen.layer_formats:
+            chosen = replace(chosen, activation_bits=self.config.quantize.activation_bits)
         chosen.save(self.run_dir.file("plan.json"))
 
     def compress(self) -> None:
@@ -343,7 +347,6 @@ class Experiment:
     def quantize(self, small: fx.GraphModule, plan: CompressionPlan) -> fx.GraphModule:
         """The model in the plan's formats, trained on with them."""
         settings = self.config.quantize
-        plan = replace(plan, activation_bits=settings.activation_bits)
         prepared = prepare_quantized(small, plan, self.recovery_inputs(), self.parts.quantizer)
         self.finetune(
             prepared,
