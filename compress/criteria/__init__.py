@@ -7,6 +7,7 @@ from compress.criteria.fisher import FisherCriterion
 from compress.criteria.geometric_median import GeometricMedianCriterion
 from compress.criteria.magnitude import MagnitudeCriterion
 from compress.criteria.random import RandomCriterion
+from compress.criteria.reconstruction import ReconstructionCriterion
 from compress.criteria.second_order import SecondOrderCriterion
 from compress.criteria.taylor import TaylorCriterion
 from compress.criteria.wanda import WandaCriterion
@@ -19,6 +20,7 @@ __all__ = [
     "GeometricMedianCriterion",
     "MagnitudeCriterion",
     "RandomCriterion",
+    "ReconstructionCriterion",
     "SecondOrderCriterion",
     "TaylorCriterion",
     "WandaCriterion",

@@ -1,0 +1,136 @@
+"""Backward elimination: which channel the others replace best, then which of those that are left, and so on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compress.errors import CompressError
+from compress.statistics import Statistics
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What one layer reads at one place.
+
+    Attributes:
+        rows: `(n_columns,)` unit row of each column, -1 for none.
+        covariance: `(n_columns, n_columns)` float64.
+        weight: `(n_columns, n_outputs)` float64.
+    """
+
+    rows: np.ndarray
+    covariance: np.ndarray
+    weight: np.ndarray
+
+
+def readings(statistics: Statistics) -> list[Reading]:
+    """Every conv and linear layer with the moments of what it reads. A conv counts every kernel offset by itself.
+
+    Raises:
+        CompressError: if moments were not collected.
+    """
+    if statistics.moments is None:
+        raise CompressError(
+            "These statistics lack 'moments'. Call collect_statistics with 'moments' among its 'needs'."
+        )
+    layers = {layer.node.name: layer for layer in statistics.structure.traced.layers()}
+    found = []
+    for place in statistics.moments:
+        for node in place.consumers:
+            layer = layers.get(node.name)
+            if layer is None or layer.kind == "embedding" or not len(place.rows):
+                continue
+            weight = statistics.parameter(layer.weight)
+            weight = weight.movedim(0 if layer.kind == "conv_transpose" else 1, 0).flatten(1).numpy()
+            # A grouped convolution has fewer input columns than channels: it does not mix them.
+            if len(weight) == len(place.rows):
+                found.append(Reading(place.rows, place.covariance, weight))
+    return found
+
+
+def eliminate(places: Sequence[Reading], units: np.ndarray, ridge: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
+    """The order in which units are best removed, and what each removal adds to the error, if weights are refitted.
+
+    At each step the unit goes whose removal increases the least-squares error least, and the weights of all that stay
+    take over what they can of it (Optimal Brain Surgeon, Hassibi and Stork 1992, for whole channels; the objective is
+    that of ThiNet, Luo, Wu and Lin 2017). Errors are parts of the variance of each layer's outputs, summed over layers.
+
+    Args:
+        places: what the layers read.
+        units: `(n,)` unit rows to be ordered, of one group.
+        ridge: added to the diagonal of the covariance, as a part of its mean.
+
+    Returns:
+        `(order, increases)`, each `(n,)`: unit rows, least important first, and float64 increases >= 0.
+    """
+    surgeons = [_Surgeon(place, units, ridge) for place in places if np.isin(place.rows, units).any()]
+    left = np.ones(len(units), dtype=bool)
+    order, increases = [], []
+    for _ in range(len(units)):
+        cost = sum((surgeon.costs() for surgeon in surgeons), np.zeros(len(units)))
+        chosen = int(np.where(left, cost, np.inf).argmin())
+        left[chosen] = False
+        order.append(units[chosen])
+        increases.append(max(float(cost[chosen]), 0.0))
+        for surgeon in surgeons:
+            surgeon.remove(chosen)
+    return np.array(order, dtype=np.int64), np.array(increases)
+
+
+def silencing_errors(places: Sequence[Reading], units: np.ndarray) -> np.ndarray:
+    """`(n,)` increase of the same error when each unit alone is replaced by its mean and nothing is refitted."""
+    total = np.zeros(len(units))
+    for place in places:
+        energy = _energy(place)
+        for i, unit in enumerate(units):
+            columns = np.flatnonzero(place.rows == unit)
+            weight = place.weight[columns]
+            total[i] += float(((place.covariance[np.ix_(columns, columns)] @ weight) * weight).sum()) / energy
+    return total
+
+
+def _energy(place: Reading) -> float:
+    return max(float(((place.covariance @ place.weight) * place.weight).sum()), 1e-300)
+
+
+class _Surgeon:
+    """The inverse covariance and the refitted weights of one reading layer, kept up to date."""
+
+    def __init__(self, place: Reading, units: np.ndarray, ridge: float) -> None:
+        covariance = torch.from_numpy(place.covariance)
+        n = len(covariance)
+        strength = max(ridge * float(covariance.diagonal().mean()), 1e-12)
+        self.inverse = torch.linalg.inv(covariance + strength * torch.eye(n, dtype=torch.float64))
+        self.weight = torch.from_numpy(place.weight / _energy(place) ** 0.5)
+        self.columns = [torch.from_numpy(np.flatnonzero(place.rows == unit)) for unit in units]
+        self.single = all(len(columns) == 1 for columns in self.columns)
+        self.gone = np.zeros(len(units), dtype=bool)
+
+    def costs(self) -> np.ndarray:
+        """`(n_units,)` increase of the error for each unit that is left."""
+        if self.single:
+            columns = torch.cat(self.columns)
+            diagonal = self.inverse.diagonal()[columns].clamp_min(1e-300)
+            cost = (self.weight[columns].square().sum(1) / diagonal).numpy()
+        else:
+            cost = np.zeros(len(self.columns))
+            for unit, columns in enumerate(self.columns):
+                if not self.gone[unit] and len(columns):
+                    weight = self.weight[columns]
+                    cost[unit] = float((weight * self._solve(columns, weight)).sum())
+        return np.where(self.gone, 0.0, cost)
+
+    def remove(self, unit: int) -> None:
+        self.gone[unit] = True
+        columns = self.columns[unit]
+        if not len(columns):
+            return
+        share = self._solve(columns, self.inverse[columns]).T
+        self.weight = self.weight - share @ self.weight[columns]
+        self.inverse = self.inverse - share @ self.inverse[columns]
+
+    def _solve(self, columns: Tensor, right: Tensor) -> Tensor:
+        return torch.linalg.solve(self.inverse[columns][:, columns], right)
