@@ -17,9 +17,9 @@ from experiments.quantities import (
     metric_words,
     ratio,
 )
+from experiments.report_comparison import render_comparison
 from experiments.report_labels import render_labeler, render_sensitivity
 from experiments.report_sections import (
-    render_comparison,
     render_damage,
     render_files,
     render_left_out,
