@@ -50,12 +50,17 @@ class ConstraintSettings:
 
 @dataclass
 class RecoverySettings:
-    """Repair without labels: steps of `compress.recover_`, on this many calibration images (null for all)."""
+    """Repair without labels: steps of `compress.recover_`, on this many calibration images (null for all).
+
+    `augment` shifts and mirrors them: a network that has learned its training images by heart treats others differently.
+    """
 
     steps: list[str] = field(default_factory=lambda: ["refit", "batch_norm"])
     layers: str = "changed"
     ridge: float = 1e-4
+    max_rows: int = 100_000
     images: int | None = 512
+    augment: bool = False
 
 
 @dataclass

@@ -317,12 +317,15 @@ class Experiment:
         settings = self.config.recovery
         inputs = inputs or self.recovery_inputs()
         recover_(small, self.structure, inputs, plan=plan, steps=settings.steps, layers=settings.layers,
-                 ridge=settings.ridge, seed=self.config.seed)  # fmt: skip
+                 ridge=settings.ridge, max_rows=settings.max_rows, seed=self.config.seed)  # fmt: skip
 
     def recovery_inputs(self) -> list[tuple[Tensor, ...]]:
         """Unlabelled inputs for recovery, from the calibration part."""
-        batches = self.batches("calibration", self.config.measure.batch_size, limit=self.config.recovery.images)
-        return [tuple(self.task.inputs(batch)) for batch in batches]
+        settings, size = self.config.recovery, self.config.measure.batch_size
+        if not settings.augment:
+            return [tuple(self.task.inputs(b)) for b in self.batches("calibration", size, limit=settings.images)]
+        part = self.data.calibration if settings.images is None else self.data.calibration.take(settings.images)
+        return [tuple(self.task.inputs(batch)) for batch in ShuffledBatches(part, size, self.config.seed)]
 
     def finetune(
         self,
