@@ -94,8 +94,9 @@ def pick(module: nn.Module, name: str) -> Any:
 def _sliced(value: Tensor, rows: tuple[np.ndarray, ...] | None, removed: np.ndarray) -> Tensor:
     """A copy of a parameter or buffer without the removed indices of each dimension."""
     data = value.detach().clone()
+    last = np.append(removed, False)  # what the row -1 of a fixed index picks
     for dim, units in enumerate(rows or ()):
-        gone = (units >= 0) & removed[units]
+        gone = last[units]
         if gone.any():
             data = data.index_select(dim, torch.from_numpy(np.flatnonzero(~gone)).to(data.device))
     return nn.Parameter(data, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else data

@@ -16,6 +16,7 @@ SOFTMAXES = {ATEN.softmax.int: False, ATEN._softmax.default: False, ATEN.log_sof
              ATEN._log_softmax.default: True}  # fmt: skip
 EXTREMES = (ATEN.amax.default, ATEN.amin.default)
 MEANS = (ATEN.mean.dim, ATEN.mean.default)
+SPREADS = {ATEN.var.correction: False, ATEN.var.dim: False, ATEN.std.correction: True, ATEN.std.dim: True}
 
 
 def gated_module(structure: Structure, gates: Tensor | None = None) -> fx.GraphModule:
@@ -59,7 +60,7 @@ def _gate(module: fx.GraphModule, node: fx.Node, sites: list[Site], gates: fx.No
             layout = (site.batch.dim, site.batch.outer, site.batch.inner) if site.batch else None
             x = node.args[site.argument]
             found.append((site, graph.call_function(gate_for, (x, gates, rows, site.dim, layout))))
-        if any(node.target in kinds for kinds in (NORMS, SOFTMAXES, EXTREMES, MEANS)):
+        if any(node.target in kinds for kinds in (NORMS, SOFTMAXES, EXTREMES, MEANS, SPREADS)):
             gate = found[0][1]
             for _, other in found[1:]:
                 gate = graph.call_function(torch.mul, (gate, other))
@@ -85,6 +86,13 @@ def _weighted(graph: fx.Graph, node: fx.Node, gate: fx.Node) -> fx.Node:
         dims = argument(node, 1, "dim") if node.target is ATEN.mean.dim else None
         keepdim = argument(node, 2, "keepdim", False) if node.target is ATEN.mean.dim else False
         return graph.call_function(gated_mean, (node.args[0], gate, dims, keepdim), name=f"{node.name}_gated")
+    if node.target in SPREADS:
+        by_flag = node.target in (ATEN.var.dim, ATEN.std.dim)
+        correction = int(argument(node, 2, "unbiased", True)) if by_flag else node.kwargs.get("correction")
+        keepdim = argument(node, 3 if by_flag else 9, "keepdim", False)
+        arguments = (node.args[0], gate, argument(node, 1, "dim"), 1 if correction is None else correction, keepdim,
+                     SPREADS[node.target])  # fmt: skip
+        return graph.call_function(gated_spread, arguments, name=f"{node.name}_gated")
     if node.target in SOFTMAXES:
         arguments = (node.args[0], gate, node.args[1], SOFTMAXES[node.target])
         return graph.call_function(gated_softmax, arguments, name=f"{node.name}_gated")
@@ -150,6 +158,18 @@ def gated_mean(x: Tensor, gate: Tensor, dims: list[int] | int | None, keepdim: b
     dims = list(range(x.dim())) if dims is None else dims
     weights = gate.expand(x.shape)
     return (x * gate).sum(dims, keepdim=keepdim) / _nonzero(weights.sum(dims, keepdim=keepdim))
+
+
+def gated_spread(
+    x: Tensor, gate: Tensor, dims: list[int] | None, correction: float, keepdim: bool, root: bool
+) -> Tensor:
+    """Variance (or its root) of the indices that are there."""
+    dims = list(range(x.dim())) if dims is None else dims
+    count = gate.expand(x.shape).sum(dims, keepdim=True)
+    centred = (x - (x * gate).sum(dims, keepdim=True) / _nonzero(count)) * (gate != 0)
+    power = (centred * centred * gate).sum(dims, keepdim=keepdim)
+    out = power / ((count if keepdim else count.squeeze(dims)) - correction)
+    return out.sqrt() if root else out
 
 
 def _nonzero(count: Tensor) -> Tensor:

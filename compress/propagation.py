@@ -117,12 +117,14 @@ class Propagation:
         return self.parameters[node.target]
 
     def _call(self, node: fx.Node) -> Any:
-        known = RULES.get(node.target)
-        if known is not None:
+        known = RULES["pointwise"] if node.target not in RULES and pointwise(node) else RULES.get(node.target)
+        if known is None:
+            return self.unknown_operation(node)
+        try:
             return known(self, node)
-        if pointwise(node):
-            return RULES["pointwise"](self, node)
-        return self.unknown_operation(node)
+        except (AttributeError, TypeError, IndexError, ValueError):
+            # A form of the operation that its rule was not written for: one more thing that must stay.
+            return self.unknown_operation(node, f"'{node.name}' is used in a form that is not understood")
 
     def unknown_operation(self, node: fx.Node, reason: str | None = None) -> Any:
         """An operation that nothing is known of: what enters it must stay, what leaves it is fixed."""
@@ -196,9 +198,27 @@ class Propagation:
             self.uses.append(Use(node, argument, dim, labels))
 
     def produce(self, node: fx.Node, parameter: Any, dim: int) -> None:
-        """Note that `node` makes channels with this dimension of a parameter."""
+        """Note that `node` makes channels with this dimension of a parameter, or of one that it is computed from."""
         if is_parameter(parameter):
             self.producers.append(Producer(parameter.target, dim, node))
+            return
+        value = self.value(parameter)
+        if not isinstance(value, Value) or value.labels[dim] is None or any(part is not None for part in value.batch):
+            return
+        wanted, seen, todo, found = self.atoms.roots(value.labels[dim]), set(), [parameter], []
+        while todo:
+            for source in set(todo.pop().all_input_nodes) - seen:
+                seen.add(source)
+                known = self.value(source)
+                if not is_parameter(source):
+                    todo.append(source)
+                elif isinstance(known, Value):
+                    found += [(np.prod(known.shape), source.target, d) for d, labels in enumerate(known.labels)
+                              if labels is not None and np.array_equal(self.atoms.roots(labels), wanted)]  # fmt: skip
+        if found:
+            # The weight itself is larger than what it is scaled by.
+            _, name, d = max(found)
+            self.producers.append(Producer(name, d, node))
 
     def merge(self, node: fx.Node, key: str = "") -> Merge:
         """How reshapes at `node` may treat atoms."""

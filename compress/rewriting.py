@@ -17,7 +17,7 @@ class Kept:
 
     def __init__(self, structure: Structure, removed: np.ndarray) -> None:
         self.values = structure.values
-        self.removed = removed
+        self.stays = np.append(~removed, True)  # the last for the row -1 of a fixed index
 
     def value(self, node: Any) -> Any:
         """The labelled value of a node of the dense graph, by name."""
@@ -26,7 +26,7 @@ class Kept:
     def mask(self, value: Value, dim: int) -> np.ndarray:
         """`(size,)` bool of the indices that stay."""
         rows = value.labels[dim]
-        return np.ones(value.shape[dim], bool) if rows is None else (rows < 0) | ~self.removed[rows]
+        return np.ones(value.shape[dim], bool) if rows is None else self.stays[rows]
 
     def size(self, value: Value, dim: int) -> int:
         """Number of indices that stay."""

@@ -61,6 +61,10 @@ def _convolve_groups(p: Propagation, node: fx.Node, x: Value, weight: Value, gro
     n_in, n_out = x.shape[1], p.shape(node)[1]
     incoming = x.labels[1]
     rows, inner = (weight.labels[0], weight.labels[1])
+    if rows is None or inner is None:
+        p.block(incoming, f"it meets a weight that is computed at '{node.name}'")
+        p.block(weight, f"it is part of a weight that is computed at '{node.name}'")
+        return None
     per_in, per_out = n_in // groups, n_out // groups
     if incoming is None:
         p.block(rows if transposed else inner, f"it meets a fixed dimension at '{node.name}'")
@@ -92,6 +96,16 @@ def _same_in_every_group(
     columns = rows.reshape(groups, -1)
     p.atoms.join(np.repeat(columns[:1], groups, axis=0), columns)
     return rows
+
+
+@rule(ATEN._weight_norm.default)
+def weight_norm(p: Propagation, node: fx.Node) -> Any:
+    """A weight made of directions and lengths: one length for each index of one dimension, of all the others."""
+    v, g, kept = p.value(node.args[0]), p.value(node.args[1]), argument(node, 2, "dim", 0)
+    for dim, labels in enumerate(v.labels):
+        if dim != kept:
+            p.block(labels, f"its weight is normalised over it at '{node.name}': fold the parametrization first")
+    return v.replace(kept, v.shape[kept], p.join(v.labels[kept], g.labels[kept], node))
 
 
 @rule(ATEN.embedding.default)

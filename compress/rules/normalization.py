@@ -57,12 +57,12 @@ def group_norm(p: Propagation, node: fx.Node) -> Value:
 
 REDUCTIONS = (ATEN.mean.dim, ATEN.sum.dim_IntList, ATEN.amax.default, ATEN.amin.default, ATEN.mean.default,
               ATEN.sum.default, ATEN.linalg_vector_norm.default, ATEN.linalg_norm.default)  # fmt: skip
-PLAIN_REDUCTIONS = (ATEN.max.dim, ATEN.min.dim, ATEN.argmax.default, ATEN.prod.dim_int, ATEN.var.correction,
-                    ATEN.std.correction, ATEN.any.dim, ATEN.all.dim, ATEN.logsumexp.default, ATEN.var.dim,
-                    ATEN.std.dim)  # fmt: skip
+SPREADS = (ATEN.var.correction, ATEN.std.correction, ATEN.var.dim, ATEN.std.dim)
+PLAIN_REDUCTIONS = (ATEN.max.dim, ATEN.min.dim, ATEN.argmax.default, ATEN.argmin.default, ATEN.prod.dim_int,
+                    ATEN.any.dim, ATEN.all.dim, ATEN.logsumexp.default, ATEN.aminmax.default)  # fmt: skip
 
 
-@rule(*REDUCTIONS, *PLAIN_REDUCTIONS)
+@rule(*REDUCTIONS, *SPREADS, *PLAIN_REDUCTIONS)
 def reduction(p: Propagation, node: fx.Node) -> Any:
     """Sums, means and maxima over some dimensions."""
     x = p.value(node.args[0])
@@ -73,11 +73,11 @@ def reduction(p: Propagation, node: fx.Node) -> Any:
         return p.unknown_operation(node)
     dims = range(len(x.shape)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     dims = [x.axis(d) for d in dims]
-    labelled = [d for d in dims if x.labels[d] is not None]
-    if labelled and node.target in PLAIN_REDUCTIONS:
-        return p.unknown_operation(node, f"'{node.target.__name__}' reduces over it")
-    for dim in labelled:
-        p.use(node, 0, dim, x.labels[dim])
+    for dim in dims:
+        if node.target in PLAIN_REDUCTIONS:
+            p.block(x.labels[dim], f"'{node.target.__name__}' reduces over it")
+        else:
+            p.use(node, 0, dim, x.labels[dim])
 
     def reduced(shape: tuple[int, ...]) -> Value:
         kept = x

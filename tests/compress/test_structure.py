@@ -204,3 +204,43 @@ def test_the_scale_of_attention_is_that_of_the_dense_model() -> None:
     assert sizes(structure.units) == {"q:out": 6, "v:out": 6}
     plan = compress.CompressionPlan.removing(structure.units, ["q:out[0]", "v:out[1]", "v:out[2]"])
     compress.apply_plan(structure, plan)
+
+
+def test_a_fixed_batch_is_traced_with_its_size() -> None:
+    class FixedBatch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(F.relu(self.a(x)).view(2, 1, 6)[:, 0])
+
+    structure = compress.analyze(FixedBatch(), torch.randn(2, 3))
+    assert sizes(structure.units) == {"a:out": 6}
+    compress.apply_plan(structure, compress.CompressionPlan.removing(structure.units, ["a:out[5]"]))
+
+
+def test_a_computed_weight_is_named_by_its_parameter() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.scale, self.b = nn.Linear(3, 6), nn.Parameter(torch.rand(6, 1)), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(F.relu(F.linear(x, 0.5 * self.a.weight * self.scale, self.a.bias)))
+
+    structure = compress.analyze(Scaled(), torch.randn(2, 3))
+    assert sizes(structure.units) == {"a:out": 6}
+    small = compress.apply_plan(structure, compress.CompressionPlan.removing(structure.units, ["a:out[5]"]))
+    assert small.get_parameter("scale").shape == (5, 1)
+
+
+def test_normalised_weights_keep_their_inputs() -> None:
+    """The length of a row would change if one of its inputs went: the outputs of the first layer stay."""
+    norm = nn.utils.parametrizations.weight_norm
+    model = nn.Sequential(norm(nn.Linear(3, 4)), nn.ReLU(), norm(nn.Linear(4, 5)), nn.ReLU(), nn.Linear(5, 2))
+    structure = compress.analyze(model, torch.randn(2, 3))
+    assert [int(n) for n in sizes(structure.units).values()] == [5]
+    assert any("fold the parametrization" in reason for _, reason in structure.units.blocked)
+    row = int(np.flatnonzero(structure.units.removable)[0])
+    compress.apply_plan(structure, compress.CompressionPlan.removing(structure.units, [structure.units.ids[row]]))
