@@ -16,9 +16,11 @@ FUSED = {ATEN.relu.default, ATEN.relu_.default, ATEN.hardtanh.default, ATEN.hard
 # Moves or picks values without changing them: a quantised input gives a quantised output.
 _MOVES = {ATEN.view.default, ATEN.reshape.default, ATEN.flatten.using_ints, ATEN.permute.default, ATEN.transpose.int,
           ATEN.squeeze.dim, ATEN.squeeze.default, ATEN.unsqueeze.default, ATEN.contiguous.default, ATEN.clone.default,
-          ATEN.slice.Tensor, ATEN.select.int, ATEN.expand.default, ATEN.chunk.default, ATEN.split.Tensor,
-          ATEN.split_with_sizes.default, ATEN.pixel_shuffle.default, ATEN.max_pool2d.default, ATEN.max_pool1d.default,
-          ATEN.dropout.default, ATEN.dropout_.default, ATEN.feature_dropout.default, operator.getitem}  # fmt: skip
+          ATEN.slice.Tensor, ATEN.select.int, ATEN.expand.default, ATEN.pixel_shuffle.default, ATEN.max_pool2d.default,
+          ATEN.max_pool1d.default, ATEN.dropout.default, ATEN.dropout_.default, ATEN.feature_dropout.default,
+          }  # fmt: skip
+# The same, several at once.
+_SPLITS = {ATEN.chunk.default, ATEN.split.Tensor, ATEN.split_with_sizes.default}
 # Engines compute these on integers when inputs and outputs are quantised.
 _INTEGER_OPS = {ATEN.add.Tensor, ATEN.add_.Tensor, ATEN.mul.Tensor, ATEN.cat.default, ATEN.avg_pool2d.default,
                 ATEN.adaptive_avg_pool2d.default, ATEN.mean.dim}  # fmt: skip
@@ -29,10 +31,12 @@ def moves_values(node: fx.Node) -> bool:
     """Whether the values of a node are those of its first input, moved, picked, or padded with zeros."""
     if node.op != "call_function":
         return False
+    if node.target is operator.getitem:
+        return node.args[0].target in _SPLITS
     if node.target is ATEN.pad.default:
         mode, value = (*node.args[2:], "constant", None)[:2] if len(node.args) > 2 else ("constant", None)
         return mode == "constant" and not value
-    return node.target in _MOVES
+    return node.target in _MOVES or node.target in _SPLITS
 
 
 def activation_edges(module: fx.GraphModule, formats: Mapping[str, LayerFormat]) -> list[tuple[fx.Node, list[fx.Node]]]:
@@ -50,12 +54,19 @@ def activation_edges(module: fx.GraphModule, formats: Mapping[str, LayerFormat])
     forced = {_fused_end(node) for node in convs if not _reaches(_fused_end(node), layers.keys() - quantized)}
     edges = []
     for node in module.graph.nodes:
-        if node.op not in ("placeholder", "call_function") or (moves_values(node) and wants.get(node)):
+        # A split has no one value to quantise: its parts are quantised, or all of it before.
+        if node.op not in ("placeholder", "call_function") or node.target in _SPLITS or _carries(node, wants):
             continue
         users = list(node.users) if node in forced else [user for user in node.users if _reads(user, node, wants)]
         if users:
             edges.append((node, users))
     return edges
+
+
+def _carries(node: fx.Node, wants: Mapping[fx.Node, bool]) -> bool:
+    """Whether the values of a node were quantised before it."""
+    source = node.args[0] if node.target is operator.getitem else node
+    return moves_values(node) and wants.get(node, False) and wants.get(source, False)
 
 
 def _behind(graph: fx.Graph, convs: Collection[fx.Node]) -> set[fx.Node]:

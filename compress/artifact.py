@@ -101,7 +101,7 @@ def register_file(folder: str | Path, name: str) -> dict[str, Any]:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    manifest["files"][_plain_name(name)] = _fingerprint(folder / name)
+    manifest["files"][name] = _fingerprint(folder / _plain_name(name))
     write_json(folder / MANIFEST, manifest)
     return manifest
 

@@ -19,6 +19,7 @@ from compress.fake_quantization import (
     quantizes_activations,
 )
 from compress.folding import fold_batch_norm
+from compress.graph import as_inputs, flat_inputs
 from compress.plan import CompressionPlan
 from compress.quantizer import Histogram, Quantizer, affine_parameters, weight_scale
 
@@ -30,7 +31,7 @@ _INT32_BIAS_LIMIT = 2.0**30
 def prepare_quantized(
     module: fx.GraphModule,
     plan: CompressionPlan,
-    calibration_batches: Sequence[tuple[Any, ...]],
+    calibration_batches: Sequence[Any],
     quantizer: Quantizer,
     reduce_range: bool = True,
 ) -> fx.GraphModule:
@@ -45,7 +46,8 @@ def prepare_quantized(
     Args:
         module: a traced module, e.g. from `apply_plan`; it stays as it is.
         plan: its `layer_formats` say which layers, its `activation_bits` (None or 8) whether activations too.
-        calibration_batches: tuples of the forward's positional inputs. May be empty if only weights are quantised.
+        calibration_batches: tuples or dicts of the forward's inputs, as the module was traced. May be empty if only
+            weights are quantised.
         quantizer: who chooses the ranges.
         reduce_range: 8-bit weights use the integers up to 63 only. Pairs of their products with 8-bit activations fit
             into 16 bits, so the fast kernels of CPUs without VNNI are exact. Without it such weights are exported as
@@ -61,7 +63,7 @@ def prepare_quantized(
         _log.warning("The plan has no layer formats: nothing is quantised.")
     activations = plan.activation_bits is not None
     batches = list(calibration_batches)
-    folded = fold_batch_norm(module, tuple(batches[0]) if batches else None)
+    folded = fold_batch_norm(module, batches[0] if batches else None)
     prepared = insert_fake_quantizers(folded, plan.layer_formats, activations, reduce_range)
     for entry in quantized_weights(prepared):
         weight = prepared.get_parameter(entry.parameter)
@@ -91,7 +93,7 @@ class _Observer(fx.Interpreter):
         return super().run_node(node)
 
 
-def _observe(module: fx.GraphModule, batches: Sequence[tuple[Any, ...]]) -> dict[fx.Node, Histogram]:
+def _observe(module: fx.GraphModule, batches: Sequence[Any]) -> dict[fx.Node, Histogram]:
     """A histogram of every activation to be quantised, in two passes: ends first, then counts in float64."""
     if not batches:
         raise DataError(
@@ -121,7 +123,8 @@ def _observe(module: fx.GraphModule, batches: Sequence[tuple[Any, ...]]) -> dict
             for see in (see_ends, see_counts):
                 observer = _Observer(module, see)
                 for batch in batches:
-                    observer.run(*batch)
+                    inputs = flat_inputs(module, *as_inputs(batch))
+                    observer.run(*inputs, enable_io_processing=False)
     finally:
         module.train(was_training)
     return {node: Histogram(low, high, counts.get(node, np.zeros(_BINS))) for node, (low, high) in ends.items()}

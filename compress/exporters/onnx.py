@@ -171,5 +171,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _first_line(error: BaseException | None) -> str:
+    """The first line of what began it: torch wraps the reason in advice about its own stages."""
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

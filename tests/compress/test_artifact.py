@@ -1,0 +1,173 @@
+"""Artifacts: the same outputs byte for byte, honest sizes, and a clear word on every damage."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compress.application import apply_plan
+from compress.artifact import load_artifact, read_manifest, register_file, save_artifact, verify_artifact
+from compress.errors import ArtifactError, PlanError
+from compress.folding import fold_batch_norm
+from compress.plan import CompressionPlan, LayerFormat
+from compress.quantization import prepare_quantized
+from compress.quantizers.minmax import MinMaxQuantizer
+from compress.structure import find_units
+
+
+class Net(nn.Module):
+    """Convs with batch norm, a tied pair of linears."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.fc, self.again, self.out = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, 3)
+        self.again.weight = self.fc.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.adaptive_avg_pool2d(self.norm(self.conv(x)).relu(), 1).flatten(1)
+        return self.out(self.again(self.fc(y).relu()).relu())
+
+
+def _net(seed: int = 0, **options) -> Net:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Net(**options)
+        model.train()
+        model(torch.randn(16, 2, 4, 4))
+        return model.eval()
+
+
+@pytest.fixture(scope="module")
+def x() -> Tensor:
+    return torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def plan(x) -> CompressionPlan:
+    units = find_units(_net(), x)
+    names = [unit for unit, kind in zip(units.ids, units.kind, strict=True) if kind == "layer"]
+    return CompressionPlan.removing(
+        units,
+        [unit for unit in units.ids if unit.startswith("conv:") or unit.startswith("conv[")][:2],
+        layer_formats={name: LayerFormat(bits) for name, bits in zip(names, (8, 3, 4), strict=False)},
+        activation_bits=8,
+    )
+
+
+@pytest.fixture(scope="module")
+def floats(plan) -> CompressionPlan:
+    return CompressionPlan(remove_channels=plan.remove_channels, fingerprint=plan.fingerprint)
+
+
+def _forms(x, plan, floats):
+    small = apply_plan(_net(), floats, x)
+    low = prepare_quantized(small, plan, [(x,)], MinMaxQuantizer())
+    return {"float": (small, floats), "folded": (fold_batch_norm(small, x), floats), "low": (low, plan)}
+
+
+@pytest.mark.parametrize("form", ["float", "folded", "low"])
+def test_loading_gives_the_same_outputs_byte_for_byte(form, x, plan, floats, tmp_path):
+    module, written = _forms(x, plan, floats)[form]
+    expected = module.eval()(x)
+    save_artifact(tmp_path, module, written, x)
+    loaded = load_artifact(tmp_path, _net(seed=7))
+    assert torch.equal(loaded(x), expected)
+    assert not loaded.training
+    values = dict(loaded.named_parameters(remove_duplicate=False))
+    if "again.weight" in values:
+        assert values["again.weight"] is values["fc.weight"]
+    loaded.train()(x).sum().backward()
+
+
+def test_quantised_weights_take_their_bits(x, plan, floats, tmp_path):
+    module, written = _forms(x, plan, floats)["low"]
+    manifest = save_artifact(tmp_path, module, written, x, {"layout": "NCHW"}, ("a", "b", "c"))
+    stored = load_file(tmp_path / "model.safetensors")
+    assert manifest["input"] == {"layout": "NCHW"}
+    assert manifest["class_names"] == ["a", "b", "c"]
+    for name, entry in manifest["tensors"].items():
+        if "bits" in entry:
+            size = torch.Size(entry["shape"]).numel()
+            assert stored[name].dtype == torch.uint8
+            assert stored[name].numel() == -(-size * entry["bits"] // 8)
+    assert {entry.get("bits") for entry in manifest["tensors"].values()} >= {7, 3}  # 8 bits of reduced range take 7
+    assert manifest["weight_bytes"] == sum(value.nbytes for value in stored.values())
+
+
+def test_formats_of_a_float_module_warn(x, plan, tmp_path):
+    small = apply_plan(_net(), plan, x)
+    with pytest.warns(UserWarning, match="not quantised"):
+        save_artifact(tmp_path, small, plan, x)
+
+
+@pytest.fixture
+def saved(x, plan, floats, tmp_path):
+    module, written = _forms(x, plan, floats)["float"]
+    save_artifact(tmp_path, module, written, x)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "plan.json"])
+@pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
+def test_damage_is_named(saved, name, damage):
+    path = saved / name
+    data = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    else:
+        data[-3] ^= 1
+        path.write_bytes(data if damage == "altered" else data[:-3])
+    with pytest.raises(ArtifactError, match=name):
+        load_artifact(saved, _net())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("schema_version", 99), ("files", {}), ("files", {"../evil": {}}), ("tensors", None), ("example_inputs", {})],
+)
+def test_a_manifest_that_was_tampered_with_is_refused(saved, key, value):
+    path = saved / "manifest.json"
+    manifest = json.loads(path.read_text())
+    if key == "files" and value:
+        value = {**manifest["files"], **value}
+    manifest[key] = value
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError):
+        load_artifact(saved, _net())
+
+
+def test_a_manifest_that_is_no_json_or_missing_is_refused(saved):
+    (saved / "manifest.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"manifest\.json"):
+        read_manifest(saved)
+    (saved / "manifest.json").unlink()
+    with pytest.raises(ArtifactError, match=r"manifest\.json"):
+        load_artifact(saved, _net())
+
+
+def test_another_architecture_is_refused(saved):
+    with pytest.raises(PlanError):
+        load_artifact(saved, _net(width=8))
+
+
+def test_exported_files_are_entered_and_checked(saved):
+    (saved / "model.onnx").write_bytes(b"file")
+    manifest = register_file(saved, "model.onnx")
+    assert manifest["files"]["model.onnx"]["bytes"] == 4
+    verify_artifact(saved)
+    (saved / "model.onnx").write_bytes(b"life")
+    with pytest.raises(ArtifactError, match=r"model\.onnx"):
+        verify_artifact(saved)
+    with pytest.raises(ArtifactError, match="plain file name"):
+        register_file(saved, "../model.onnx")
+
+
+def test_a_read_only_folder_is_named(x, floats, tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    with pytest.raises(ArtifactError, match="Cannot write"):
+        save_artifact(blocker / "inside", apply_plan(_net(), floats, x), floats, x)
