@@ -13,6 +13,11 @@ from compress.graph import ATEN
 from compress.quantizer import round_weight
 
 _LIBRARY = "autolabel_compress"
+_ADAPTIVE_POOLS = {
+    ATEN.adaptive_avg_pool1d.default: ATEN.avg_pool1d.default,
+    ATEN.adaptive_avg_pool2d.default: ATEN.avg_pool2d.default,
+    ATEN.adaptive_avg_pool3d.default: ATEN.avg_pool3d.default,
+}
 
 
 def _channels(scale: Tensor, dims: int, axis: int) -> Tensor:
@@ -107,8 +112,8 @@ def integer_graph(module: fx.GraphModule, shapes: Mapping[str, Any]) -> fx.Graph
     module = copy_module(module)
     graph = module.graph
     for node in graph.nodes:
-        if node.target is ATEN.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
-            node.target, node.args = torch.ops.autolabel_compress.global_average_pool.default, node.args[:1]
+        if node.target in _ADAPTIVE_POOLS:
+            _make_pool_plain(node, shapes)
     entries = quantized_weights(module)
     uses = Counter(id(module.get_parameter(entry.parameter)) for entry in entries)
     stored: dict[tuple[int, bool], tuple[str, str]] = {}
@@ -141,6 +146,17 @@ def integer_graph(module: fx.GraphModule, shapes: Mapping[str, Any]) -> fx.Graph
             node.target, node.args = torch.ops.autolabel_compress.quantize_activation.default, node.args[:3]
     _remove_dead(module)
     return module
+
+
+def _make_pool_plain(node: fx.Node, shapes: Mapping[str, Any]) -> None:
+    """Let an adaptive pool be a global one or one of fixed windows where its sizes allow: not every format knows it."""
+    source, sizes = node.args[0], list(node.args[1])
+    before = shapes[source.name][-len(sizes) :]
+    if all(size == 1 for size in sizes):
+        node.target, node.args = torch.ops.autolabel_compress.global_average_pool.default, (source,)
+    elif all(size and not full % size for full, size in zip(before, sizes, strict=True)):
+        window = [full // size for full, size in zip(before, sizes, strict=True)]
+        node.target, node.args = _ADAPTIVE_POOLS[node.target], (source, window, window)
 
 
 def _rewrite_layer(
