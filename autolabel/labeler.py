@@ -15,7 +15,8 @@ class Labeler(Protocol):
     def fit(self, features: FeatureTable, labels: LabelTable) -> "Labeler":
         """Learn from the rows of `labels` whose damage is known; returns itself.
 
-        Rows are matched by unit id (and order for several models). Intervals are calibrated on out-of-group predictions.
+        Rows are matched by unit id (and order for several models). Intervals are calibrated on out-of-group
+        predictions.
         """
 
     def predict(self, features: FeatureTable) -> LabelTable:

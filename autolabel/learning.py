@@ -13,9 +13,8 @@ from autolabel.labeler import Labeler
 from autolabel.measuring import measure
 from autolabel.oracle import Oracle
 from autolabel.tables import FeatureTable, LabelTable, merge_labels
-from compress.criterion import Criterion
+from compress.criterion import Criterion, score_units
 from compress.scores import Scores
-from compress.criterion import score_units
 from compress.statistics import Statistics
 from compress.structure import Structure
 from compress.task import Batch, Task
@@ -78,16 +77,31 @@ def learn_labels(
     """
     start = time.monotonic()
     features = features or extract_features(structure, task=task, statistics=statistics)
-    measured = measure(structure, None, task, label_batches, oracle, sample, seed=seed, strategy=strategy,
-                       rows_file=rows_file, on_row=on_row)  # fmt: skip
+    measured = measure(
+        structure,
+        None,
+        task,
+        label_batches,
+        oracle,
+        sample,
+        seed=seed,
+        strategy=strategy,
+        rows_file=rows_file,
+        on_row=on_row,
+    )
     removable = structure.units.removable
     own = _rows(measured, removable)
     held_out = held_out_predictions(labeler, features, own, intervals=True)
     fitted = labeler.fit(features, own)
     labels = merge_labels(own, fitted.predict(features))
     others = {name: score_units(structure, criterion, statistics) for name, criterion in (criteria or {}).items()}
-    agreement = compare(own, held_out, {n: s.removal[: len(own.unit_ids)] for n, s in others.items()},
-                        name=labeler.name, group=structure.units.group[removable])  # fmt: skip
+    agreement = compare(
+        own,
+        held_out,
+        {n: s.removal[: len(own.unit_ids)] for n, s in others.items()},
+        name=labeler.name,
+        group=structure.units.group[removable],
+    )
     seconds = time.monotonic() - start
     return Learned(features, own, labels, held_out, agreement, coverage(own, held_out), fitted, seconds)
 
@@ -95,9 +109,17 @@ def learn_labels(
 def _rows(table: LabelTable, rows: np.ndarray) -> LabelTable:
     """The table of these rows only."""
     keep = np.flatnonzero(rows)
-    return LabelTable(tuple(table.unit_ids[i] for i in keep), table.choices, table.damage[keep], table.std_err[keep],
-                      table.lower[keep], table.upper[keep], table.source[keep], table.forward_macs,
-                      table.naive_macs)  # fmt: skip
+    return LabelTable(
+        tuple(table.unit_ids[i] for i in keep),
+        table.choices,
+        table.damage[keep],
+        table.std_err[keep],
+        table.lower[keep],
+        table.upper[keep],
+        table.source[keep],
+        table.forward_macs,
+        table.naive_macs,
+    )
 
 
 def join_scores(structure: Structure, removal: Scores | LabelTable, formats: LabelTable | None = None) -> Scores:

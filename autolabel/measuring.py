@@ -42,7 +42,7 @@ def measure(
     """Measured damage of sampled units; the other units of the oracle's kind are NaN.
 
     Args:
-        model: the dense model (traced on the first calibration batch unless `example_inputs` is given), or its structure.
+        model: the dense model (traced on the first batch unless `example_inputs` is given), or its structure.
         units: as `find_units` returned them; None for all units of the model.
         task: reads batches and gives per-example losses.
         calibration: batches to measure on.
@@ -123,7 +123,7 @@ class _RowLog:
             raise ArtifactError(f"{self.path} is damaged ({error}). Delete it to measure again.") from error
         if found != key:
             raise ArtifactError(
-                f"{self.path} holds labels of another model, data set or oracle. Delete it or choose another run folder."
+                f"{self.path} holds labels of another model, data set or oracle. Delete it or take another folder."
             )
         self.rows = {(m.unit_id, m.choice): m for m in measurements}
 
@@ -155,5 +155,14 @@ def _table(units: UnitTable, oracle: Oracle, rows: dict[tuple[str, str], Measure
         damage[place], std_err[place] = measurement.damage, measurement.std_err
     # Two dense passes come on top of the rows: one for the losses, one for the values that are kept.
     spent = sum(m.forward_macs for m in rows.values()) + 2 * replay.full_macs * replay.n_examples
-    return LabelTable(units.ids, oracle.choices, damage, std_err, damage - 1.96 * std_err, damage + 1.96 * std_err,
-                      np.full(len(units), "measured"), spent, sum(m.naive_macs for m in rows.values()))  # fmt: skip
+    return LabelTable(
+        units.ids,
+        oracle.choices,
+        damage,
+        std_err,
+        damage - 1.96 * std_err,
+        damage + 1.96 * std_err,
+        np.full(len(units), "measured"),
+        spent,
+        sum(m.naive_macs for m in rows.values()),
+    )

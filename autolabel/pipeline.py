@@ -105,8 +105,17 @@ def auto_compress(
     check_budget(structure.units, costs, budget, constraints, ("removed", *(f"{b}bit" for b in bits)))
     statistics = collect_statistics(structure, task, calibration)
     criteria = {"second_order": SecondOrderCriterion(), "fisher": FisherCriterion(), "taylor": TaylorCriterion()}
-    learned = learn_labels(structure, task, label, statistics, labeler or GBDTLabeler(seed=seed), RemovalOracle(),
-                           sample=sample, criteria=criteria, seed=seed)  # fmt: skip
+    learned = learn_labels(
+        structure,
+        task,
+        label,
+        statistics,
+        labeler or GBDTLabeler(seed=seed),
+        RemovalOracle(),
+        sample=sample,
+        criteria=criteria,
+        seed=seed,
+    )
     formats = measure(structure, None, task, label, LayerChoiceOracle(bits)) if bits else None
     candidates: dict[str, Scores | LabelTable] = {"labeler": learned.labels}
     candidates |= {name: score_units(structure, criterion, statistics) for name, criterion in criteria.items()}
@@ -114,8 +123,14 @@ def auto_compress(
     stages = {"dense": evaluate(model, task, validation)}
     losses, repaired = {}, {}
     for name, scores in candidates.items():
-        plan = allocate(structure.units, join_scores(structure, scores, formats), costs, budget, allocator=allocator,
-                        constraints=constraints)  # fmt: skip
+        plan = allocate(
+            structure.units,
+            join_scores(structure, scores, formats),
+            costs,
+            budget,
+            allocator=allocator,
+            constraints=constraints,
+        )
         small = apply_plan(structure, plan)
         pruned = evaluate(small, task, validation)
         recover_(small, structure, inputs, plan=plan, seed=seed)
@@ -124,7 +139,12 @@ def auto_compress(
         repaired[name] = plan, small, pruned, recovered
     method = min(losses, key=lambda name: (losses[name], name != "labeler"))
     if method != "labeler":
-        _LOG.warning("The labeler's plan loses to %s (%.4f against %.4f): falling back.", method, losses["labeler"], losses[method])  # fmt: skip
+        _LOG.warning(
+            "The labeler's plan loses to %s (%.4f against %.4f): falling back.",
+            method,
+            losses["labeler"],
+            losses[method],
+        )
     plan, small, stages["pruned"], stages["recovered"] = repaired[method]
     plan = replace(plan, provenance={**plan.provenance, "method": method})
     finetune_(

@@ -57,8 +57,14 @@ class FeatureTable:
 
     def save(self, path: str | Path) -> None:
         """Write `features.npz`, atomically."""
-        save_arrays(path, values=self.values, names=np.array(self.names, dtype=str), unit_ids=np.array(self.unit_ids, dtype=str),
-                    group=self.group.astype(str), model=self.model.astype(str))  # fmt: skip
+        save_arrays(
+            path,
+            values=self.values,
+            names=np.array(self.names, dtype=str),
+            unit_ids=np.array(self.unit_ids, dtype=str),
+            group=self.group.astype(str),
+            model=self.model.astype(str),
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "FeatureTable":
@@ -110,17 +116,34 @@ class LabelTable:
 
     def save(self, path: str | Path) -> None:
         """Write `labels.npz`, atomically."""
-        save_arrays(path, unit_ids=np.array(self.unit_ids, dtype=str), choices=np.array(self.choices, dtype=str), damage=self.damage,
-                    std_err=self.std_err, lower=self.lower, upper=self.upper, source=self.source.astype(str),
-                    macs=np.array([self.forward_macs, self.naive_macs]))  # fmt: skip
+        save_arrays(
+            path,
+            unit_ids=np.array(self.unit_ids, dtype=str),
+            choices=np.array(self.choices, dtype=str),
+            damage=self.damage,
+            std_err=self.std_err,
+            lower=self.lower,
+            upper=self.upper,
+            source=self.source.astype(str),
+            macs=np.array([self.forward_macs, self.naive_macs]),
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "LabelTable":
         """Read `labels.npz`. Raises ArtifactError if it is missing, damaged or inconsistent."""
         a = load_arrays(path, ("unit_ids", "choices", "damage", "std_err", "lower", "upper", "source", "macs"))
         try:
-            return cls(tuple(a["unit_ids"].tolist()), tuple(a["choices"].tolist()), a["damage"], a["std_err"], a["lower"], a["upper"],
-                       a["source"], float(a["macs"][0]), float(a["macs"][1]))  # fmt: skip
+            return cls(
+                tuple(a["unit_ids"].tolist()),
+                tuple(a["choices"].tolist()),
+                a["damage"],
+                a["std_err"],
+                a["lower"],
+                a["upper"],
+                a["source"],
+                float(a["macs"][0]),
+                float(a["macs"][1]),
+            )
         except CompressError as error:
             raise ArtifactError(f"{path} is not a valid label table: {error}") from None
 
@@ -147,8 +170,14 @@ def merge_labels(measured: LabelTable, predicted: LabelTable) -> LabelTable:
     known = np.isfinite(ours["damage"])
     merged = {name: np.where(known, ours[name], theirs[name]) for name in ours}
     guessed = (np.isfinite(merged["damage"]) & ~known).any(axis=1) | ~known.any(axis=1)
-    return LabelTable(unit_ids, choices, **merged, source=np.where(guessed, "predicted", "measured"),
-                      forward_macs=measured.forward_macs, naive_macs=measured.naive_macs)  # fmt: skip
+    return LabelTable(
+        unit_ids,
+        choices,
+        **merged,
+        source=np.where(guessed, "predicted", "measured"),
+        forward_macs=measured.forward_macs,
+        naive_macs=measured.naive_macs,
+    )
 
 
 def _spread(table: LabelTable, unit_ids: tuple[str, ...], choices: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -1,6 +1,5 @@
 """The seam of allocators: spend a budget over scores and costs, write a plan."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 

@@ -25,8 +25,8 @@ class CostTable:
         layer_names: `n_layers` names of everything that costs (convs, linears, embeddings, norms, attention products).
         layer_macs: `(n_layers,)` dense MACs of one example.
         layer_weights: `(n_layers,)` number of weights that a format can coarsen (0 for norms and products).
-        layer_params: `(n_layers,)` number of other parameters (biases, norm weights), always 4 bytes each, scaled by the
-            kept outputs only.
+        layer_params: `(n_layers,)` number of other parameters (biases, norm weights), always 4 bytes each, scaled by
+            the kept outputs only.
         layer_outputs: `(n_layers,)` number of output channels (each has one float32 scale when quantised).
         in_share: `(n_layers, n_units)` fraction of the layer's inputs that the unit is; 0 where it is not consumed.
         out_share: `(n_layers, n_units)` fraction of the layer's outputs that the unit is.

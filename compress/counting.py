@@ -15,9 +15,35 @@ from compress.units import UnitTable
 
 PRODUCTS = (ATEN.matmul.default, ATEN.mm.default, ATEN.bmm.default, ATEN.addmm.default)
 ATTENTION = (ATEN.scaled_dot_product_attention.default, ATEN.einsum.default)
-_FREE = ("view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze", "expand", "slice",
-         "select", "split", "chunk", "cat", "stack", "getitem", "dropout", "contiguous", "clone", "to", "detach", "alias",
-         "unbind", "t", "sym_size", "pad", "embedding")  # fmt: skip
+_FREE = (
+    "view",
+    "reshape",
+    "flatten",
+    "unflatten",
+    "permute",
+    "transpose",
+    "squeeze",
+    "unsqueeze",
+    "expand",
+    "slice",
+    "select",
+    "split",
+    "chunk",
+    "cat",
+    "stack",
+    "getitem",
+    "dropout",
+    "contiguous",
+    "clone",
+    "to",
+    "detach",
+    "alias",
+    "unbind",
+    "t",
+    "sym_size",
+    "pad",
+    "embedding",
+)
 
 
 @dataclass
@@ -82,8 +108,14 @@ def _examples(structure: Structure, node: fx.Node) -> int:
         for labels in value.batch:
             if labels is not None:
                 return len(np.unique(labels))
-    return next((s[0] for n in structure.traced.graph.nodes if n.op == "placeholder"
-                 and (s := structure.traced.shapes[n.name])), 1)  # fmt: skip
+    return next(
+        (
+            s[0]
+            for n in structure.traced.graph.nodes
+            if n.op == "placeholder" and (s := structure.traced.shapes[n.name])
+        ),
+        1,
+    )
 
 
 def _share(rows: np.ndarray, n_units: int) -> np.ndarray:
@@ -186,7 +218,8 @@ def _table(structure: Structure, entries: dict[str, _Entry], uncounted: Counter[
     stack = [entries[name] for name in names]
     empty = np.zeros((0, len(units)))
     fields: dict[str, Any] = dict(
-        layer_names=names, layer_macs=np.array([e.macs for e in stack]),
+        layer_names=names,
+        layer_macs=np.array([e.macs for e in stack]),
         layer_weights=np.array([e.weights for e in stack], dtype=np.float64),
         layer_params=np.array([e.params for e in stack], dtype=np.float64),
         layer_outputs=np.array([e.outputs for e in stack], dtype=np.float64),
@@ -194,7 +227,7 @@ def _table(structure: Structure, entries: dict[str, _Entry], uncounted: Counter[
         out_share=np.stack([e.out_share for e in stack]) if stack else empty,
         layer_unit=np.array([rows.get(name, -1) if e.weights else -1 for name, e in entries.items()], dtype=np.int64),
         uncounted=tuple(sorted(uncounted.items())),
-    )  # fmt: skip
+    )
     choices = ("removed", *(f"{bits}bit" for bits in BIT_CHOICES))
     shape = (len(units), len(choices))
     nothing = CostTable(units.ids, choices, np.full(shape, np.nan), np.full(shape, np.nan), **fields)

@@ -31,7 +31,7 @@ class Task(Protocol):
 
 
 class ClassificationTask:
-    """Single-label classification: batches are `(inputs, labels)`, loss is cross-entropy, metric is accuracy in percent."""
+    """Single-label classification: batches are `(inputs, labels)`, loss cross-entropy, metric accuracy in percent."""
 
     metric_name = "accuracy_percent"
     higher_is_better = True

@@ -15,11 +15,11 @@ import numpy as np
 from autolabel.learning import join_scores, learn_labels
 from autolabel.tables import LabelTable
 from compress.allocation import allocate
+from compress.criterion import score_units
 from compress.errors import CompressError
 from compress.files import read_json, write_atomic, write_json
 from compress.plan import CompressionPlan
 from compress.scores import Scores
-from compress.criterion import score_units
 from compress.statistics import Statistics
 from compress.task import evaluate
 from experiments.components import build_components
@@ -28,13 +28,26 @@ from experiments.manifest import describe_code, library_versions
 from experiments.progress import progress
 
 if TYPE_CHECKING:
-    from experiments.stages import Experiment
+    from experiments.workbench import Workbench
 
 log = logging.getLogger(__name__)
 LABELER = "labeler"
+CRITERION = "criterion"
 ALLOCATORS = {"mac": "greedy", "uniform": "uniform", "threshold": "threshold", "knapsack": "knapsack"}
-COLUMNS = ("method", "seed", "stage", "metric", "loss", "macs", "weight_bytes", "validation_metric", "validation_loss",
-           "command", "commit", "versions")  # fmt: skip
+COLUMNS = (
+    "method",
+    "seed",
+    "stage",
+    "metric",
+    "loss",
+    "macs",
+    "weight_bytes",
+    "validation_metric",
+    "validation_loss",
+    "command",
+    "commit",
+    "versions",
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,7 @@ class Method:
 
     @property
     def source(self) -> str:
-        """`"labeler"` or the name of a baseline criterion."""
+        """`"labeler"`, `"criterion"` (the configured one), or the name of a baseline."""
         return self.name.partition("/")[0]
 
     @property
@@ -64,11 +77,12 @@ class Method:
 class Comparison:
     """Runs all methods over all seeds, one row at a time, and resumes from the rows that are there."""
 
-    def __init__(self, experiment: "Experiment", labels: LabelTable, formats: LabelTable | None) -> None:
+    def __init__(self, experiment: "Workbench", labels: LabelTable, formats: LabelTable | None) -> None:
         self.experiment, self.labels, self.formats = experiment, labels, formats
         self.settings = experiment.config.compare
         self.methods = [Method(name) for name in self.settings.methods]
-        known = {LABELER, *experiment.parts.baselines}
+        self.criteria = {**experiment.parts.baselines, CRITERION: experiment.parts.criterion}
+        known = {LABELER, *self.criteria}
         for method in self.methods:
             if method.source not in known:
                 raise ConfigError(f"compare.methods: no scores are called {method.source!r}. Known: {sorted(known)}.")
@@ -114,9 +128,19 @@ class Comparison:
         def note(stage: str, model: Any) -> None:
             test = evaluate(model, experiment.task, experiment.batches("test"))
             validation = evaluate(model, experiment.task, experiment.batches("validation"))
-            rows.append({"method": method.name, "seed": seed, "stage": stage, "metric": test[0], "loss": test[1],
-                         "macs": macs, "weight_bytes": weight_bytes, "validation_metric": validation[0],
-                         "validation_loss": validation[1]})  # fmt: skip
+            rows.append(
+                {
+                    "method": method.name,
+                    "seed": seed,
+                    "stage": stage,
+                    "metric": test[0],
+                    "loss": test[1],
+                    "macs": macs,
+                    "weight_bytes": weight_bytes,
+                    "validation_metric": validation[0],
+                    "validation_loss": validation[1],
+                }
+            )
             log.info("%s, seed %d, %s: %s %.2f", method.name, seed, stage, experiment.task.metric_name, test[0])
 
         small = experiment.pruned(plan)
@@ -130,8 +154,11 @@ class Comparison:
         return rows
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        constant = {"command": shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]]),
-                    "commit": str(describe_code().get("commit", "")), "versions": json.dumps(library_versions())}  # fmt: skip
+        constant = {
+            "command": shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]]),
+            "commit": str(describe_code().get("commit", "")),
+            "versions": json.dumps(library_versions()),
+        }
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -144,11 +171,14 @@ class Comparison:
         candidates = []
         for method in self.methods:
             own = [row for row in rows if row["method"] == method.name and row["stage"] == stage]
-            candidates.append({
-                "method": method.name, "macs": own[0]["macs"],
-                "validation_metric": float(np.mean([row["validation_metric"] for row in own])),
-                "validation_loss": float(np.mean([row["validation_loss"] for row in own])),
-            })  # fmt: skip
+            candidates.append(
+                {
+                    "method": method.name,
+                    "macs": own[0]["macs"],
+                    "validation_metric": float(np.mean([row["validation_metric"] for row in own])),
+                    "validation_loss": float(np.mean([row["validation_loss"] for row in own])),
+                }
+            )
         best = min(candidates, key=lambda c: (c["validation_loss"], Method(c["method"]).source != LABELER))
         own = [c for c in candidates if Method(c["method"]).source == LABELER]
         reason = (
@@ -158,8 +188,10 @@ class Comparison:
             gap = min(c["validation_loss"] for c in own) - best["validation_loss"]
             reason += f"; the labeler loses by {gap:.4f}, so the plan falls back to {best['method']}"
             self.experiment.warnings.append(f"The labeler was not the best: {reason}.")
-        write_json(self.experiment.run_dir.file("choice.json"), {
-            "chosen": best["method"], "reason": reason, "candidates": candidates})  # fmt: skip
+        write_json(
+            self.experiment.run_dir.file("choice.json"),
+            {"chosen": best["method"], "reason": reason, "candidates": candidates},
+        )
         plan = plans[best["method"]]
         return replace(
             plan, provenance={**plan.provenance, "method": best["method"], "seed": self.experiment.config.seed}
@@ -188,14 +220,20 @@ class _Seed:
             scores = replace(scores, scale="nats")
         if type(experiment.parts.allocator).name == allocator:
             allocator = experiment.parts.allocator
-        plan = allocate(experiment.structure.units, scores, experiment.costs, experiment.parts.budget,
-                        allocator=allocator, constraints=experiment.parts.constraints)  # fmt: skip
+        plan = allocate(
+            experiment.structure.units,
+            scores,
+            experiment.costs,
+            experiment.parts.budget,
+            allocator=allocator,
+            constraints=experiment.parts.constraints,
+        )
         return plan if damages else replace(plan, predicted_damage=None)
 
     def _scores(self, method: Method) -> Scores | LabelTable:
         if method.source == LABELER:
             return self.labels
-        criterion = self.comparison.experiment.parts.baselines[method.source]
+        criterion = self.comparison.criteria[method.source]
         if hasattr(criterion, "seed"):
             criterion = replace(criterion, seed=self.seed)
         return score_units(self.comparison.experiment.structure, criterion, self.statistics)
@@ -218,9 +256,18 @@ class _Seed:
             oracle = experiment.parts.oracles["removal"]
             labeler = build_components(experiment.config).labeler
             rows_file = self.comparison.folder / f"rows_{self.seed}.jsonl"
-            learned = learn_labels(experiment.structure, experiment.task, self._pool()[1], self.statistics, labeler,
-                                   oracle, sample=settings.sample, strategy=settings.sampling, seed=self.seed,
-                                   rows_file=rows_file)  # fmt: skip
+            learned = learn_labels(
+                experiment.structure,
+                experiment.task,
+                self._pool()[1],
+                self.statistics,
+                labeler,
+                oracle,
+                sample=settings.sample,
+                strategy=settings.sampling,
+                seed=self.seed,
+                rows_file=rows_file,
+            )
             self._labels = learned.labels
         return self._labels
 

@@ -52,7 +52,7 @@ class ConstraintSettings:
 class RecoverySettings:
     """Repair without labels: steps of `compress.recover_`, on this many calibration images (null for all).
 
-    `augment` shifts and mirrors them: a network that has learned its training images by heart treats others differently.
+    `augment` shifts and mirrors them: a network that knows its training images by heart treats others differently.
     """
 
     steps: list[str] = field(default_factory=lambda: ["refit", "batch_norm"])
@@ -67,7 +67,7 @@ class RecoverySettings:
 class CompareSettings:
     """Which methods share the budget, the repair and the fine-tuning, and which of them writes the plan.
 
-    Methods are `"labeler"` or the name of a baseline: alone they remove below one threshold, with `/mac` they spend by
+    Methods are `"labeler"`, `"criterion"` (the configured one) or the name of a baseline: alone they remove below one threshold, with `/mac` they spend by
     score per cost, with `/uniform` the same fraction of every group, with `/knapsack` in one solve. The plan is that of
     the method with the lowest validation loss after the stage `choose_after`.
     """

@@ -16,9 +16,19 @@ from autolabel.tabular import TabularLabeler
 _ROWS_PER_LEAF = 10
 
 
-# Formulas that trees may start from: what they say of an unseen layer is on the scale of the layers they were fitted on.
-ANCHORS = ("second_order_raw", "fisher_raw", "taylor_mean_abs_raw", "taylor_abs_mean_raw", "taylor_signed_raw",
-           "grad_second_order", "grad_square_log", "grad_mean_abs_log", "error_refitted_log", "error_silenced_log")  # fmt: skip
+# Formulas that trees may start from: of an unseen layer they speak on the scale of the layers they were fitted on.
+ANCHORS = (
+    "second_order_raw",
+    "fisher_raw",
+    "taylor_mean_abs_raw",
+    "taylor_abs_mean_raw",
+    "taylor_signed_raw",
+    "grad_second_order",
+    "grad_square_log",
+    "grad_mean_abs_log",
+    "error_refitted_log",
+    "error_silenced_log",
+)
 
 
 @dataclass(frozen=True)
@@ -89,8 +99,8 @@ class GBDTLabeler(TabularLabeler):
     """Boosted trees on what the best formula leaves of the transformed damage.
 
     With hundreds of rows of a few layers, trees alone say nothing sound of a layer they have not seen. So the formula
-    among the features that orders the labels best speaks first, and the trees learn to correct it. Of the bit-widths they
-    are told that fewer bits never help.
+    among the features that orders the labels best speaks first, and the trees learn to correct it. Of the bit-widths
+    they are told that fewer bits never help.
 
     Attributes:
         rounds: number of trees.

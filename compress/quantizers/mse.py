@@ -30,7 +30,11 @@ class MseQuantizer:
         best, best_error = limit.clone(), torch.full_like(limit, torch.inf, dtype=torch.float64)
         for fraction in torch.linspace(1.0, 1.0 / self.steps, self.steps).tolist():
             scale = (limit * fraction / largest).clamp(min=torch.finfo(torch.float32).tiny)[:, None]
-            error = ((weight / scale).round().clamp(-largest, largest) * scale - weight).square().sum(dim=1, dtype=torch.float64)
+            error = (
+                ((weight / scale).round().clamp(-largest, largest) * scale - weight)
+                .square()
+                .sum(dim=1, dtype=torch.float64)
+            )
             better = error < best_error
             best[better], best_error[better] = limit[better] * fraction, error[better]
         return best
@@ -40,10 +44,20 @@ class MseQuantizer:
         low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
         # One end after the other, twice: a full grid over both ends costs steps^2 and finds the same to a level or two.
         for _ in range(2):
-            high = min((self._error(histogram, low, histogram.high * f), f, histogram.high * f)
-                       for f in fractions if histogram.high > 0)[2] if histogram.high > 0 else 0.0  # fmt: skip
-            low = min((self._error(histogram, histogram.low * f, high), f, histogram.low * f)
-                      for f in fractions)[2] if histogram.low < 0 else 0.0  # fmt: skip
+            high = (
+                min(
+                    (self._error(histogram, low, histogram.high * f), f, histogram.high * f)
+                    for f in fractions
+                    if histogram.high > 0
+                )[2]
+                if histogram.high > 0
+                else 0.0
+            )
+            low = (
+                min((self._error(histogram, histogram.low * f, high), f, histogram.low * f) for f in fractions)[2]
+                if histogram.low < 0
+                else 0.0
+            )
         return low, high
 
     def _error(self, histogram: Histogram, low: float, high: float) -> float:

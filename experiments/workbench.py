@@ -1,0 +1,184 @@
+"""What the stages of a run share: components, the dense model, its batches, and the steps of a repair."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from compress.allocation import check_budget
+from compress.application import slice_model
+from compress.counting import unit_costs
+from compress.finetuning import finetune_
+from compress.graph import check_finite
+from compress.plan import CompressionPlan
+from compress.quantization import prepare_quantized
+from compress.recovery import recover_
+from compress.statistics import Statistics, collect_statistics
+from compress.structure import Structure, analyze
+from compress.task import evaluate
+from experiments.components import Components, build_components
+from experiments.data import ShuffledBatches, make_batches
+from experiments.run_dir import RunDir
+from experiments.settings import Config
+from experiments.tracker import Tracker
+
+EVALUATION_BATCH = 500
+
+
+class Workbench:
+    """Components of one run, the dense model, and what is computed from them on demand."""
+
+    def __init__(self, config: Config, run_dir: RunDir, tracker: Tracker) -> None:
+        self.config, self.run_dir, self.tracker = config, run_dir, tracker
+        self.parts: Components = build_components(config)
+        self.model: nn.Module = self.parts.model
+        self.task, self.data = self.parts.task, self.parts.data
+        self.warnings: list[str] = []
+        check_finite(self.model)
+
+    @cached_property
+    def structure(self) -> Structure:
+        """The traced dense model."""
+        return analyze(self.model, self.example)
+
+    @cached_property
+    def example(self) -> tuple[Any, ...]:
+        batch = make_batches(self.data.calibration, 2, limit=2)[0]
+        return tuple(self.task.inputs(batch))
+
+    @cached_property
+    def costs(self) -> Any:
+        """Costs of every unit."""
+        return unit_costs(self.structure)
+
+    def batches(
+        self, part: str, batch_size: int | None = None, limit: int | None = None, noise: float = 0.0
+    ) -> list[Any]:
+        """Batches of a part of the data, with the dense model's outputs as targets where the task wants them."""
+        found = make_batches(getattr(self.data, part), batch_size or EVALUATION_BATCH, limit)
+        attach = getattr(self.task, "attach_targets", None)
+        if attach is None:
+            return found
+        return attach(self.model, found, noise=noise, seed=self.config.seed)
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Statistics of the calibration data."""
+        return self.statistics_of(self.batches("calibration", self.config.measure.batch_size, noise=0.05))
+
+    def statistics_of(self, batches: Sequence[Any]) -> Statistics:
+        """Statistics of these batches."""
+        return collect_statistics(self.structure, self.task, batches)
+
+    def refuse_impossible_budget(self) -> None:
+        choices = ["removed", *(f"{bits}bit" for bits in self.config.quantize.bits)] if self.quantizes else ["removed"]
+        check_budget(
+            self.structure.units,
+            self.costs,
+            self.parts.budget,
+            self.parts.constraints,
+            choices,
+            always_quantize=self.quantizes,
+        )
+
+    @property
+    def quantizes(self) -> bool:
+        return self.config.quantize.enabled
+
+    def metrics_of(self, model: nn.Module, part: str) -> dict[str, float]:
+        metric, loss = evaluate(model, self.task, self.batches(part))
+        return {"metric": metric, "loss": loss}
+
+    def pruned(self, plan: CompressionPlan) -> fx.GraphModule:
+        """The sliced model in evaluation mode."""
+        small = slice_model(self.structure, plan.removed_mask(self.structure.units))
+        return small.eval()
+
+    def repair(
+        self, small: fx.GraphModule, plan: CompressionPlan, inputs: list[tuple[Tensor, ...]] | None = None
+    ) -> None:
+        """Recovery without labels, in place."""
+        settings = self.config.recovery
+        inputs = inputs or self.recovery_inputs()
+        recover_(
+            small,
+            self.structure,
+            inputs,
+            plan=plan,
+            steps=settings.steps,
+            layers=settings.layers,
+            ridge=settings.ridge,
+            max_rows=settings.max_rows,
+            seed=self.config.seed,
+        )
+
+    def recovery_inputs(self) -> list[tuple[Tensor, ...]]:
+        """Unlabelled inputs for recovery, from the calibration part."""
+        settings, size = self.config.recovery, self.config.measure.batch_size
+        if not settings.augment:
+            return [tuple(self.task.inputs(b)) for b in self.batches("calibration", size, limit=settings.images)]
+        part = self.data.calibration if settings.images is None else self.data.calibration.take(settings.images)
+        return [tuple(self.task.inputs(batch)) for batch in ShuffledBatches(part, size, self.config.seed)]
+
+    def finetune(
+        self,
+        small: fx.GraphModule,
+        epochs: int,
+        lr: float,
+        name: str,
+        checkpoint: Path | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """Fine-tune with distillation from the dense model, in place."""
+        settings = self.config.finetune
+        if not epochs:
+            return
+        seed = self.config.seed if seed is None else seed
+        batches = ShuffledBatches(self.data.train, settings.batch_size, seed)
+        finetune_(
+            small,
+            self.task,
+            batches,
+            teacher=self.model,
+            epochs=epochs,
+            lr=lr,
+            weight_decay=settings.weight_decay,
+            alpha=settings.alpha,
+            temperature=settings.temperature,
+            optimizer=settings.optimizer,
+            patience=settings.patience,
+            validation=self.batches("validation"),
+            checkpoint=checkpoint,
+            on_metrics=self.log_as(name),
+        )
+
+    def quantize(self, small: fx.GraphModule, plan: CompressionPlan) -> fx.GraphModule:
+        """The model in the plan's formats, trained on with them."""
+        settings = self.config.quantize
+        prepared = prepare_quantized(small, plan, self.recovery_inputs(), self.parts.quantizer)
+        self.finetune(
+            prepared,
+            settings.epochs,
+            settings.lr,
+            "quantize",
+            self.run_dir.path / "checkpoint" / "quantized.safetensors",
+        )
+        return prepared
+
+    def input_spec(self) -> dict[str, Any]:
+        if self.data.layout == "tokens":
+            return {"layout": "tokens", "inputs": ["input_ids", "attention_mask"]}
+        return {
+            "shape": list(self.data.input_shape),
+            "mean": list(self.data.mean),
+            "std": list(self.data.std),
+            "layout": self.data.layout,
+        }
+
+    def log_as(self, prefix: str) -> Any:
+        def on_metrics(metrics: Mapping[str, float], step: int) -> None:
+            self.tracker.log_metrics({f"{prefix}/{name}": value for name, value in metrics.items()}, step)
+
+        return on_metrics
