@@ -67,9 +67,9 @@ class RecoverySettings:
 class CompareSettings:
     """Which methods share the budget, the repair and the fine-tuning, and which of them writes the plan.
 
-    Methods are `"labeler"`, `"criterion"` (the configured one) or the name of a baseline: alone they remove below one threshold, with `/mac` they spend by
-    score per cost, with `/uniform` the same fraction of every group, with `/knapsack` in one solve. The plan is that of
-    the method with the lowest validation loss after the stage `choose_after`.
+    Methods are `"labeler"`, `"criterion"` (the configured one) or the name of a baseline: alone they remove below one
+    threshold, with `/mac` they spend by score per cost, with `/uniform` the same fraction of every group, with
+    `/knapsack` in one solve. The plan is that of the method with the lowest validation loss after the stage `choose_after`.
     """
 
     methods: list[str] = field(
