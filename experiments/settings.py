@@ -69,7 +69,7 @@ class CompareSettings:
 
     Methods are `"labeler"`, `"criterion"` (the configured one) or the name of a baseline: alone they remove below one
     threshold, with `/mac` they spend by score per cost, with `/uniform` the same fraction of every group, with
-    `/knapsack` in one solve. The plan is that of the method with the lowest validation loss after the stage `choose_after`.
+    `/knapsack` in one solve. The plan is that of the method with the lowest validation loss after `choose_after`.
     """
 
     methods: list[str] = field(
