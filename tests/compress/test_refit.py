@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from zoo import ZOO, build
 
 from compress import CompressError, CompressionPlan, DataError, PlanError, analyze, apply_plan
 from compress.batch_norm import pooled_moments, reestimate_batch_norm_
@@ -295,3 +296,23 @@ def test_bad_input_is_refused() -> None:
     other = randomised(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)))
     with pytest.raises(PlanError, match=r"another architecture|not a slice"):
         recover_(small, other, [x], plan=plan)
+
+
+@pytest.mark.parametrize("name", ["ViT", "mobilenet_v2", "resnext", "conv1d", "InPlace", "glu"])
+def test_architectures_of_the_zoo_get_closer(name: str) -> None:
+    architecture = ZOO[name]
+    model = build(architecture)
+    structure = analyze(model, architecture.inputs(2))
+    units = structure.units
+    first_of_each = [units.ids[np.flatnonzero(units.group == group)[0]] for group in units.groups]
+    small = apply_plan(structure, CompressionPlan.removing(units, first_of_each))
+    batches = [architecture.inputs(24), architecture.inputs(40)]
+
+    def error() -> float:
+        with torch.no_grad():
+            return sum((small(x) - model(x)).square().sum().item() for x in batches)
+
+    before = error()
+    report = recover_(small, structure, batches)
+    assert report.layers
+    assert error() < 0.5 * before
