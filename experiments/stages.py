@@ -1,6 +1,7 @@
 """The stages of one run, files in and files out: any of them can be run again alone, and a killed run goes on."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from autolabel.tables import LabelTable
 from compress.artifact import load_artifact, save_artifact
 from compress.counting import count_macs
 from compress.errors import ArtifactError
-from compress.files import write_atomic, write_json
+from compress.files import read_json, write_atomic, write_json
 from compress.finetuning import finetune_
 from compress.plan import CompressionPlan
 from compress.task import evaluate
@@ -60,7 +61,8 @@ class Experiment(Workbench):
     def run(self) -> None:
         """Every stage in order."""
         self.refuse_impossible_budget()
-        stage, settings = self.run_dir.run_stage, self._settings
+        stage, settings = self._run_stage, self._settings
+        self._told: list[str] = []
         dense = ["dense/model.safetensors"]
         stage(
             "dense",
@@ -109,9 +111,10 @@ class Experiment(Workbench):
             "compress",
             self.compress,
             inputs=[*dense, "plan.json"],
-            outputs=["artifact", "result.json"],
+            # Not the whole folder: the export adds files to it, and their names to its manifest.
+            outputs=["artifact/model.safetensors", "artifact/plan.json", "result.json"],
             settings=settings("data", "recovery", "finetune", "quantize"),
-            scratch=["checkpoint"],
+            scratch=["checkpoint", "artifact"],
         )
         if self.config.export.formats:
             stage(
@@ -121,7 +124,20 @@ class Experiment(Workbench):
                 outputs=["export.json", "dense/model.onnx"],
                 settings=settings("export"),
             )
-        write_json(self.run_dir.file("warnings.json"), self.warnings)
+        write_json(self.run_dir.file("warnings.json"), self._told)
+
+    def _run_stage(self, name: str, work: Callable[[], None], **files: Any) -> None:
+        """Run a stage that is not done; what it warned of is kept, so that a later session tells it too."""
+        path = self.run_dir.path / "warnings" / f"{name}.json"
+
+        def work_and_tell() -> None:
+            self.warnings.clear()
+            work()
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, self.warnings)
+
+        self.run_dir.run_stage(name, work_and_tell, **files)
+        self._told += read_json(path) if path.exists() else []
 
     def _settings(self, *names: str) -> dict[str, Any]:
         chosen = {name: getattr(self.config, name) for name in ("seed", "threads", "task", *names)}
@@ -316,6 +332,8 @@ class Experiment(Workbench):
             final = self.quantize(small, plan)
             stages["quantized"] = self.metrics_of(final, "test")
         realised["final"] = evaluate(final, self.task, label)[1] - dense_loss
+        # A new artifact has no exported files: that stage is no longer done.
+        (self.run_dir.path / "export.json").unlink(missing_ok=True)
         save_artifact(
             self.run_dir.path / "artifact", final, plan, self.example, self.input_spec(), self.data.class_names
         )
