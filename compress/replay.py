@@ -39,6 +39,7 @@ class Suffix:
         direct: consumer name -> site, for linear consumers of untouched inputs: the removed share is subtracted.
         macs: MACs of one example when one unit is removed.
         call_bytes: bytes of the largest value of one example.
+        single: whether units must be tried one by one, because it is unknown where the examples lie (recurrent layers).
     """
 
     module: fx.GraphModule
@@ -50,6 +51,7 @@ class Suffix:
     direct: dict[str, Site]
     macs: float
     call_bytes: int
+    single: bool
 
 
 class Replay:
@@ -131,7 +133,10 @@ class Replay:
         largest = max((4 * int(np.prod(s)) for s in shapes if all(isinstance(i, int) for i in s)), default=4)
         done = _last_reads(order, output)
         largest = largest // self._traced_examples() + 1
-        return Suffix(module, order, tuple(frontier), output, done, local, direct, macs, largest)
+        unknown = any(isinstance(self.structure.traced.shapes.get(name), tuple)
+                      and not isinstance(self.structure.values.get(name), Value) for name in frontier)  # fmt: skip
+        single = unknown or any(site.batch is None for site in sites)
+        return Suffix(module, order, tuple(frontier), output, done, local, direct, macs, largest, single)
 
     def _traced_examples(self) -> int:
         first = next(n for n in self.structure.traced.graph.nodes if n.op == "placeholder")
@@ -140,6 +145,8 @@ class Replay:
     def _direct(self, module: fx.GraphModule, touched: set[str], sites: list[Site]) -> dict[str, Site]:
         """Linear layers and dense convs whose own input the change has not reached."""
         direct = {}
+        # A norm or a mean that takes gates has another name in the gated graph: what is gone from it was reached.
+        untouched = {node.name for node in module.graph.nodes} - touched
         for site in sites:
             node = site.node
             dense_conv = node.target in CONVS and argument(node, 6, "groups", 1) == 1
@@ -148,7 +155,7 @@ class Replay:
             value = self.structure.values.get(node.name)
             alone = sum(other.node is node for other in sites) == 1
             weight_free = is_parameter(node.args[1])
-            if alone and weight_free and node.args[0].name not in touched and isinstance(value, Value):
+            if alone and weight_free and node.args[0].name in untouched and isinstance(value, Value):
                 direct[node.name] = site
         return direct
 
@@ -240,17 +247,21 @@ class Replay:
 
     def units_per_call(self, suffix: Suffix, number: int) -> int:
         """How many units to try in one call on this batch."""
+        if suffix.single:
+            return 1
         return max(1, int(_CALL_BYTES // (suffix.call_bytes * self.sizes[number])))
 
     def removal_losses(self, suffix: Suffix, rows: Sequence[int], number: int) -> np.ndarray:
         """`(len(rows), batch)` float64 losses of batch `number` with one unit removed at a time."""
         self._fill(set(suffix.frontier))
         k, size = len(rows), self.sizes[number]
+        if suffix.single and k > 1:
+            return np.concatenate([self.removal_losses(suffix, [row], number) for row in rows])
         columns = [suffix.local[int(row)] for row in rows]
         gates = torch.ones(k, len(suffix.local), dtype=self._dtype())
         gates[range(k), columns] = 0
         dense = self._cache[number]
-        env: dict[str, Any] = {"gates": gates.repeat_interleave(size, dim=0) if k > 1 or size > 1 else gates}
+        env: dict[str, Any] = {"gates": gates if suffix.single else gates.repeat_interleave(size, dim=0)}
         for name in suffix.frontier:
             if name not in suffix.direct:
                 env[name] = dense[name] if k == 1 else self._repeat(name, dense[name], k)
