@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from compress.functional_form import make_functional
+
 ATEN = torch.ops.aten
 _ASSERTIONS = (ATEN._assert_tensor_metadata.default, ATEN._assert_async.msg, ATEN._assert_async.default,
                ATEN._assert_scalar.default, ATEN.sym_constrain_range.default,
@@ -21,15 +23,14 @@ def normalize_graph(module: fx.GraphModule) -> None:
 
     Sections under `torch.no_grad` become part of the graph, with their results detached; assertions about dtypes and
     sizes go and constants follow the parameters, so that the module may be cast; operations in place become their
-    out-of-place forms where nothing else looks at the memory that they change, so that every value stays what it was
-    when it was made.
+    out-of-place forms, so that every value stays what it was when it was made.
     """
     while _inline_sections(module):
         pass
     _erase_assertions(module.graph)
     _follow_parameters(module.graph)
     _name_operands(module.graph)
-    _leave_values_alone(module.graph)
+    make_functional(module.graph)
 
 
 # -- sections --------------------------------------------------------------------------------------------------------
@@ -130,62 +131,3 @@ def _alias(graph: fx.Graph, operand: fx.Node) -> fx.Node:
     copied = graph.call_function(ATEN.alias.default, (operand,))
     copied.meta = dict(operand.meta)
     return copied
-
-
-# -- operations in place ---------------------------------------------------------------------------------------------
-
-
-def _leave_values_alone(graph: fx.Graph) -> None:
-    """Turn operations in place into their out-of-place forms; later readers get the new value."""
-    order = {node: position for position, node in enumerate(graph.nodes)}
-    memory: dict[fx.Node, fx.Node] = {}
-    sharing: dict[fx.Node, list[fx.Node]] = {}
-    for node in list(graph.nodes):
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        new = _out_of_place(node)
-        if new is not None and _sees_alone(node, order, sharing.get(memory.get(node.args[0], node.args[0]), [])):
-            changed, node.target = node.args[0], new
-            changed.replace_all_uses_with(node, lambda user, node=node: order.get(user, -1) > order[node])
-            continue
-        source = _viewed(node)
-        if source is not None:
-            root = memory.setdefault(source, source)
-            memory[node] = root
-            sharing.setdefault(root, [root]).append(node)
-
-
-def _out_of_place(node: fx.Node) -> Any:
-    """The overload that computes the same without changing its input, or None for anything else."""
-    schema = node.target._schema
-    first = schema.arguments[0] if schema.arguments else None
-    name = schema.name.split("::")[1]
-    if first is None or first.alias_info is None or not first.alias_info.is_write or not name.endswith("_"):
-        return None
-    changed = node.args[0]
-    if changed.op == "get_attr" or any(_dtype(other) not in (None, _dtype(changed)) for other in node.args[1:]):
-        return None
-    packet = getattr(ATEN, name[:-1], None)
-    return getattr(packet, node.target._overloadname, None) if packet is not None else None
-
-
-def _dtype(value: Any) -> Any:
-    found = value.meta.get("val") if isinstance(value, fx.Node) else None
-    # A tensor without dimensions takes part in no type promotion within a kind of number.
-    return found.dtype if isinstance(found, Tensor) and found.dim() else None
-
-
-def _sees_alone(node: fx.Node, order: dict[fx.Node, int], sharing: list[fx.Node]) -> bool:
-    """Whether nobody looks, after `node`, at the memory it changes other than through its input."""
-    changed = node.args[0]
-    others = (other for other in sharing if other is not changed)
-    return not any(order.get(user, -1) > order[node] for other in others for user in other.users)
-
-
-def _viewed(node: fx.Node) -> fx.Node | None:
-    """The input whose memory the result of `node` may share."""
-    schema = node.target._schema
-    if not any(result.alias_info is not None for result in schema.returns):
-        return None
-    return next((value for argument, value in zip(schema.arguments, node.args, strict=False)
-                 if argument.alias_info is not None and isinstance(value, fx.Node)), None)  # fmt: skip

@@ -156,24 +156,25 @@ def _split(node: fx.Node, kept: Kept, x: Value) -> None:
         node.kwargs = {}
 
 
-@_rewrites(ATEN.slice.Tensor)
+@_rewrites(ATEN.slice.Tensor, ATEN.slice_scatter.default)
 def _slice(node: fx.Node, kept: Kept, x: Value) -> None:
-    dim = x.axis(argument(node, 1, "dim", 0))
+    first = 2 if node.target is ATEN.slice_scatter.default else 1
+    dim = x.axis(argument(node, first, "dim", 0))
     if not kept.changed(x, dim):
         return
-    start, stop = argument(node, 2, "start"), argument(node, 3, "end")
+    start, stop, _ = slice(argument(node, first + 1, "start"), argument(node, first + 2, "end")).indices(x.shape[dim])
     mask = kept.mask(x, dim)
-    first, last, _ = slice(start, stop).indices(x.shape[dim])
-    node.args = (node.args[0], dim, int(mask[:first].sum()), int(mask[:last].sum()))
+    node.args = (*node.args[:first], dim, int(mask[:start].sum()), int(mask[:stop].sum()))
     node.kwargs = {}
 
 
-@_rewrites(ATEN.select.int)
+@_rewrites(ATEN.select.int, ATEN.select_scatter.default)
 def _select(node: fx.Node, kept: Kept, x: Value) -> None:
-    dim = x.axis(node.args[1])
+    first = 2 if node.target is ATEN.select_scatter.default else 1
+    dim = x.axis(node.args[first])
     if kept.changed(x, dim):
-        position = node.args[2] % x.shape[dim]
-        node.update_arg(2, int(kept.mask(x, dim)[:position].sum()))
+        position = node.args[first + 1] % x.shape[dim]
+        node.update_arg(first + 1, int(kept.mask(x, dim)[:position].sum()))
 
 
 @_rewrites(ATEN.pad.default, ATEN.constant_pad_nd.default)

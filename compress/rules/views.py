@@ -195,6 +195,35 @@ def cut(p: Propagation, node: fx.Node) -> Any:
     return x.replace(dim, p.shape(node)[dim], *parts)
 
 
+@rule(ATEN.slice_scatter.default)
+def put_range(p: Propagation, node: fx.Node) -> Value:
+    """The first input with a range of a dimension replaced by the second."""
+    x, new = p.value(node.args[0]), p.value(node.args[1])
+    dim = x.axis(argument(node, 2, "dim", 0))
+    start, stop, step = (argument(node, i, n, d) for i, n, d in ((3, "start", None), (4, "end", None), (5, "step", 1)))
+    rest = p.align(node, [x.drop(dim), new.drop(dim)], x.drop(dim).shape)
+    labels = x.labels[dim]
+    if labels is None or step != 1 or not all(bound is None or isinstance(bound, int) for bound in (start, stop)):
+        p.block(labels, f"'{node.name}' replaces a range of it")
+        p.block(new.labels[dim], f"'{node.name}' puts it into a fixed dimension")
+        labels = None
+    else:
+        p.join(labels[start:stop], new.labels[dim], node)
+    return rest.insert(dim, x.shape[dim], labels, x.batch[dim])
+
+
+@rule(ATEN.select_scatter.default)
+def put_index(p: Propagation, node: fx.Node) -> Value:
+    """The first input with one index of a dimension replaced by the second."""
+    x, new = p.value(node.args[0]), p.value(node.args[1])
+    dim, number = x.axis(node.args[2]), node.args[3]
+    labels = x.labels[dim]
+    if labels is not None:
+        whole = not isinstance(number, int)
+        p.block(labels if whole else labels[number : number + 1 or None], f"'{node.name}' replaces it by its number")
+    return p.align(node, [x.drop(dim), new], new.shape).insert(dim, x.shape[dim], labels, x.batch[dim])
+
+
 @rule(ATEN.narrow.default)
 def narrow(p: Propagation, node: fx.Node) -> Value:
     """A range of a dimension that holds no channels."""

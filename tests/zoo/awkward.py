@@ -191,3 +191,23 @@ class SoftmaxChannels(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.softmax(self.fc1(x), dim=-1)
         return self.fc2(F.normalize(x, dim=-1) * x.mean(-1, keepdim=True))
+
+
+@ZOO.add(sequence(5, 4), groups={"fc1:out": 6, "fc2:out": 5})
+class TemporalShift(nn.Module):
+    """Ranges of the channels written into a prepared tensor, and one channel changed in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.fc1(x))
+        out = torch.zeros_like(x)
+        out[:, :-1, :2] = x[:, 1:, :2]
+        out[:, 1:, 2:4] = x[:, :-1, 2:4]
+        out[:, :, 4:] = x[:, :, 4:]
+        y = torch.tanh(self.fc2(out))
+        y[:, 0].mul_(2.0)
+        y[:, :, 1:] += 1.0
+        return self.fc3(y)
