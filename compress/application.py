@@ -145,9 +145,13 @@ def _difference(
     masked.eval()
     small.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             try:
-                pairs = zip(*(pytree.tree_leaves(m(*args, **kwargs)) for m in (masked, small)), strict=True)
+                outputs = []
+                for module in (masked, small):
+                    torch.manual_seed(0)  # a forward may draw random numbers
+                    outputs.append(pytree.tree_leaves(module(*args, **kwargs)))
+                pairs = zip(*outputs, strict=True)
             except RuntimeError as error:
                 place = _failing_node(small, args, kwargs)
                 raise PlanError(f"The sliced model does not run: {place}: {str(error).splitlines()[0]}") from error

@@ -244,3 +244,19 @@ def test_normalised_weights_keep_their_inputs() -> None:
     assert any("fold the parametrization" in reason for _, reason in structure.units.blocked)
     row = int(np.flatnonzero(structure.units.removable)[0])
     compress.apply_plan(structure, compress.CompressionPlan.removing(structure.units, [structure.units.ids[row]]))
+
+
+def test_a_sliced_model_can_be_cut_again() -> None:
+    model = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.ReLU(), nn.Linear(6, 2)).eval()
+    x = torch.randn(4, 3)
+    small = compress.apply_plan(
+        model, compress.CompressionPlan.removing(compress.find_units(model, x), ["0:out[1]"]), x
+    )
+    units = compress.find_units(small, x)
+    assert sizes(units) == {"0:out": 5}
+    smaller = compress.apply_plan(small, compress.CompressionPlan.removing(units, ["0:out[0]"]), x)
+    assert smaller.get_parameter("4.weight").shape == (2, 4)
+    assert set(smaller.state_dict()) == set(model.state_dict())
+    torch.manual_seed(0)
+    assert not torch.equal(smaller.train()(x), smaller(x))
+    assert torch.equal(smaller.eval()(x), smaller(x))
