@@ -11,6 +11,7 @@ OPSET = 21
 _IMPLIED = {"pads": 0, "strides": 1, "dilations": 1}
 _LANE_BITS = 64
 _MIN_SAVED_BYTES = 400  # what the unpacking nodes themselves take
+_MAX_7BIT = 2**20  # beyond it an eighth of the bytes is not worth seconds of unpacking at load
 _PAIR_LIMIT = 128  # 255 * 128 < 2^15: a pair of products with uint8 activations that 16 bits can hold
 
 
@@ -27,12 +28,18 @@ def store_integers(model: onnx.ModelProto, safe: bool) -> None:
         bits = _bits_needed(values)
         if bits == 4 and values.size >= 2 * _MIN_SAVED_BYTES // 4:
             _store_int4(graph, tensor, values)
-        elif bits < 8 and bits != 4 and values.size * (8 - bits) / 8 > _MIN_SAVED_BYTES:
+        elif _worth_packing(bits, values.size):
             _store_lanes(graph, tensor, values, bits, shared)
         if safe and bits == 8 and _can_overflow(values, users):
             _store_uint8(graph, tensor, values, users)
         else:
             _add_zero_points(graph, name, values, users)
+
+
+def _worth_packing(bits: int, size: int) -> bool:
+    if bits in (4, 8) or (bits == 7 and size > _MAX_7BIT):
+        return False
+    return size * (8 - bits) / 8 > _MIN_SAVED_BYTES
 
 
 def _add_zero_points(graph: onnx.GraphProto, name: str, values: np.ndarray, users: list[onnx.NodeProto]) -> None:
