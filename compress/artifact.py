@@ -73,7 +73,10 @@ def save_artifact(
     stored, tensors, tied = _collect(module, entries)
     write_atomic(folder / WEIGHTS, lambda file: file.write(safetensors.torch.save(stored)))
     plan.save(folder / PLAN)
-    example = {"args": [_describe(leaf) for leaf in args], "kwargs": {k: _describe(v) for k, v in kwargs.items()}}
+    example = {
+        "args": [_describe(leaf) for leaf in args],
+        "kwargs": [[name, _describe(value)] for name, value in kwargs.items()],
+    }
     quantized = None
     if entries:
         reduced = any(entry.bits == 8 and entry.largest < 127 for entry in entries)
@@ -224,7 +227,7 @@ def _describe(leaf: Any) -> Any:
 
 def _rebuild_inputs(example: Mapping[str, Any]) -> Any:
     args = tuple(_rebuild(leaf) for leaf in example["args"])
-    kwargs = {name: _rebuild(leaf) for name, leaf in example["kwargs"].items()}
+    kwargs = {name: _rebuild(leaf) for name, leaf in example["kwargs"]}
     return kwargs or args
 
 

@@ -129,14 +129,14 @@ def _insert_activation_quantizers(module: fx.GraphModule, formats: Mapping[str, 
         return
     module.add_submodule(HOLDER, nn.Module())
     holder = module.get_submodule(HOLDER)
-    for i, (node, users) in enumerate(edges):
+    for node, users in edges:
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
-        holder.register_buffer(f"scale_{i}", torch.ones((), device=device))
-        holder.register_buffer(f"zero_point_{i}", torch.zeros((), dtype=torch.int32, device=device))
+        holder.register_buffer(f"{node.name}_scale", torch.ones((), device=device))
+        holder.register_buffer(f"{node.name}_zero_point", torch.zeros((), dtype=torch.int32, device=device))
         with graph.inserting_after(node):
-            zero = graph.get_attr(f"{HOLDER}.zero_point_{i}")
+            zero = graph.get_attr(f"{HOLDER}.{node.name}_zero_point")
         with graph.inserting_after(node):
-            scale = graph.get_attr(f"{HOLDER}.scale_{i}")
+            scale = graph.get_attr(f"{HOLDER}.{node.name}_scale")
         with graph.inserting_after(zero):
             fake = graph.call_function(ACTIVATION_OP, (node, scale, zero, 0, ACTIVATION_LEVELS))
         for user in users:

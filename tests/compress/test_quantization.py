@@ -163,7 +163,7 @@ def test_a_bias_that_would_not_fit_int32_gets_a_coarser_scale():
     model.bias.data = torch.tensor([5.0, 5.0])
     x = torch.rand(4, 2)
     module = _prepared(model, x)
-    input_scale = module.get_buffer("activation_ranges.scale_0")
+    input_scale = module.get_buffer("activation_ranges.input_1_scale")
     assert (model.bias / (module.get_buffer("weight_scale") * input_scale)).max() < 2**31
     assert torch.allclose(module.eval()(x), model(x), atol=0.02)
 
@@ -196,8 +196,8 @@ def test_calibration_data_must_be_there_and_finite(batches):
 def test_ranges_cover_all_batches():
     batches = [(torch.full((2, 3), -1.0),), (torch.full((2, 3), 1.55),)]
     module = _prepared(nn.Linear(3, 2), torch.rand(2, 3), batches=batches)
-    assert module.get_buffer("activation_ranges.scale_0").item() == pytest.approx(0.01)
-    assert module.get_buffer("activation_ranges.zero_point_0").item() == 100
+    assert module.get_buffer("activation_ranges.input_1_scale").item() == pytest.approx(0.01)
+    assert module.get_buffer("activation_ranges.input_1_zero_point").item() == 100
 
 
 def test_a_plan_without_formats_quantises_nothing():
