@@ -1,0 +1,260 @@
+"""The whole road through the real command line, on next to nothing: what a run leaves, resumes, refuses and repeats."""
+
+import html.parser
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import safetensors.numpy
+import torch
+
+from autolabel import FeatureTable, LabelTable
+from compress import CompressionPlan, UnitTable
+from experiments import run as command
+from experiments.manifest import hash_file
+from experiments.reproduction import compare_runs
+from experiments.run_dir import read_manifest
+
+ROOT = Path(__file__).parents[1]
+FAST = ["experiment=quickstart", "debug=fast", "threads=1"]
+STAGES = {"dense", "units", "features", "layers", "labels", "compare", "compress", "export"}
+
+
+def begin(*arguments, module="experiments.run"):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    for name in ("WANDB_API_KEY", "WANDB_DIR"):
+        environment.pop(name, None)
+    return subprocess.Popen(
+        [sys.executable, *module.split(), *map(str, arguments)] if module.endswith(".py")
+        else [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def call(*arguments, module="experiments.run"):
+    with begin(*arguments, module=module) as process:
+        output = process.communicate(timeout=280)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def read(path):
+    return json.loads(Path(path).read_text())
+
+
+def stage_times(run):
+    return {path.stem: path.stat().st_mtime_ns for path in (run / "stages").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of one whole run with W&B."""
+    folder = tmp_path_factory.mktemp("end_to_end") / "run"
+    call(*FAST, "tracker=wandb", f"hydra.run.dir={folder}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """The folder of the same run without exports, killed in the middle of fine-tuning and taken up again."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    arguments = [*FAST, "export.formats=[]", f"hydra.run.dir={folder}"]
+    checkpoint = folder / "checkpoint" / "float.safetensors"
+    with begin(*arguments) as process:
+        while not checkpoint.exists():
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert read(folder / "stages" / "compress.json")["status"] == "running"
+    assert not (folder / "result.json").exists()
+    log = call(*arguments)
+    assert log.count("already done, skipped") == len(STAGES) - 2
+    assert "stage compress: resumed" in log
+    assert "goes on from" in log
+    return folder
+
+
+class _Links(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for name, value in attrs if name in ("src", "href", "srcset", "data")]
+
+
+def numbers(value):
+    if isinstance(value, dict):
+        return [n for item in value.values() for n in numbers(item)]
+    if isinstance(value, list):
+        return [n for item in value for n in numbers(item)]
+    return [value] if isinstance(value, (int, float)) else []
+
+
+def test_a_run_leaves_what_it_promises(run):
+    manifest, report = read_manifest(run), read(run / "report.json")
+    assert manifest["status"] == "finished"
+    assert {"command", "code", "libraries", "threads", "seeds", "device", "machine"} <= set(manifest)
+    assert manifest["outputs"]["plan.json"] == hash_file(run / "plan.json")
+    units, features, labels = (
+        kind.load(run / name)
+        for kind, name in ((UnitTable, "units.npz"), (FeatureTable, "features.npz"), (LabelTable, "labels.npz"))
+    )
+    assert len(features.names) >= 40
+    assert set(labels.unit_ids) <= set(units.ids)
+    assert {"measured", "predicted"} <= set(map(str, labels.source))
+    assert list((run / "labeler").iterdir())
+    assert report["schema_version"] == 1
+    assert {"dense", "compressed", "stages", "labeler", "predicted_damage", "realised_damage", "baselines", "budget",
+            "warnings"} <= set(report)  # fmt: skip
+    for side in ("dense", "compressed"):
+        assert {"metric", "loss", "macs", "params", "weight_bytes", "file_bytes", "latency_ms"} <= set(report[side])
+        assert {"name", "value", "higher_is_better"} <= set(report[side]["metric"])
+    assert numbers(report)
+    assert all(map(math.isfinite, numbers(report)))
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert "finetune/train/loss" in json.dumps(metrics)
+    assert all(map(math.isfinite, numbers(metrics)))
+
+
+def test_the_budget_is_met(run):
+    report, dense = read(run / "report.json"), read(run / "dense.json")
+    assert report["compressed"]["macs"] <= 0.4 * dense["macs"]
+    assert report["compressed"]["weight_bytes"] <= 0.07 * dense["weight_bytes"]
+    plan = CompressionPlan.load(run / "plan.json")
+    assert plan.remove_channels
+    assert {spec.bits for spec in plan.layer_formats.values()} <= {8, 4}
+
+
+def test_the_page_is_self_contained(run):
+    page = (run / "report.html").read_text()
+    links = _Links()
+    links.feed(page)
+    assert all(link.startswith(("data:", "#")) for link in links.found), links.found
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    assert str(ROOT) not in page
+
+
+def test_the_artifact_is_whole_and_its_files_run(run):
+    folder = run / "artifact"
+    manifest = read(folder / "manifest.json")
+    assert (folder / "plan.json").read_bytes() == (run / "plan.json").read_bytes()
+    assert {"shape", "mean", "std", "layout"} <= set(manifest["input"])
+    hashes = manifest["files"]
+    files = {path.name for path in folder.iterdir()} - {"manifest.json"}
+    assert set(hashes) == files
+    assert {"model.safetensors", "plan.json", "model.int8.onnx"} <= files
+    for name, recorded in hashes.items():
+        assert hash_file(folder / name) == (recorded["sha256"] if isinstance(recorded, dict) else recorded)
+    models = sorted(folder.glob("*.onnx"))
+    images = np.random.default_rng(0).random((3, *manifest["input"]["shape"]), dtype=np.float32)
+    for model in models:
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        outputs = session.run(None, {session.get_inputs()[0].name: images})[0]
+        assert outputs.shape == (3, len(manifest["class_names"]))
+        assert np.isfinite(outputs).all()
+
+
+def test_wandb_was_told_everything(run):
+    record = next((run / "wandb").rglob("run-*.wandb")).read_bytes()
+    for told in (b"allocator", b"finetune/train/loss", b"labels", b"compressed", b"higher_is_better"):
+        assert told in record, told
+    tables = [path for path in (run / "wandb").rglob("*.table.json") if "labels" in path.name]
+    assert tables
+    assert read(tables[0])["columns"][0] == "unit"
+
+
+def test_the_same_command_does_nothing_new(run):
+    before, plan = stage_times(run), (run / "plan.json").read_bytes()
+    log = call(*FAST, "tracker=jsonl", f"hydra.run.dir={run}")
+    assert log.count("already done, skipped") == len(STAGES)
+    assert stage_times(run) == before
+    assert set(before) == STAGES
+    assert (run / "plan.json").read_bytes() == plan
+    assert read_manifest(run)["sessions"] == 2
+
+
+def test_a_killed_run_ends_like_an_uninterrupted_one(run, resumed):
+    assert (resumed / "plan.json").read_bytes() == (run / "plan.json").read_bytes()
+    weights, uninterrupted = (
+        safetensors.numpy.load_file(folder / "artifact" / "model.safetensors") for folder in (resumed, run)
+    )
+    assert weights.keys() == uninterrupted.keys()
+    for name, value in weights.items():
+        np.testing.assert_array_equal(value, uninterrupted[name], err_msg=name)
+    assert read(resumed / "result.json")["stages"] == read(run / "result.json")["stages"]
+
+
+def test_a_run_is_reproduced_from_its_folder(resumed, tmp_path):
+    told = call(resumed, "--into", tmp_path / "again", module="scripts/reproduce.py")
+    assert "0 differences" in told.splitlines()[-1]
+    comparison = compare_runs(resumed, tmp_path / "again")
+    assert not comparison.differences
+    assert comparison.compared["metrics"] > 20
+    assert (resumed / "plan.json").read_bytes() == (tmp_path / "again" / "plan.json").read_bytes()
+
+
+@pytest.fixture
+def refuse(tmp_path, monkeypatch, capsys):
+    """Runs a command line that must end before any work; gives its status and its one line."""
+    monkeypatch.chdir(tmp_path)
+    # The command line sets these for its own process.
+    deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+
+    def run(*arguments, folder=tmp_path / "run"):
+        line = ["autolabel", "experiment=quickstart", "threads=1", f"hydra.run.dir={folder}", *arguments]
+        monkeypatch.setattr(sys, "argv", line)
+        with pytest.raises(SystemExit) as stop:
+            command.main()
+        told = capsys.readouterr().err.strip().splitlines()
+        assert not (Path(folder) / "dense").exists()
+        return stop.value.code, told
+
+    yield run
+    torch.use_deterministic_algorithms(deterministic)
+    torch.set_num_threads(threads)
+    for handler in list(logging.getLogger().handlers):
+        if isinstance(handler, logging.FileHandler):
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
+@pytest.mark.parametrize(
+    ("argument", "status", "message"),
+    [
+        ("budget.macs=0.001", 1, "Closest feasible: Budget(macs="),
+        ("labelr=ridge", 2, "Unknown configuration key 'labelr'. Did you mean 'labeler'?"),
+        ("constraints.pinned=[conv9]", 1, "names 'conv9', which this model does not have"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_before_any_work(refuse, argument, status, message):
+    code, told = refuse(argument)
+    assert code == status
+    assert len(told) == 1
+    assert message in told[0]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(refuse, tmp_path):
+    if os.geteuid():
+        folder = tmp_path / "locked"
+        folder.mkdir(mode=0o500)
+    else:
+        # The superuser may write into read-only folders; below a file nobody can.
+        folder = tmp_path / "file"
+        folder.write_text("")
+    code, told = refuse(folder=folder / "run")
+    assert code == 1
+    assert len(told) == 1
+    assert "Cannot write into the run folder" in told[0]
