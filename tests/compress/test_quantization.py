@@ -92,7 +92,7 @@ def test_a_residual_stream_into_a_layer_norm_stays_float():
 def test_float_layers_keep_float_inputs():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1))
     module = _prepared(model, torch.rand(2, 1, 3, 3), layers=["0", "3"])
-    reads = {layer.name: layer.args[0].target for layer in module.graph.nodes if "conv2d" in layer.name}
+    reads = {layer.name: layer.args[0].target for layer in module.graph.nodes if layer.name.startswith("conv2d")}
     assert reads["conv2d_1"] is not ACTIVATION_OP
     assert reads["conv2d_2"] is ACTIVATION_OP
 
