@@ -11,8 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compress import ArtifactError, ClassificationTask, CompressError, DataError, evaluate
+from compress import (
+    ArtifactError,
+    ClassificationTask,
+    CompressError,
+    CompressionPlan,
+    DataError,
+    LayerFormat,
+    analyze,
+    evaluate,
+)
+from compress.attributes import copy_module
 from compress.finetuning import distillation_loss, finetune_, learning_rate
+from compress.quantization import prepare_quantized
+from compress.quantizers.minmax import MinMaxQuantizer
 
 TASK = ClassificationTask()
 
@@ -248,3 +260,35 @@ def test_bad_data_is_refused() -> None:
     frozen = make_model().requires_grad_(False)
     with pytest.raises(CompressError, match="nothing to train"):
         finetune_(frozen, TASK, [(x, y)])
+
+
+class Distance(ClassificationTask):
+    """The loss is the divergence from a teacher."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        self.teacher = teacher.eval()
+
+    def loss(self, outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return distillation_loss(outputs, self.teacher(batch[0]), 1.0)
+
+
+def test_a_fake_quantised_model_trains_and_goes_on(tmp_path: Path) -> None:
+    dense = make_model()
+    finetune_(dense, TASK, train_batches, epochs=8, lr=0.01, optimizer="adamw")
+    plan = CompressionPlan(layer_formats={"0": LayerFormat(2), "4": LayerFormat(2)}, activation_bits=8)
+    structure = analyze(dense.eval(), VALIDATION[0][0])
+    batches = [(x,) for x, _ in train_batches(0)]
+    model = prepare_quantized(structure.traced.module, plan, batches, MinMaxQuantizer())
+    # The straight-through steps lower what is minimised, with dropout off: the distance to the teacher's logits.
+    _, before = evaluate(model, Distance(dense), train_batches(0))
+    settings = {"teacher": dense, "epochs": 4, "lr": 0.01, "optimizer": "adamw", "alpha": 1.0, "temperature": 1.0}
+    finetune_(model, TASK, train_batches, **settings)
+    assert evaluate(model, Distance(dense), train_batches(0))[1] < before
+    file = tmp_path / "qat.safetensors"
+    settings |= {"alpha": 0.9}
+    twin = copy_module(model)
+    finetune_(model, TASK, train_batches, **settings)
+    with pytest.raises(Killed):
+        finetune_(twin, DiesAfter(11), train_batches, checkpoint=file, checkpoint_every_steps=1, **settings)
+    finetune_(twin, TASK, train_batches, checkpoint=file, **settings)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
