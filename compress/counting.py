@@ -130,7 +130,17 @@ def _count_layer(structure: Structure, layer: Layer, entries: dict[str, _Entry],
     shape = tuple(len(r) for r in rows)
     entry = entries.setdefault(layer.name, _Entry(n_units))
     out_dim, in_dim = {"conv": (0, 1), "linear": (0, 1), "conv_transpose": (1, 0), "embedding": (1, 0)}[layer.kind]
-    entry.macs += layer_macs(structure, layer)
+    positions = _position_share(structure, layer, n_units)
+    if positions.any():
+        # Mixes tokens while its positions are units: work shrinks with them, the weight does not.
+        mixing = entries[layer.node.name] = _Entry(n_units, macs=layer_macs(structure, layer))
+        mixing.in_share, mixing.out_share = (_share(rows[dim], n_units) for dim in (in_dim, out_dim))
+        if mixing.in_share.any():
+            mixing.out_share = np.maximum(mixing.out_share, positions)
+        else:
+            mixing.in_share = positions
+    else:
+        entry.macs += layer_macs(structure, layer)
     if layer.weight not in counted:
         counted.add(layer.weight)
         entry.weights = int(np.prod(shape))
@@ -139,6 +149,17 @@ def _count_layer(structure: Structure, layer: Layer, entries: dict[str, _Entry],
     if layer.bias is not None and layer.bias not in counted:
         counted.add(layer.bias)
         entry.params += len(structure.parameters[layer.bias][0])
+
+
+def _position_share(structure: Structure, layer: Layer, n_units: int) -> np.ndarray:
+    """Fraction of the positions of a linear layer that each unit is."""
+    value = structure.values.get(layer.node.name)
+    share = np.zeros(n_units)
+    if layer.kind == "linear" and isinstance(value, Value):
+        for labels in value.labels[:-1]:
+            if labels is not None:
+                share = np.maximum(share, _share(labels, n_units))
+    return share
 
 
 def _count_product(structure: Structure, node: fx.Node, entries: dict[str, _Entry]) -> None:
@@ -206,8 +227,13 @@ def _count_rest(structure: Structure, entries: dict[str, _Entry], counted: set[s
             continue
         seen.add(id(parameter))
         rows = structure.parameters.get(name, ())
-        entry = entries[name] = _Entry(n_units, params=parameter.numel())
         shares = [_share(r, n_units) for r in rows if (r >= 0).any()]
+        if len(shares) > 1:
+            # The factor of a product written out as one, which is no layer: it shrinks on both sides.
+            entry = entries[name] = _Entry(n_units, weights=parameter.numel())
+            entry.out_share, entry.in_share = shares[:2]
+            continue
+        entry = entries[name] = _Entry(n_units, params=parameter.numel())
         if shares:
             entry.out_share = shares[0]
 

@@ -1,0 +1,187 @@
+"""Costs in closed form, and predicted costs of plans against a recount of the sliced model."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from zoo import ZOO, build
+
+import compress
+from compress.application import slice_model
+from compress.costs import CostTable
+from compress.counting import count_macs
+from compress.errors import CompressError
+from compress.graph import as_inputs
+
+SLICED = (
+    "residual_projection",
+    "resnext",
+    "mobilenet_v2",
+    "dense_concat",
+    "SharedConv",
+    "TiedGPT",
+    "gqa_sdpa",
+    "MlpMixer",
+)
+
+
+def costs_of(model: nn.Module, *shape: int) -> CostTable:
+    return compress.unit_costs(model, None, torch.zeros(*shape))
+
+
+def layer(costs: CostTable, name: str) -> tuple[float, float, float]:
+    """`(macs, weights, other parameters)` of a layer."""
+    row = costs.layer_names.index(name)
+    return costs.layer_macs[row], costs.layer_weights[row], costs.layer_params[row]
+
+
+def saved(costs: CostTable, unit: str, choice: str = "removed") -> tuple[float, float]:
+    cell = costs.unit_ids.index(unit), costs.choices.index(choice)
+    return costs.macs[cell], costs.weight_bytes[cell]
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_linear_layers(batch: int) -> None:
+    costs = costs_of(nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3, bias=False)), batch, 7)
+    assert layer(costs, "0") == (35, 35, 5)
+    assert layer(costs, "2") == (15, 15, 0)
+    assert (costs.dense_macs, costs.dense_weight_bytes) == (50, 4 * 55)
+    assert saved(costs, "0:out[2]") == pytest.approx((7 + 3, 4 * (7 + 1 + 3)))
+    assert costs.uncounted == (("relu", 1),)
+
+
+def test_linear_layer_on_a_sequence_counts_every_position() -> None:
+    costs = costs_of(nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3)), 2, 6, 7)
+    assert costs.dense_macs == 6 * (35 + 15)
+
+
+def test_convolutions_and_norms() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).eval()
+    costs = costs_of(model, 2, 3, 8, 8)
+    assert layer(costs, "0") == (16 * 4 * 3 * 9, 4 * 3 * 9, 4)
+    assert layer(costs, "1.weight") == layer(costs, "1.bias") == (0, 0, 4)
+    assert layer(costs, "2") == (16 * 2 * 4, 8, 2)
+    assert saved(costs, "0:out[0]") == pytest.approx((16 * (27 + 2), 4 * (27 + 1 + 2 + 2)))
+    assert costs.uncounted == (("batch_norm", 1),)
+
+
+def test_grouped_and_depthwise_convolutions() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(8, 8, 3, groups=8),
+                          nn.Conv2d(8, 2, 1))  # fmt: skip
+    costs = costs_of(model, 1, 3, 9, 9)
+    assert layer(costs, "1") == (49 * 8 * 2 * 9, 8 * 2 * 9, 8)
+    assert layer(costs, "2") == (25 * 8 * 9, 8 * 9, 8)
+    assert layer(costs, "3") == (25 * 16, 16, 2)
+
+
+def test_a_depthwise_channel_goes_with_its_filter() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 1))
+    costs = costs_of(model, 1, 3, 5, 5)
+    assert saved(costs, "0:out[1]") == pytest.approx((25 * 3 + 9 * 9 + 9 * 2, 4 * (3 + 1 + 9 + 1 + 2)))
+
+
+def test_transposed_convolutions() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ConvTranspose2d(3, 4, 2, stride=2), nn.Conv2d(4, 1, 1))
+    costs = costs_of(model, 2, 1, 5, 5)
+    assert layer(costs, "1") == (25 * 3 * 4 * 4, 3 * 4 * 4, 4)
+    assert saved(costs, "1:out[0]") == pytest.approx((25 * 3 * 4 + 100, 4 * (12 + 1 + 1)))
+
+
+class Attention(nn.Module):
+    """Two heads of three dimensions over six features."""
+
+    def __init__(self, width: int = 6, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, 5, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        q, k, v = self.qkv(x).view(n, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, length, width))
+
+
+def test_attention_and_its_heads() -> None:
+    costs = costs_of(Attention(), 3, 4, 6)
+    products = 2 * (2 * 4 * 4 * 3)  # scores and weighted values, per head
+    assert costs.dense_macs == 4 * 6 * 18 + products + 4 * 6 * 5
+    heads = [unit for unit in costs.unit_ids if "head" in unit]
+    assert len(heads) == 2
+    for head in heads:
+        assert saved(costs, head) == pytest.approx((4 * 6 * 9 + products / 2 + 4 * 3 * 5, 4 * (6 * 9 + 3 * 5)))
+
+
+def test_tied_weights_are_stored_once_and_multiplied_often() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(9, 4), nn.Linear(4, 9, bias=False)
+            self.head.weight = self.embed.weight
+            self.middle = nn.Linear(4, 4, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            return self.head(self.middle(self.middle(x)))
+
+    costs = compress.unit_costs(Tied(), None, torch.zeros(2, 3, dtype=torch.long))
+    assert costs.dense_macs == 3 * (16 + 16 + 36)
+    assert costs.dense_weight_bytes == 4 * (36 + 16)
+
+
+def test_formats_save_bytes_and_keep_a_scale_per_channel() -> None:
+    costs = costs_of(nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3)), 1, 7)
+    for bits in (8, 4, 3):
+        assert saved(costs, "0", f"{bits}bit") == (0, 4 * 35 - int(np.ceil(35 * bits / 8)) - 4 * 5)
+    assert np.isnan(saved(costs, "0:out[0]", "8bit")).all()
+    assert np.isnan(saved(costs, "0")).all()
+    nothing = np.zeros(len(costs.unit_ids), dtype=bool)
+    assert costs.total(nothing, np.array([4, 0]))[1] == np.ceil(35 * 4 / 8) + 4 * (5 + 5 + 15 + 3)
+
+
+def test_units_of_another_model_are_refused() -> None:
+    model, x = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), torch.zeros(1, 2)
+    other = compress.find_units(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1)), x)
+    with pytest.raises(CompressError, match=r"Unknown unit '0:out\[3\]'"):
+        compress.unit_costs(model, other, x)
+    assert count_macs(model, x) == 9
+
+
+def test_a_product_written_out_shrinks_on_both_sides() -> None:
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 4), nn.Linear(5, 2, bias=False)
+            self.bias, self.weight = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(4, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.addmm(self.bias, self.first(x), self.weight))
+
+    structure = compress.analyze(Written(), torch.zeros(2, 3))
+    costs = compress.unit_costs(structure)
+    assert (costs.dense_macs, costs.dense_weight_bytes) == (12 + 20 + 10, 4 * (12 + 4 + 20 + 5 + 10))
+    removed = np.array(["[0]" in unit for unit in structure.units.ids])
+    macs, weight_bytes = costs.total(removed)
+    assert macs == pytest.approx(count_macs(slice_model(structure, removed), torch.zeros(2, 3)))
+    assert weight_bytes == pytest.approx(4 * sum(p.numel() for p in slice_model(structure, removed).parameters()))
+
+
+@pytest.mark.parametrize("name", SLICED)
+def test_predicted_cost_of_a_plan_is_that_of_the_sliced_model(name: str) -> None:
+    architecture = ZOO[name]
+    inputs = architecture.inputs(2)
+    structure = compress.analyze(build(architecture), inputs)
+    costs = compress.unit_costs(structure)
+    rng = np.random.default_rng(0)
+    removed = np.zeros(len(structure.units), dtype=bool)
+    for group in structure.units.groups:
+        rows = np.flatnonzero((structure.units.group == group) & structure.units.removable)
+        removed[rng.choice(rows, len(rows) // 2, replace=False)] = True
+    assert removed.any()
+    small = slice_model(structure, removed)
+    macs, weight_bytes = costs.total(removed)
+    assert weight_bytes == pytest.approx(4 * sum(p.numel() for p in small.parameters()), rel=1e-12)
+    args, kwargs = as_inputs(inputs)
+    assert macs == pytest.approx(count_macs(small, kwargs or args), rel=1e-12)
+    single = compress.unit_costs(structure).macs[np.flatnonzero(removed), 0]
+    assert (single >= 0).all()
