@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FEATURES = """# Features
 
 What a labeler sees of a unit: numbers known without measuring any damage. `features.npz` of a run holds those of
-channels and heads. Every column is finite, on dead channels and constant activations too. Written by `scripts/write_docs.py`.
+channels and heads. Every column is finite, on dead channels and constant activations too. Written by
+`scripts/write_docs.py`.
 """
 CRITERIA = """# Criteria
 
