@@ -68,7 +68,7 @@ def measure(
         structure.units.positions(units.ids)
     rows = sample_units(structure.units, sample, seed, strategy, oracle.kind)
     replay = Replay(structure, task, batches)
-    log = _RowLog(rows_file, _key(structure, oracle, replay))
+    log = _RowLog(rows_file, _key(structure, oracle, replay), structure.units, oracle.choices)
     n_choices = len(oracle.choices)
     missing = [
         row for row in rows if sum((structure.units.ids[row], c) in log.rows for c in oracle.choices) < n_choices
@@ -100,25 +100,34 @@ def _key(structure: Structure, oracle: Oracle, replay: Replay) -> str:
 class _RowLog:
     """Appended rows; a torn last line, left by a kill, is dropped."""
 
-    def __init__(self, path: str | Path | None, key: str) -> None:
+    def __init__(self, path: str | Path | None, key: str, units: UnitTable, choices: tuple[str, ...]) -> None:
         self.path = None if path is None else Path(path)
         self.rows: dict[tuple[str, str], Measurement] = {}
         if self.path is None:
             return
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        if lines and not lines[-1].endswith(b"\n"):
-            lines.pop()
-            self._rewrite(lines)
-        if lines:
-            self._read(lines, key)
-        else:
+        try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+            if lines and not lines[-1].endswith(b"\n"):
+                lines.pop()
+                self._rewrite(lines)
+        except OSError as error:
+            raise ArtifactError(f"Cannot use {self.path} for measured rows: {error.strerror}.") from error
+        if lines:
+            self._read(lines, key, units, choices)
+        else:
             self._append({"key": key})
 
-    def _read(self, lines: list[bytes], key: str) -> None:
+    def _read(self, lines: list[bytes], key: str, units: UnitTable, choices: tuple[str, ...]) -> None:
         try:
             found = json.loads(lines[0])["key"]
             measurements = [Measurement(**json.loads(line)) for line in lines[1:]]
+            if found == key:
+                units.positions(m.unit_id for m in measurements)
+            for m in measurements:
+                numbers = (m.damage, m.std_err, m.n_examples, m.forward_macs, m.naive_macs)
+                if not all(isinstance(n, (int, float)) for n in numbers) or (found == key and m.choice not in choices):
+                    raise ValueError(f"the row of {m.unit_id!r} is no measurement")
         except (ValueError, TypeError, KeyError) as error:
             raise ArtifactError(f"{self.path} is damaged ({error}). Delete it to measure again.") from error
         if found != key:

@@ -1,0 +1,127 @@
+"""What holds of every oracle in `autolabel.oracles`, found by walking the package."""
+
+import copy
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import autolabel.oracles
+import conf
+from autolabel.measuring import measure
+from autolabel.oracle import Measurement, Moments, Oracle
+from compress.replay import Replay
+from compress.structure import analyze
+from compress.task import ClassificationTask
+
+TASK = ClassificationTask()
+
+
+def implementations():
+    found = []
+    for module in pkgutil.walk_packages(autolabel.oracles.__path__, "autolabel.oracles."):
+        members = vars(importlib.import_module(module.name)).values()
+        found += [m for m in members if inspect.isclass(m) and m.__module__ == module.name and hasattr(m, "measure")]
+    return sorted(found, key=lambda kind: kind.__name__)
+
+
+ORACLES = implementations()
+
+
+@pytest.fixture(name="case", scope="module")
+def a_small_net_with_norm_and_dropout():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(4, 3, 2),
+                              nn.ReLU(), nn.Flatten(), nn.Linear(27, 3))  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    batches = [
+        (torch.randn(n, 1, 6, 6, generator=generator), torch.randint(0, 3, (n,), generator=generator)) for n in (6, 4)
+    ]
+    return model, batches
+
+
+def rows_of(structure, oracle):
+    return np.flatnonzero(structure.units.removable == (oracle.kind == "removable"))
+
+
+def test_the_package_is_walked():
+    assert {kind.name for kind in ORACLES} >= {"removal", "layer_choice"}
+    assert {kind.__name__ for kind in ORACLES} == set(autolabel.oracles.__all__)
+
+
+def test_moments_are_those_of_the_stream():
+    values = np.random.default_rng(0).normal(3, 2, 11)
+    moments = Moments()
+    assert moments.std_err == float("inf")
+    for part in np.split(values, [1, 4]):
+        moments.add(part)
+    assert moments.mean == pytest.approx(values.mean())
+    assert moments.std_err == pytest.approx(values.std(ddof=1) / np.sqrt(11))
+
+
+@pytest.mark.parametrize("kind", ORACLES)
+class TestOracle:
+    def test_satisfies_the_seam(self, kind):
+        oracle = kind()
+        assert isinstance(oracle, Oracle)
+        assert kind.name == kind.__module__.rpartition(".")[2]
+        assert oracle.kind in ("removable", "layer")
+        assert oracle.choices
+        assert inspect.getdoc(kind)
+
+    def test_has_a_config(self, kind):
+        config = Path(conf.__file__).parent / "oracle" / f"{kind.name}.yaml"
+        assert f"_target_: {kind.__module__}.{kind.__name__}\n" in config.read_text(encoding="utf-8")
+
+    def test_measures_every_unit_and_choice_once(self, kind, case):
+        model, batches = case
+        oracle, structure = kind(), analyze(model, batches[0][0])
+        rows = rows_of(structure, oracle)
+        found = list(oracle.measure(structure, Replay(structure, TASK, batches), rows))
+        assert all(isinstance(m, Measurement) for m in found)
+        cells = [(m.unit_id, m.choice) for m in found]
+        assert len(set(cells)) == len(cells)
+        assert set(cells) == {(structure.units.ids[row], c) for row in rows for c in oracle.choices}
+        for m in found:
+            assert np.isfinite([m.damage, m.std_err]).all()
+            assert m.n_examples == 10
+            assert 0 < m.forward_macs <= m.naive_macs
+        assert list(oracle.measure(structure, Replay(structure, TASK, batches), rows[:0])) == []
+
+    def test_order_and_company_of_units_change_nothing(self, kind, case):
+        model, batches = case
+        oracle, structure = kind(), analyze(model, batches[0][0])
+        rows = rows_of(structure, oracle)
+        together = {(m.unit_id, m.choice): m.damage
+                    for m in oracle.measure(structure, Replay(structure, TASK, batches), rows[::-1])}  # fmt: skip
+        for row in rows[:3]:
+            for m in oracle.measure(structure, Replay(structure, TASK, batches), np.array([row])):
+                assert m.damage == pytest.approx(together[m.unit_id, m.choice], abs=1e-6)
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_the_model_stays_as_it_was(self, kind, case, training):
+        model, batches = copy.deepcopy(case[0]).train(training), case[1]
+        model[1].eval()
+        x, y = batches[0]
+        TASK.loss(model(x), (x, y)).mean().backward()
+        modes = [module.training for module in model.modules()]
+        grads = [parameter.grad.clone() for parameter in model.parameters()]
+        state, rng = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
+        numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
+        table = measure(model, None, TASK, batches, kind())
+        assert [module.training for module in model.modules()] == modes
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, state[name]), name
+        for parameter, grad in zip(model.parameters(), grads, strict=True):
+            assert torch.equal(parameter.grad, grad)
+            assert parameter.requires_grad
+        assert torch.equal(torch.random.get_rng_state(), rng)
+        np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+        expected = measure(copy.deepcopy(case[0]).eval(), None, TASK, batches, kind())
+        np.testing.assert_array_equal(table.damage, expected.damage)
