@@ -147,24 +147,19 @@ def auto_compress(
         )
     plan, small, stages["pruned"], stages["recovered"] = repaired[method]
     plan = replace(plan, provenance={**plan.provenance, "method": method})
-    finetune_(
-        small, task, train, teacher=model, epochs=epochs, lr=lr, optimizer="adamw", validation=validation, seed=seed
-    )
+    if epochs:
+        finetune_(
+            small, task, train, teacher=model, epochs=epochs, lr=lr, optimizer="adamw", validation=validation, seed=seed
+        )
     stages["fine_tuned"] = evaluate(small, task, validation)
     if plan.layer_formats:
         plan = replace(plan, activation_bits=8)
         small = prepare_quantized(small, plan, inputs, MseQuantizer())
-        finetune_(
-            small,
-            task,
-            train,
-            teacher=model,
-            epochs=epochs and 1,
-            lr=lr / 10,
-            optimizer="adamw",
-            validation=validation,
-            seed=seed,
-        )
+        if epochs:
+            finetune_(
+                small, task, train, teacher=model, epochs=1, lr=lr / 10, optimizer="adamw", validation=validation,
+                seed=seed,
+            )  # fmt: skip
         stages["quantized"] = evaluate(small, task, validation)
     return Compressed(small, plan, method, losses, stages, learned, structure)
 

@@ -100,7 +100,6 @@ def test_adaptive_looks_at_fewer_examples_and_keeps_the_order():
     known = np.isfinite(exact.damage[:, 0])
     ranks = [table.damage[known, 0].argsort().argsort() for table in (exact, fewer)]
     assert np.corrcoef(ranks)[0, 1] > 0.9
-    assert (fewer.std_err[known] >= exact.std_err[known] * 0.5).all()
 
 
 def test_a_sample_measures_only_its_units():

@@ -1,0 +1,153 @@
+"""The whole road in one call on a tiny trained net, and its refusals."""
+
+import copy
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import autolabel
+import compress
+from autolabel import pipeline
+from autolabel.labelers import MeanLabeler, RidgeLabeler
+from autolabel.learning import join_scores
+from autolabel.oracles import RemovalOracle
+from autolabel.tables import LabelTable
+from compress.budget import Budget
+from compress.errors import BudgetError, DataError
+from compress.scores import Scores
+from compress.task import ClassificationTask, evaluate
+
+TASK = ClassificationTask()
+
+
+def make_data(n_batches: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Four classes: the signs of two sums of pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    batches = []
+    for _ in range(n_batches):
+        x = torch.randn(32, 1, 4, 4, generator=generator)
+        y = (x[:, 0, :2].sum((1, 2)) > 0).long() + 2 * (x[:, 0, :, :2].sum((1, 2)) > 0).long()
+        batches.append((x, y))
+    return batches
+
+
+@pytest.fixture(name="trained", scope="module")
+def a_tiny_trained_net():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
+                              nn.Linear(128, 12), nn.ReLU(), nn.Linear(12, 4))  # fmt: skip
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for x, y in make_data(60, 1):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return model.eval()
+
+
+def test_end_to_end_within_the_budget(trained):
+    model, before = copy.deepcopy(trained), copy.deepcopy(trained.state_dict())
+    rng = torch.random.get_rng_state()
+    train, calibration, validation = make_data(10, 2), make_data(4, 3), make_data(4, 4)
+    result = autolabel.auto_compress(model, TASK, train, calibration, calibration[0][0], Budget(macs=0.5),
+                                     validation=validation, labeler=RidgeLabeler(), sample=12, epochs=1)  # fmt: skip
+    dense = compress.unit_costs(result.structure)
+    macs, weight_bytes = dense.total(result.plan.removed_mask(result.structure.units))
+    assert 0.4 * dense.dense_macs < macs <= 0.5 * dense.dense_macs
+    assert weight_bytes == 4 * sum(p.numel() for p in result.model.parameters())
+    assert result.plan.predicted_cost["macs"] == macs
+    assert result.method in result.validation
+    assert set(result.validation) == {"labeler", "second_order", "fisher", "taylor"}
+    assert result.validation[result.method] == min(result.validation.values())
+    assert result.plan.provenance["method"] == result.method
+    assert list(result.stages) == ["dense", "pruned", "recovered", "fine_tuned"]
+    assert result.stages["dense"] == evaluate(model, TASK, validation)
+    assert result.stages["fine_tuned"] == evaluate(result.model, TASK, validation)
+    assert result.stages["recovered"][1] == result.validation[result.method]
+    assert result.stages["fine_tuned"][0] > result.stages["dense"][0] - 10
+    assert (result.learned.measured.source == "measured").all()
+    assert np.isfinite(result.learned.measured.damage).sum() == 12
+    assert np.isfinite(result.learned.labels.damage[:, 0]).all()
+    assert result.learned.agreement[0].name == "ridge"
+    assert {a.name for a in result.learned.agreement} == {"ridge", "second_order", "fisher", "taylor"}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), rng)
+    assert not model.training
+
+
+def test_bits_and_bytes(trained):
+    calibration = make_data(2, 3)
+    result = autolabel.auto_compress(trained, TASK, make_data(2, 2), calibration, calibration[0][0],
+                                     Budget(macs=0.7, weight_bytes=0.2), label=make_data(2, 5), labeler=MeanLabeler(),
+                                     sample=None, bits=(8, 4), epochs=0)  # fmt: skip
+    assert result.plan.activation_bits == 8
+    assert {"4"} <= set(result.plan.layer_formats) <= {"0", "4", "6"}  # "4" holds 86 % of the bytes
+    assert result.plan.predicted_cost["weight_bytes"] <= 0.2 * compress.unit_costs(result.structure).dense_weight_bytes
+    assert result.stages["quantized"] == evaluate(result.model, TASK, make_data(2, 5))
+
+
+def test_the_fallback_is_logged_and_written_down(trained, monkeypatch, caplog):
+    """Labels that call the worst choice the best lose to a formula."""
+
+    def upside_down(measured, predicted):
+        return LabelTable(predicted.unit_ids, predicted.choices, 10 - measured.damage, predicted.std_err,
+                          predicted.lower, predicted.upper, predicted.source)  # fmt: skip
+
+    monkeypatch.setattr("autolabel.learning.merge_labels", upside_down)
+    calibration = make_data(4, 3)
+    with caplog.at_level(logging.WARNING, "autolabel.pipeline"):
+        result = autolabel.auto_compress(trained, TASK, [], calibration, calibration[0][0], Budget(macs=0.4),
+                                         labeler=MeanLabeler(), sample=None, epochs=0)  # fmt: skip
+    assert result.method != "labeler"
+    assert result.validation["labeler"] > result.validation[result.method]
+    assert result.plan.provenance["method"] == result.method
+    assert f"The labeler's plan loses to {result.method}" in caplog.text
+
+
+def test_an_unmeetable_budget_is_refused_before_any_work(trained, monkeypatch):
+    asked = []
+    monkeypatch.setattr(RemovalOracle, "measure", lambda *a: asked.append(a))
+    monkeypatch.setattr(pipeline, "collect_statistics", lambda *a: asked.append(a))
+    calibration = make_data(2, 3)
+    with pytest.raises(BudgetError, match="Closest feasible: Budget"):
+        autolabel.auto_compress(trained, TASK, [], calibration, calibration[0][0], Budget(macs=1e-4))
+    assert asked == []
+
+
+def test_bad_calibration_is_refused(trained):
+    batches = make_data(2, 3)
+    x, y = batches[0]
+    with pytest.raises(DataError, match=r"at least two batches when 'label' is not given.*Got 1"):
+        autolabel.auto_compress(trained, TASK, [], [(x, y)], x, Budget(macs=0.5))
+    with pytest.raises(DataError, match="at least one calibration batch"):
+        autolabel.auto_compress(trained, TASK, [], [], x, Budget(macs=0.5), label=batches)
+    with pytest.raises(DataError, match="at least one batch"):
+        autolabel.auto_compress(trained, TASK, [], batches, x, Budget(macs=0.5), label=[], labeler=MeanLabeler())
+    with pytest.raises(DataError, match=r"shape \(32, 1, 5, 4\)"):
+        autolabel.auto_compress(trained, TASK, [], [(torch.zeros(32, 1, 5, 4), y), (x, y)], x, Budget(macs=0.5))
+    with pytest.raises(DataError, match="NaN"):
+        autolabel.auto_compress(trained, TASK, [], [(x * float("nan"), y), (x, y)], x, Budget(macs=0.5))
+
+
+def test_scores_of_units_and_layers_are_joined():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    structure = compress.analyze(model, torch.zeros(1, 2))
+    units = structure.units
+    removal = Scores(units.ids[:3], ("removed",), np.array([[1.0], [2.0], [3.0]]), "order")
+    joined = join_scores(structure, removal)
+    assert joined.choices == ("removed",)
+    assert joined.scale == "order"
+    np.testing.assert_array_equal(joined.removal, [1, 2, 3, *[np.nan] * (len(units) - 3)])
+    damage = np.full((len(units), 1), np.nan)
+    damage[3:, 0] = 0.5
+    empty = np.full_like(damage, np.nan)
+    formats = LabelTable(units.ids, ("8bit",), damage, empty, empty, empty, np.full(len(units), "measured"))
+    joined = join_scores(structure, removal, formats)
+    assert joined.choices == ("removed", "8bit")
+    np.testing.assert_array_equal(joined.values[:, 1], damage[:, 0])
+    np.testing.assert_array_equal(joined.removal[:3], [1, 2, 3])
