@@ -186,6 +186,13 @@ def test_the_same_command_does_nothing_new(run):
     assert read_manifest(run)["sessions"] == 2
 
 
+def test_the_files_are_scored_again_by_the_runtime_alone(run):
+    told = json.loads(call(run, module="experiments.evaluate").splitlines()[-1])
+    assert told["ok"]
+    assert {row["path"] for row in told["files"]} >= {"dense/model.onnx", "artifact/model.int8.onnx"}
+    assert told["files"][-1]["metric"] == read(run / "report.json")["compressed"]["metric"]["value"]
+
+
 def test_a_killed_run_ends_like_an_uninterrupted_one(run, resumed):
     assert (resumed / "plan.json").read_bytes() == (run / "plan.json").read_bytes()
     weights, uninterrupted = (
