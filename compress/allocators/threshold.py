@@ -20,7 +20,8 @@ class ThresholdAllocator:
     """Removes every unit below one score, the same for all groups: global pruning as most papers do it.
 
     Costs are only looked at to find the threshold that meets the budget, so scores of any scale will do as long as they
-    can be compared between groups. All layers take the same width: the one that lets most units stay.
+    can be compared between groups. All layers take the same width: the one with the least predicted damage if the
+    scores are damages, else the one that lets most units stay.
 
     Args:
         always_quantize: store every layer in at most 8 bits, even if the bytes are not bounded.
@@ -45,11 +46,12 @@ class ThresholdAllocator:
             formats = np.array([max(0, int((c.bits >= width).sum()) - 1) for c in menu.layers], dtype=np.int64)
             position = self._lowest(ledger, ordered, thresholds, formats)
             if position is not None:
-                found.append((position, -width, formats))
+                levels = _levels(ledger, ordered, thresholds[position] if position >= 0 else -np.inf)
+                ledger.set_levels(levels, formats)
+                rank = ledger.damage() if menu.scale == "nats" else float(position)
+                found.append((rank, -width, levels, formats))
         if found:
-            position, _, formats = min(found, key=lambda choice: choice[:2])
-            threshold = thresholds[position] if position >= 0 else -np.inf
-            ledger.set_levels(_levels(ledger, ordered, threshold), formats)
+            ledger.set_levels(*min(found, key=lambda choice: choice[:2])[2:])
         else:
             take_strictest(ledger)
         return write_plan(ledger, self.name, budget, constraints, {"always_quantize": self.always_quantize})
