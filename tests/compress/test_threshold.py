@@ -58,9 +58,7 @@ def test_the_width_is_the_one_with_the_least_damage():
     table = np.full((len(units), 3), np.nan)
     table[:11, 0] = 0.1 + 0.1 * np.arange(11)
     table[11:, 1], table[11:, 2] = 0.0, 2.0
-    bound = Budget(
-        weight_bytes=0.45
-    )  # all in 4 bits: 0.443; all in 8 bits: 0.545, without two units 0.443
+    bound = Budget(weight_bytes=0.45)  # all in 4 bits: 0.443; all in 8 bits: 0.545, without two units 0.443
     for scale, bits, n_removed in (("nats", 8, 2), ("order", 4, 0)):
         scores = Scores(units.ids, ("removed", "8bit", "4bit"), table, scale)
         plan = allocate(units, scores, costs, bound, allocator="threshold")
