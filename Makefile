@@ -33,8 +33,12 @@ demo: $(READY)
 	$(BIN)/python -m experiments.run experiment=quickstart hydra.run.dir=outputs/demo
 	@echo "Report: $(CURDIR)/outputs/demo/report.html"
 
+# Files are dealt to worker processes of one thread each.
+test: export OMP_NUM_THREADS := 1
+test: export MKL_NUM_THREADS := 1
+test: export OPENBLAS_NUM_THREADS := 1
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(THREADS) --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

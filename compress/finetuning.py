@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as ProgressBar
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from compress.errors import CompressError, DataError
 from compress.graph import fingerprint
@@ -24,6 +25,7 @@ from compress.training_state import Progress, load_state, model_tensors, save_st
 _log = logging.getLogger(__name__)
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "one_cycle", "constant")
+PRECISIONS = ("float32", "bfloat16")
 _LOG_EVERY = 10
 TrainBatches = Callable[[int], Iterable[Batch]] | Iterable[Batch]
 
@@ -64,6 +66,7 @@ def finetune_(
     temperature: float = 4.0,
     alpha: float = 0.5,
     clip_norm: float | None = None,
+    precision: str = "float32",
     validation: Iterable[Batch] | None = None,
     patience: int | None = None,
     checkpoint: str | Path | None = None,
@@ -93,6 +96,9 @@ def finetune_(
             up over 30 % of the steps, then down to zero; `"constant"`.
         temperature, alpha: of the distillation; `alpha=0` ignores the teacher.
         clip_norm: largest norm of the gradient; None leaves it.
+        precision: `"float32"`, or `"bfloat16"`: forward passes in autocast, about twice as fast where the processor
+            multiplies bfloat16 (AVX-512 BF16, AMX, GPUs) and slower elsewhere. Weights, losses and optimizer stay
+            float32.
         validation: batches for choosing: the model ends with the weights of its best epoch (before training counts).
         patience: epochs without a better validation after which training stops.
         checkpoint: file for going on after an interruption, written after every epoch, every `checkpoint_every_s`
@@ -108,8 +114,8 @@ def finetune_(
     settings = {
         "epochs": epochs, "lr": lr, "optimizer": optimizer, "momentum": momentum, "weight_decay": weight_decay,
         "schedule": schedule, "warmup": warmup, "temperature": temperature, "alpha": alpha, "clip_norm": clip_norm,
-        "patience": patience, "seed": seed, "distilled": teacher is not None, "validated": validation is not None,
-        "model": fingerprint(model),
+        "patience": patience, "seed": seed, "precision": precision, "distilled": teacher is not None,
+        "validated": validation is not None, "model": fingerprint(model),
     }  # fmt: skip
     _check(settings)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -181,6 +187,7 @@ class _Run:
         self.every_s: float | None = None
         self.every_steps: int | None = None
         self.advance: Callable[[int, str], None] = lambda done, text: None
+        self._device = next(model.parameters()).device.type
         self._saved_at = time.monotonic()
 
     def start(self) -> None:
@@ -226,13 +233,13 @@ class _Run:
         lr = self.lr(self.progress.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        outputs = self.model(*inputs)
+        outputs = self.forward(self.model, inputs)
         alpha = self.settings["alpha"]
         if self.teacher is None:
             loss = self.task.loss(outputs, batch).mean()
         else:
             with torch.no_grad():
-                expected = self.teacher(*inputs)
+                expected = self.forward(self.teacher, inputs)
             if not isinstance(outputs, Tensor) or outputs.dim() < 2:
                 raise CompressError("Distillation needs logits as outputs. Set 'alpha' to 0 for this task.")
             loss = alpha * distillation_loss(outputs, expected, self.settings["temperature"]).mean()
@@ -250,6 +257,14 @@ class _Run:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings["clip_norm"])
         self.optimizer.step()
         return value, lr
+
+    def forward(self, model: nn.Module, inputs: tuple) -> Any:
+        """The outputs, which are never of lower precision than the weights."""
+        if self.settings["precision"] == "float32":
+            return model(*inputs)
+        with torch.autocast(self._device, torch.bfloat16):
+            outputs = model(*inputs)
+        return pytree.tree_map(_widen, outputs)
 
     def lr(self, step: int) -> float:
         s = self.settings
@@ -289,6 +304,10 @@ class _Run:
             self.on_metrics(metrics, self.progress.total_steps)
 
 
+def _widen(leaf: Any) -> Any:
+    return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype == torch.bfloat16 else leaf
+
+
 def _check(settings: dict[str, Any]) -> None:
     rules: dict[str, tuple[bool, str]] = {
         "epochs": (isinstance(settings["epochs"], int) and settings["epochs"] >= 0, "an int of at least 0"),
@@ -299,6 +318,7 @@ def _check(settings: dict[str, Any]) -> None:
         "temperature": (settings["temperature"] > 0, "above 0"),
         "alpha": (0 <= settings["alpha"] <= 1, "in [0, 1]"),
         "optimizer": (settings["optimizer"] in OPTIMIZERS, f"one of {OPTIMIZERS}"),
+        "precision": (settings["precision"] in PRECISIONS, f"one of {PRECISIONS}"),
         "schedule": (settings["schedule"] in SCHEDULES, f"one of {SCHEDULES}"),
         "patience": (settings["patience"] is None or settings["patience"] >= 1, "at least 1, or None"),
         "clip_norm": (settings["clip_norm"] is None or settings["clip_norm"] > 0, "above 0, or None"),

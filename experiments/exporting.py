@@ -19,34 +19,40 @@ if TYPE_CHECKING:
 _SCORING_BATCH = 250
 
 
-def export_run(experiment: "Workbench", final: fx.GraphModule) -> dict[str, Any]:
+def export_run(experiment: "Workbench", final: fx.GraphModule, unquantized: fx.GraphModule | None) -> dict[str, Any]:
     """Write the ONNX files of the dense and of the compressed model; return what `export.json` holds.
 
     A file further from its module than the tolerance is reported with `ok` false and deleted, never kept as good.
+
+    Args:
+        final: the compressed module.
+        unquantized: the same module before quantization, if there was any: it leaves as `model.onnx`, for runtimes
+            without integer kernels.
     """
     settings = experiment.config.export
     folder = experiment.run_dir.path
-    example = experiment.example
-    low = bool(quantized_weights(final))
-    path = folder / "artifact" / ("model.int8.onnx" if low else "model.onnx")
-    dense_path = folder / "dense" / "model.onnx"
     warnings: list[str] = []
-    dense_file = experiment.parts.exporter.export(experiment.structure.traced.module, example, dense_path)
     test = experiment.batches("test", _SCORING_BATCH)
     real = tuple(experiment.task.inputs(test[0]))
-    files = [_check(experiment, dense_path, experiment.structure.traced.module, real, "dense", None, test, warnings)]
-    exported = experiment.parts.exporter.export(final, example, path)
-    tolerance = settings.tolerance if low else None
-    files.append(_check(experiment, path, final, real, "int8" if low else "fp32", tolerance, test, warnings))
-    if files[-1]["ok"]:
-        register_file(folder / "artifact", path.name)
-    files[0]["file_bytes"], files[1]["file_bytes"] = dense_file.file_bytes, exported.file_bytes
+    low = bool(quantized_weights(final))
+    wanted = [(folder / "dense" / "model.onnx", experiment.structure.traced.module, "dense", None)]
+    if low:
+        if unquantized is not None:
+            wanted.append((folder / "artifact" / "model.onnx", unquantized, "fp32", None))
+        wanted.append((folder / "artifact" / "model.int8.onnx", final, "int8", settings.tolerance))
+    else:
+        wanted.append((folder / "artifact" / "model.onnx", final, "fp32", None))
+    files = []
+    for path, module, kind, tolerance in wanted:
+        exported = experiment.parts.exporter.export(module, experiment.example, path)
+        row = _check(experiment, path, module, real, kind, tolerance, test, warnings)
+        files.append({**row, "file_bytes": exported.file_bytes})
+        if row["ok"] and kind != "dense":
+            register_file(folder / "artifact", path.name)
+    good = [path for (path, *_), row in zip(wanted, files, strict=True) if row["ok"]]
     latency = []
     for batch in settings.latency_batches:
-        for threads in (1,):
-            latency += _time(
-                folder, dense_path, path if files[-1]["ok"] else None, real, batch, threads, settings.latency_repeats
-            )
+        latency += _time(folder, good, real, batch, settings.latency_repeats)
     return {"files": files[1:], "dense_file": files[0], "latency": latency, "warnings": warnings}
 
 
@@ -73,12 +79,9 @@ def _check(
         warnings.append(f"{row['path']} is not good: {error}")
         path.unlink(missing_ok=True)
         return {**row, "ok": False, "reason": str(error)}
-    outputs = [
-        run_onnx(path, tuple(x.numpy() if isinstance(x, torch.Tensor) else x for x in experiment.task.inputs(batch)))[0]
-        for batch in _merged(experiment, test)
-    ]
-    scores = torch.from_numpy(np.concatenate(outputs))
     merged = _merged(experiment, test)
+    outputs = [run_onnx(path, tuple(experiment.task.inputs(batch)), batch=_SCORING_BATCH)[0] for batch in merged]
+    scores = torch.from_numpy(np.concatenate(outputs))
     losses = torch.cat([experiment.task.loss(torch.from_numpy(o), b) for o, b in zip(outputs, merged, strict=True)])
     return {
         **row,
@@ -100,25 +103,18 @@ def _merged(experiment: "Workbench", test: list[Any]) -> list[Any]:
     return [tuple(torch.cat([batch[i] for batch in test]) for i in range(len(test[0])))]
 
 
-def _time(
-    folder: Path, dense: Path, path: Path | None, real: tuple, batch: int, threads: int, repeats: int
-) -> list[dict[str, Any]]:
+def _time(folder: Path, paths: list[Path], real: tuple, batch: int, repeats: int) -> list[dict[str, Any]]:
+    """Latency of each file on one thread, the dense one first."""
     if real[0].shape[0] < batch:
         return []
-    paths = [dense, *([path] if path else [])]
-    rows = measure_latency(paths, real, threads=threads, batch=batch, repeats=repeats)
-    first = asdict(rows[0])
-    out = []
-    for file, row in zip(paths, rows, strict=True):
-        found = asdict(row)
-        out.append(
-            {
-                **{k: str(v) if isinstance(v, Path) else v for k, v in found.items()},
-                "path": str(file.relative_to(folder)),
-                "batch": batch,
-                "threads": threads,
-                "dense_median_ms": first.get("median_ms"),
-                "ratio": first["median_ms"] / found["median_ms"],
-            }
-        )
-    return out
+    rows = measure_latency(paths, real, threads=1, batch=batch, repeats=repeats)
+    dense = rows[0].median_ms
+    return [
+        {
+            **asdict(row),
+            "path": str(path.relative_to(folder)),
+            "dense_median_ms": dense,
+            "ratio": dense / row.median_ms,
+        }
+        for path, row in zip(paths, rows, strict=True)
+    ]

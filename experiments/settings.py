@@ -92,6 +92,7 @@ class FinetuneSettings:
     temperature: float = 4.0
     alpha: float = 0.5
     patience: int | None = None
+    precision: str = "float32"
 
 
 @dataclass

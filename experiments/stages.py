@@ -114,7 +114,7 @@ class Experiment(Workbench):
             # Not the whole folder: the export adds files to it, and their names to its manifest.
             outputs=["artifact/model.safetensors", "artifact/plan.json", "result.json"],
             settings=settings("data", "recovery", "finetune", "quantize"),
-            scratch=["checkpoint", "artifact"],
+            scratch=["checkpoint", "artifact", "unquantized"],
         )
         if self.config.export.formats:
             stage(
@@ -329,6 +329,9 @@ class Experiment(Workbench):
         stages["fine_tuned"] = self.metrics_of(small, "test")
         final: fx.GraphModule = small
         if self.quantizes and plan.layer_formats:
+            # Before its formats, for the float32 file.
+            plain = replace(plan, layer_formats={}, activation_bits=None)
+            save_artifact(self.run_dir.path / "unquantized", small, plain, self.example)
             final = self.quantize(small, plan)
             stages["quantized"] = self.metrics_of(final, "test")
         realised["final"] = evaluate(final, self.task, label)[1] - dense_loss
@@ -365,7 +368,8 @@ class Experiment(Workbench):
     def export(self) -> None:
         """Files that run, checked and timed in fresh processes."""
         final = load_artifact(self.run_dir.path / "artifact", self.model)
-        found = export_run(self, final)
+        before = self.run_dir.path / "unquantized"
+        found = export_run(self, final, load_artifact(before, self.model) if before.exists() else None)
         self.warnings += found.pop("warnings")
         write_json(self.run_dir.file("export.json"), to_json(found))
 

@@ -149,6 +149,7 @@ class Workbench:
             temperature=settings.temperature,
             optimizer=settings.optimizer,
             patience=settings.patience,
+            precision=settings.precision,
             validation=self.batches("validation"),
             checkpoint=checkpoint,
             on_metrics=self.log_as(name),

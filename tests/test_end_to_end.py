@@ -155,7 +155,7 @@ def test_the_artifact_is_whole_and_its_files_run(run):
     hashes = manifest["files"]
     files = {path.name for path in folder.iterdir()} - {"manifest.json"}
     assert set(hashes) == files
-    assert {"model.safetensors", "plan.json", "model.int8.onnx"} <= files
+    assert {"model.safetensors", "plan.json", "model.onnx", "model.int8.onnx"} <= files
     for name, recorded in hashes.items():
         assert hash_file(folder / name) == (recorded["sha256"] if isinstance(recorded, dict) else recorded)
     models = sorted(folder.glob("*.onnx"))
@@ -189,8 +189,11 @@ def test_the_same_command_does_nothing_new(run):
 def test_the_files_are_scored_again_by_the_runtime_alone(run):
     told = json.loads(call(run, module="experiments.evaluate").splitlines()[-1])
     assert told["ok"]
-    assert {row["path"] for row in told["files"]} >= {"dense/model.onnx", "artifact/model.int8.onnx"}
-    assert told["files"][-1]["metric"] == read(run / "report.json")["compressed"]["metric"]["value"]
+    metrics = {row["path"]: row["metric"] for row in told["files"]}
+    assert set(metrics) == {"dense/model.onnx", "artifact/model.onnx", "artifact/model.int8.onnx"}
+    report = read(run / "report.json")
+    assert metrics["artifact/model.int8.onnx"] == report["compressed"]["metric"]["value"]
+    assert metrics["artifact/model.onnx"] == pytest.approx(report["stages"]["fine_tuned"], abs=0.5)
 
 
 def test_a_killed_run_ends_like_an_uninterrupted_one(run, resumed):

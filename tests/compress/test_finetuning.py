@@ -103,6 +103,20 @@ def test_one_step_of_plain_sgd_is_the_gradient_step() -> None:
     assert report.steps == 1
 
 
+def test_bfloat16_rounds_the_forward_pass_alone() -> None:
+    model, teacher = make_model().eval(), make_model(1)
+    exact = make_model().eval()
+    seen: list[torch.dtype] = []
+    model[0].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    settings = {"teacher": teacher, "epochs": 1, "lr": 0.01, "alpha": 0.5}
+    rounded = finetune_(model, TASK, train_batches, precision="bfloat16", **settings).history[0]["train_loss"]
+    full = finetune_(exact, TASK, train_batches, **settings).history[0]["train_loss"]
+    assert set(seen) == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert rounded == pytest.approx(full, rel=0.02)
+    assert rounded != full
+
+
 def test_it_learns_and_leaves_everything_else_alone() -> None:
     model, teacher = make_model(), make_model(1).train()
     model[1].eval()
@@ -243,7 +257,8 @@ def test_metrics_arrive_and_settings_without_effect_warn(caplog: pytest.LogCaptu
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("epochs", -1), ("lr", 0.0), ("optimizer", "lion"), ("schedule", "step"), ("alpha", 1.5), ("temperature", 0.0),
-     ("patience", 0), ("momentum", 1.0), ("warmup", 1.0), ("weight_decay", -1.0), ("clip_norm", 0.0)])  # fmt: skip
+     ("patience", 0), ("momentum", 1.0), ("warmup", 1.0), ("weight_decay", -1.0), ("clip_norm", 0.0),
+     ("precision", "float16")])  # fmt: skip
 def test_settings_out_of_range_are_refused(setting: str, value: object) -> None:
     with pytest.raises(CompressError, match=f"The '{setting}' parameter of finetune_ must be"):
         finetune_(make_model(), TASK, train_batches, **{setting: value})
