@@ -62,6 +62,7 @@ class Replay:
         task: reads batches and gives per-example losses.
         batches: examples to measure on.
         cache_bytes: most memory for dense values; above it they are computed again for every group.
+        dense: per batch `(batch,)` losses of the unchanged model, if they are known; computed otherwise.
 
     Attributes:
         dense: per batch `(batch,)` float64 losses of the unchanged model.
@@ -69,7 +70,12 @@ class Replay:
     """
 
     def __init__(
-        self, structure: Structure, task: Task, batches: Sequence[Batch], cache_bytes: int = _CACHE_BYTES
+        self,
+        structure: Structure,
+        task: Task,
+        batches: Sequence[Batch],
+        cache_bytes: int = _CACHE_BYTES,
+        dense: Sequence[np.ndarray] | None = None,
     ) -> None:
         if not batches:
             raise DataError("The 'batches' parameter of Replay must hold at least one batch. Got none.")
@@ -81,7 +87,7 @@ class Replay:
         self.forward_macs = self.naive_macs = 0.0
         self._cache: list[dict[str, Any]] = [{} for _ in self.batches]
         self._cached: set[str] = set()
-        self.dense = self._dense_losses()
+        self.dense = self._dense_losses() if dense is None else list(dense)
 
     @property
     def n_examples(self) -> int:
