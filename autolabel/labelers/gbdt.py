@@ -1,8 +1,8 @@
-"""Gradient-boosted trees (LightGBM) that correct a formula, with settings for hundreds to a few thousand rows."""
+"""Gradient-boosted trees (LightGBM) that correct formulas, with settings for hundreds to a few thousand rows."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 import lightgbm as lgb
@@ -16,91 +16,107 @@ from autolabel.tabular import TabularLabeler
 _ROWS_PER_LEAF = 10
 
 
-# Formulas that trees may start from: of an unseen layer they speak on the scale of the layers they were fitted on.
+# Formulas that trees start from: of an unseen layer they speak on the scale of the layers they were fitted on.
 ANCHORS = (
-    "second_order_raw",
-    "fisher_raw",
-    "taylor_mean_abs_raw",
-    "taylor_abs_mean_raw",
-    "taylor_signed_raw",
     "grad_second_order",
     "grad_square_log",
     "grad_mean_abs_log",
+    "taylor_abs_mean_raw",
     "error_refitted_log",
     "error_silenced_log",
 )
 
 
 @dataclass(frozen=True)
-class _Line:
-    """A formula's column, its slope, its mean and the mean of the target; column -1 says the mean."""
+class _Committee:
+    """The mean of several formulas, each on a common scale, and the line that turns it into the target.
 
-    column: int
+    Which single formula orders a network best changes from network to network and, with few labels, by chance; their
+    mean is close to the best everywhere.
+
+    Attributes:
+        columns: of the formulas that order the labels at all; empty says the mean.
+        bends, centers, deviations: per column, `(asinh(x / bend) - center) / deviation` is its voice.
+        slope, mean: of the line.
+    """
+
+    columns: tuple[int, ...]
+    bends: tuple[float, ...]
+    centers: tuple[float, ...]
+    deviations: tuple[float, ...]
     slope: float
-    center: float
     mean: float
 
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        """`(n_rows,)` what the formula says."""
-        return self.mean + self.excess(x)
+    def voices(self, x: np.ndarray) -> np.ndarray:
+        """`(n_rows, n_formulas)` what each adds to the mean; their sum is the committee's word."""
+        bent = np.arcsinh(x[:, list(self.columns)].astype(np.float64) / np.array(self.bends))
+        share = self.slope / max(len(self.columns), 1)
+        return share * (bent - np.array(self.centers)) / np.array(self.deviations)
 
-    def excess(self, x: np.ndarray) -> np.ndarray:
-        """`(n_rows,)` the part above the mean."""
-        if self.column < 0:
-            return np.zeros(len(x))
-        return self.slope * (x[:, self.column].astype(np.float64) - self.center)
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """`(n_rows,)` what the formulas say."""
+        return self.mean + self.voices(x).sum(axis=1)
 
     @classmethod
-    def fit(cls, x: np.ndarray, z: np.ndarray, columns: Sequence[str]) -> "_Line":
-        """The formula that orders `z` best, fitted by least squares; the mean if none orders it at all."""
-        best, chosen = 0.0, -1
-        for column, name in enumerate(columns):
-            values = x[:, column]
-            if name in ANCHORS and len(z) > 2 and values.min() < values.max() and z.min() < z.max():
-                agreement = float(spearmanr(values, z).statistic)
-                if agreement > best:
-                    best, chosen = agreement, column
+    def fit(cls, x: np.ndarray, z: np.ndarray, columns: Sequence[str]) -> "_Committee":
+        """The formulas that order `z` in the right direction, and the line by least squares."""
         mean = float(z.mean())
-        if chosen < 0:
-            return cls(-1, 0.0, 0.0, mean)
+        chosen = [
+            column
+            for column, name in enumerate(columns)
+            if name in ANCHORS and len(z) > 2 and _varies(x[:, column]) and _varies(z)
+            and spearmanr(x[:, column], z).statistic > 0
+        ]  # fmt: skip
+        if not chosen:
+            return cls((), (), (), (), 0.0, mean)
         values = x[:, chosen].astype(np.float64)
-        center = float(values.mean())
-        slope = float(((values - center) * (z - mean)).sum() / ((values - center) ** 2).sum())
-        # A few large values may turn the slope against the order: then the formula says nothing on this scale.
-        return cls(chosen, max(slope, 0.0), center, mean)
+        bends = np.median(np.abs(values), axis=0)
+        bends = np.where(bends > np.finfo(np.float32).tiny, bends, 1.0)
+        bent = np.arcsinh(values / bends)
+        deviations = np.maximum(bent.std(axis=0), 1e-9)
+        committee = cls(tuple(chosen), *(tuple(v.tolist()) for v in (bends, bent.mean(axis=0), deviations)), 1.0, mean)
+        said = committee.voices(x).sum(axis=1)
+        # A few large values may turn the slope against the order: then the formulas say nothing on this scale.
+        slope = float((said * (z - mean)).sum() / max(float((said**2).sum()), 1e-300))
+        return replace(committee, slope=max(slope, 0.0))
+
+
+def _varies(values: np.ndarray) -> bool:
+    return bool(values.min() < values.max())
 
 
 @dataclass(frozen=True, eq=False)
 class _Trees:
-    """A formula and a fitted booster of what it leaves."""
+    """Formulas and a fitted booster of what they leave."""
 
-    line: _Line
+    formulas: _Committee
     booster: lgb.Booster
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """`(n_rows,)` predictions."""
-        return self.line.predict(x) + np.asarray(self.booster.predict(x, num_threads=1), dtype=np.float64)
+        return self.formulas.predict(x) + np.asarray(self.booster.predict(x, num_threads=1), dtype=np.float64)
 
     def contributions(self, x: np.ndarray) -> np.ndarray:
         """LightGBM's own SHAP values (Lundberg et al. 2018, "Consistent individualized feature attribution")."""
         split = np.array(self.booster.predict(x, pred_contrib=True, num_threads=1), dtype=np.float64)
-        split[:, -1] += self.line.mean
-        if self.line.column >= 0:
-            split[:, self.line.column] += self.line.excess(x)
+        split[:, -1] += self.formulas.mean
+        split[:, list(self.formulas.columns)] += self.formulas.voices(x)
         return split
 
     def dump(self) -> bytes:
         """One line of JSON, then the booster in LightGBM's text format, which keeps every bit."""
-        return json.dumps(vars(self.line)).encode() + b"\n" + self.booster.model_to_string(num_iteration=-1).encode()
+        return (
+            json.dumps(asdict(self.formulas)).encode() + b"\n" + self.booster.model_to_string(num_iteration=-1).encode()
+        )
 
 
 @dataclass
 class GBDTLabeler(TabularLabeler):
-    """Boosted trees on what the best formula leaves of the transformed damage.
+    """Boosted trees on what the classic formulas leave of the transformed damage.
 
-    With hundreds of rows of a few layers, trees alone say nothing sound of a layer they have not seen. So the formula
-    among the features that orders the labels best speaks first, and the trees learn to correct it. Of the bit-widths
-    they are told that fewer bits never help.
+    With hundreds of rows of a few layers, trees alone say nothing sound of a layer they have not seen. So the mean of
+    the formulas among the features that order the labels speaks first, and the trees learn to correct it. Of the
+    bit-widths they are told that fewer bits never help.
 
     Attributes:
         rounds: number of trees.
@@ -109,7 +125,7 @@ class GBDTLabeler(TabularLabeler):
         feature_fraction: share of the columns each tree sees.
     """
 
-    rounds: int = 100
+    rounds: int = 30
     learning_rate: float = 0.05
     leaves: int = 7
     feature_fraction: float = 0.5
@@ -145,14 +161,15 @@ class GBDTLabeler(TabularLabeler):
             "verbosity": -1,
         }
         # Feature names may hold characters that LightGBM's text format forbids, so columns are numbered there.
-        line = _Line.fit(x, z, columns)
-        data = lgb.Dataset(x, label=z - line.predict(x))
-        return _Trees(line, lgb.train(parameters, data, num_boost_round=self.rounds))
+        formulas = _Committee.fit(x, z, columns)
+        data = lgb.Dataset(x, label=z - formulas.predict(x))
+        return _Trees(formulas, lgb.train(parameters, data, num_boost_round=self.rounds))
 
     @classmethod
     def _parse(cls, content: bytes) -> _Trees:
         try:
             line, _, text = content.decode().partition("\n")
-            return _Trees(_Line(**json.loads(line)), lgb.Booster(model_str=text))
+            formulas = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(line).items()}
+            return _Trees(_Committee(**formulas), lgb.Booster(model_str=text))
         except (lgb.basic.LightGBMError, TypeError) as error:
             raise ValueError(str(error)) from error
