@@ -22,6 +22,7 @@ from experiments.components import Components, build_components
 from experiments.data import ShuffledBatches, make_batches
 from experiments.run_dir import RunDir
 from experiments.settings import Config
+from experiments.teacher import RememberingTeacher
 from experiments.tracker import Tracker
 
 EVALUATION_BATCH = 500
@@ -42,6 +43,11 @@ class Workbench:
     def structure(self) -> Structure:
         """The traced dense model."""
         return analyze(self.model, self.example)
+
+    @cached_property
+    def teacher(self) -> RememberingTeacher:
+        """The dense model, asked once about each batch. Its weights must have their final values."""
+        return RememberingTeacher(self.model)
 
     @cached_property
     def example(self) -> tuple[Any, ...]:
@@ -141,7 +147,7 @@ class Workbench:
             small,
             self.task,
             batches,
-            teacher=self.model,
+            teacher=self.teacher,
             epochs=epochs,
             lr=lr,
             weight_decay=settings.weight_decay,

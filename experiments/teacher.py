@@ -1,0 +1,53 @@
+"""The dense model as a teacher that is asked once about each batch."""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+_MOST_BYTES = 1 << 28
+
+
+class RememberingTeacher(nn.Module):
+    """Says again what it said before: all methods of one seed are fine-tuned on the same augmented batches.
+
+    Only outputs are kept, up to a quarter of a gigabyte; what comes after is computed every time.
+
+    Args:
+        model: the dense model, whose weights do not change.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.asked = self.computed = 0
+        self._known: dict[bytes, Any] = {}
+        self._bytes = 0
+
+    def forward(self, *inputs: Any) -> Any:
+        self.asked += 1
+        key = _digest(inputs)
+        if key not in self._known:
+            self.computed += 1
+            outputs = self.model(*inputs)
+            leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+            size = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+            if self._bytes + size > _MOST_BYTES:
+                return outputs
+            self._known[key], self._bytes = outputs, self._bytes + size
+        return self._known[key]
+
+
+def _digest(inputs: Any) -> bytes:
+    """Hash of everything that the outputs depend on."""
+    precision = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+    digest = hashlib.blake2b(repr(precision).encode(), digest_size=16)
+    for leaf in pytree.tree_leaves(inputs):
+        if isinstance(leaf, Tensor):
+            digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
+            digest.update(leaf.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        else:
+            digest.update(repr(leaf).encode())
+    return digest.digest()
