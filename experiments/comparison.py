@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from autolabel.learning import join_scores, learn_labels
 from autolabel.tables import LabelTable
@@ -90,34 +91,46 @@ class Comparison:
 
     def run(self) -> CompressionPlan:
         """Write `comparison.csv` and `choice.json`; return the plan of the best method."""
-        rows: list[dict[str, Any]] = []
-        plans: dict[str, CompressionPlan] = {}
-        seeds = list(dict.fromkeys([self.experiment.config.seed, *self.experiment.config.seeds]))
-        with progress("comparing methods") as on_row:
-            total, done = len(seeds) * len(self.methods), 0
-            for seed in seeds:
-                shared = _Seed(self, seed)
-                for method in self.methods:
-                    rows += self._rows(method, seed, shared)
-                    if seed == seeds[0]:
-                        plans[method.name] = CompressionPlan.load(self._file(method, seed, "plan"))
-                    done += 1
-                    on_row(done, total)
+        self.measure_rows()
+        seeds = self._seeds()
+        rows = [row for seed in seeds for m in self.methods for row in read_json(self._file(m, seed, "rows"))]
         self._write(rows)
+        plans = {m.name: CompressionPlan.load(self._file(m, seeds[0], "plan")) for m in self.methods}
         return self._choose(rows, plans)
+
+    def measure_rows(self) -> None:
+        """Measure what is not there yet. What another process is at (`experiments.join`) is waited for last."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shared = {seed: _Seed(self, seed) for seed in self._seeds()}
+        tasks = [(seed, method) for seed in shared for method in self.methods]
+        left = list(tasks)
+        with progress("comparing methods") as on_row:
+            for wait in (False, True):
+                for seed, method in tasks:
+                    if (seed, method) in left and self._rows(method, seed, shared[seed], wait):
+                        left.remove((seed, method))
+                        on_row(len(tasks) - len(left), len(tasks))
+
+    def _seeds(self) -> list[int]:
+        return list(dict.fromkeys([self.experiment.config.seed, *self.experiment.config.seeds]))
 
     def _file(self, method: Method, seed: int, kind: str) -> Any:
         return self.folder / f"{method.name.replace('/', '-')}_{seed}.{kind}.json"
 
-    def _rows(self, method: Method, seed: int, shared: "_Seed") -> list[dict[str, Any]]:
-        path = self._file(method, seed, "rows")
-        if path.exists() and self._file(method, seed, "plan").exists():
-            return read_json(path)
-        plan = shared.plan(method)
-        rows = self._measure(method, seed, plan)
-        plan.save(self._file(method, seed, "plan"))
-        write_json(path, rows)
-        return rows
+    def _rows(self, method: Method, seed: int, shared: "_Seed", wait: bool) -> bool:
+        """Whether the rows are there now; False if another process is at them and `wait` is not set."""
+        path, plan_path = self._file(method, seed, "rows"), self._file(method, seed, "plan")
+        try:
+            with FileLock(path.with_suffix(".lock"), timeout=-1 if wait else 0):
+                if path.exists() and plan_path.exists():
+                    return True
+                plan = shared.plan(method)
+                rows = self._measure(method, seed, plan)
+                plan.save(plan_path)
+                write_json(path, rows)
+                return True
+        except Timeout:
+            return False
 
     def _measure(self, method: Method, seed: int, plan: CompressionPlan) -> list[dict[str, Any]]:
         """Test and validation metrics after each stage; validation chooses, test is only told."""
@@ -149,8 +162,12 @@ class Comparison:
         note("recovered", small)
         if self.settings.finetune_epochs and method.name in (self.settings.finetune_methods or self.settings.methods):
             settings = experiment.config.finetune
-            experiment.finetune(small, self.settings.finetune_epochs, settings.lr, f"compare/{method.name}", seed=seed)
+            # A long training goes on where a killed one stopped; one that ended needs its file no more.
+            checkpoint = self._file(method, seed, "checkpoint").with_suffix(".safetensors")
+            name = f"compare/{method.name}"
+            experiment.finetune(small, self.settings.finetune_epochs, settings.lr, name, checkpoint, seed)
             note("fine_tuned", small)
+            checkpoint.unlink(missing_ok=True)
         return rows
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
@@ -256,18 +273,19 @@ class _Seed:
             oracle = experiment.parts.oracles["removal"]
             labeler = build_components(experiment.config).labeler
             rows_file = self.comparison.folder / f"rows_{self.seed}.jsonl"
-            learned = learn_labels(
-                experiment.structure,
-                experiment.task,
-                self._pool()[1],
-                self.statistics,
-                labeler,
-                oracle,
-                sample=settings.sample,
-                strategy=settings.sampling,
-                seed=self.seed,
-                rows_file=rows_file,
-            )
+            with FileLock(rows_file.with_suffix(".lock")):
+                learned = learn_labels(
+                    experiment.structure,
+                    experiment.task,
+                    self._pool()[1],
+                    self.statistics,
+                    labeler,
+                    oracle,
+                    sample=settings.sample,
+                    strategy=settings.sampling,
+                    seed=self.seed,
+                    rows_file=rows_file,
+                )
             self._labels = learned.labels
         return self._labels
 

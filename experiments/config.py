@@ -6,13 +6,15 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
-from compress.errors import CompressError
+from compress.errors import ArtifactError, CompressError
 from experiments.settings import Config
 
 PACKAGES = ("compress", "autolabel", "experiments")
@@ -221,3 +223,14 @@ def _suggest(name: str, known: Iterable[str], label: str = "Known") -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def config_of(folder: Path) -> Config:
+    """The resolved configuration of a run folder. Raises ArtifactError if it is missing or damaged."""
+    path = folder / ".hydra" / "config.yaml"
+    try:
+        return load_config(OmegaConf.load(path))
+    except OSError as error:
+        raise ArtifactError(f"Cannot read {path}: {error.strerror or error}. It is no folder of a run.") from error
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is damaged ({type(error).__name__}). Run the experiment again.") from error

@@ -17,22 +17,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
-from yaml import YAMLError
 
 from compress.artifact import verify_artifact
 from compress.errors import ArtifactError, CompressError
 from compress.files import read_json
 from compress.runtimes.onnxruntime import measure_latency, run_onnx
 from compress.task import Task
-from experiments.config import build, load_config
+from experiments.config import build, config_of
 from experiments.data import make_batches
 from experiments.manifest import hash_file
 from experiments.run_dir import read_manifest
-from experiments.settings import Config
 
 DENSE = "dense/model.onnx"
 _SCORING_BATCH = 250
@@ -86,7 +82,7 @@ def evaluate_run(folder: str | Path, repeats: int = 100, limit: int | None = Non
     # The artifact has a manifest of its own, which was just checked; its export wrote into it after its stage ended.
     outputs = {name: digest for name, digest in manifest["outputs"].items() if name.split("/")[0] != "artifact"}
     altered = [name for name, digest in sorted(outputs.items()) if not _unaltered(folder / name, digest)]
-    config = _config_of(folder)
+    config = config_of(folder)
     data = build(config.data, "data", within="experiments.data")
     task: Task = build(config.task, "task")
     batches = make_batches(data.test, _SCORING_BATCH, limit)
@@ -143,16 +139,6 @@ def main() -> None:
         Console(stderr=True).print(f"{name} is missing or not what the run left.", style="red", markup=False)
     sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
     raise SystemExit(0 if result["ok"] else 1)
-
-
-def _config_of(folder: Path) -> Config:
-    path = folder / ".hydra" / "config.yaml"
-    try:
-        return load_config(OmegaConf.load(path))
-    except OSError as error:
-        raise ArtifactError(f"Cannot read {path}: {error.strerror or error}. It is no folder of a run.") from error
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is damaged ({type(error).__name__}). Run the experiment again.") from error
 
 
 def _unaltered(path: Path, digest: str | None) -> bool:

@@ -71,7 +71,7 @@ class Experiment(Workbench):
             settings=settings("model", "data", "train"),
             scratch=["dense/checkpoint.safetensors"],
         )
-        self._load_dense()
+        self.load_dense()
         stage("units", self.write_units, inputs=dense, outputs=["units.npz", "costs.json"])
         stage(
             "features",
@@ -176,7 +176,8 @@ class Experiment(Workbench):
             },
         )
 
-    def _load_dense(self) -> None:
+    def load_dense(self) -> None:
+        """Give the model the weights that the dense stage kept."""
         path = self.run_dir.path / "dense" / "model.safetensors"
         try:
             state = safetensors.torch.load(path.read_bytes())
@@ -299,13 +300,16 @@ class Experiment(Workbench):
 
     def compare(self) -> None:
         """Plans of every method at the same budget, repaired alike; the best on validation data becomes the plan."""
-        labels = LabelTable.load(self.run_dir.path / "labels.npz")
-        formats = LabelTable.load(self.run_dir.path / "layer_labels.npz") if self.quantizes else None
-        comparison = Comparison(self, labels, formats)
-        chosen = comparison.run()
+        chosen = self.comparison().run()
         if chosen.layer_formats:
             chosen = replace(chosen, activation_bits=self.config.quantize.activation_bits)
         chosen.save(self.run_dir.file("plan.json"))
+
+    def comparison(self) -> Comparison:
+        """The comparison of methods on the labels that were learned."""
+        labels = LabelTable.load(self.run_dir.path / "labels.npz")
+        formats = LabelTable.load(self.run_dir.path / "layer_labels.npz") if self.quantizes else None
+        return Comparison(self, labels, formats)
 
     def compress(self) -> None:
         """Apply the plan, repair, fine-tune, quantise, and leave the artifact."""

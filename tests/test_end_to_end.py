@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,14 @@ import onnxruntime
 import pytest
 import safetensors.numpy
 import torch
+from filelock import FileLock
 
 from autolabel import FeatureTable, LabelTable
 from compress import CompressionPlan, UnitTable
+from compress.errors import ArtifactError
+from compress.files import write_json
 from experiments import run as command
+from experiments.join import join_run
 from experiments.manifest import hash_file
 from experiments.reproduction import compare_runs
 from experiments.run_dir import read_manifest
@@ -184,6 +189,39 @@ def test_the_same_command_does_nothing_new(run):
     assert set(before) == STAGES
     assert (run / "plan.json").read_bytes() == plan
     assert read_manifest(run)["sessions"] == 2
+
+
+def test_another_process_helps_with_the_rows_that_are_missing(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    rows = sorted((folder / "comparison").glob("*.rows.json"))
+    assert len(rows) == 3
+    told = [read(path) for path in rows]
+    busy, *missing = rows
+    for path in rows:
+        path.unlink()
+    with begin(folder, module="experiments.join") as helper:
+        with FileLock(busy.with_suffix(".lock")):  # the run itself is at it
+            while not all(path.exists() for path in missing):
+                assert helper.poll() is None, helper.stdout.read()
+                time.sleep(0.05)
+            assert not busy.exists()
+            write_json(busy, told[0])
+        output = helper.communicate(timeout=60)[0]
+    assert helper.returncode == 0, output
+    assert [read(path) for path in rows] == told
+
+
+def test_what_cannot_be_helped_is_one_line(run, tmp_path):
+    with pytest.raises(ArtifactError, match="manifest"):
+        join_run(tmp_path)
+    manifest = read(run / "manifest.json")
+    write_json(tmp_path / "manifest.json", manifest)
+    with pytest.raises(ArtifactError, match=r"has no dense/model\.safetensors yet"):
+        join_run(tmp_path)
+    write_json(tmp_path / "manifest.json", {**manifest, "code": {"commit": "another"}})
+    with pytest.raises(ArtifactError, match="runs other code"):
+        join_run(tmp_path)
 
 
 def test_the_files_are_scored_again_by_the_runtime_alone(run):
