@@ -96,9 +96,8 @@ class Experiment(Workbench):
             settings=settings("data", "measure", "labeler", "baselines"),
             scratch=["rows.jsonl"],
         )
-        compare = settings(
-            "data", "measure", "baselines", "allocator", "budget", "constraints", "recovery", "compare", "seeds"
-        )
+        names = ["data", "measure", "baselines", "allocator", "budget", "constraints", "recovery", "compare", "seeds"]
+        compare = settings(*names, *(["finetune"] if self.config.compare.finetune_epochs else []))
         stage(
             "compare",
             self.compare,
