@@ -26,6 +26,7 @@ def allocate(
     *,
     allocator: str | Allocator = "greedy",
     constraints: Constraints | None = None,
+    always_quantize: bool = False,
 ) -> CompressionPlan:
     """The plan that an allocator writes for this budget: within every bound, and close to one of them.
 
@@ -36,6 +37,7 @@ def allocate(
         budget: upper bounds.
         allocator: `"uniform"`, `"threshold"`, `"greedy"` or `"knapsack"`, or an allocator with its own settings.
         constraints: floors, alignment and pinned parts.
+        always_quantize: for an allocator given by name: store every layer in at most 8 bits.
 
     Raises:
         BudgetError: if no plan meets the budget under the constraints; the message gives the closest feasible one.
@@ -47,7 +49,7 @@ def allocate(
                 f"The 'allocator' parameter of allocate must be one of {list(_BY_NAME)} or an Allocator. "
                 f"Got {allocator!r}."
             )
-        allocator = _BY_NAME[allocator]()
+        allocator = _BY_NAME[allocator](always_quantize=always_quantize)
     return allocator.allocate(units, scores, costs, budget, constraints or Constraints())
 
 

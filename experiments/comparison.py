@@ -244,6 +244,8 @@ class _Seed:
             experiment.parts.budget,
             allocator=allocator,
             constraints=experiment.parts.constraints,
+            # Formats follow one rule for all methods: that of the configured allocator.
+            always_quantize=getattr(experiment.parts.allocator, "always_quantize", False),
         )
         return plan if damages else replace(plan, predicted_damage=None)
 

@@ -139,6 +139,11 @@ def test_the_budget_is_met(run):
     plan = CompressionPlan.load(run / "plan.json")
     assert plan.remove_channels
     assert {spec.bits for spec in plan.layer_formats.values()} <= {8, 4}
+    # The experiment stores every layer in at most 8 bits, whichever method wrote the plan.
+    units = UnitTable.load(run / "units.npz")
+    layers = {unit for unit, kind in zip(units.ids, units.kind, strict=True) if kind == "layer"}
+    for path in (run / "comparison").glob("*.plan.json"):
+        assert set(CompressionPlan.load(path).layer_formats) == layers, path.name
 
 
 def test_the_page_is_self_contained(run):
