@@ -90,6 +90,8 @@ def _key(structure: Structure, oracle: Oracle, replay: Replay) -> str:
     for losses in replay.dense:
         digest.update(np.round(losses, 5).tobytes())
     settings = {k: v for k, v in vars(oracle).items() if isinstance(v, (int, float, str, tuple))}
+    if not settings.get("relative_error"):
+        settings.pop("hard_fraction", None)  # of adaptive measuring alone
     quantizer = getattr(oracle, "quantizer", None)
     digest.update(
         json.dumps([oracle.name, settings, getattr(quantizer, "name", None)], sort_keys=True, default=str).encode()

@@ -17,7 +17,8 @@ def hardest_first(replay: Replay, fraction: float, seed: int = 0) -> tuple[Repla
     """A replay of the same examples in other batches, and how many of its first batches hold the hardest.
 
     Hardest are the examples with the highest loss of the unchanged model; the others follow in random order. Batches
-    that cannot be divided (something in them has not one row per example) stay as they are, the first counts as hard.
+    that cannot be divided (something in them has not one row per example) or that are of several shapes (sentences of
+    other lengths) cannot be dealt at random: they stay as they are and all count as hard, which is measuring exactly.
 
     Args:
         replay: as it was made; it stays.
@@ -25,8 +26,8 @@ def hardest_first(replay: Replay, fraction: float, seed: int = 0) -> tuple[Repla
         seed: of the order of the others.
     """
     rows = [_rows(batch, size) for batch, size in zip(replay.batches, replay.sizes, strict=True)]
-    if any(row is None for row in rows):
-        return replay, 1
+    if rows[0] is None or any(row != rows[0] for row in rows):
+        return replay, len(rows)
     ranks = np.argsort(-np.concatenate(replay.dense), kind="stable")
     n_hard = math.ceil(fraction * len(ranks))
     rest = np.random.default_rng(seed).permutation(ranks[n_hard:])
@@ -53,7 +54,7 @@ class StratifiedMoments:
 
     @property
     def mean(self) -> float:
-        """Unbiased estimate of the mean over all examples."""
+        """Estimate of the mean over all examples, unbiased if how many are looked at was fixed beforehand."""
         return (self.hard.total + self.n_rest * self.rest.mean) / (self.n_hard + self.n_rest)
 
     @property
@@ -83,16 +84,16 @@ def _rows(batch: Batch, size: int) -> list[tuple[int, ...]] | None:
 
 
 def _deal(replay: Replay, positions: Sequence[int]) -> list[tuple[Batch, np.ndarray]]:
-    """Batches of the examples at these positions and their dense losses; only alike shapes share a batch."""
+    """Batches of the examples at these positions, in order, and their dense losses."""
     starts, dense = np.cumsum([0, *replay.sizes]), np.concatenate(replay.dense)
-    picked: dict[str, list[tuple[Batch, float]]] = {}
+    found: list[tuple[Batch, float]] = []
     for position in positions:
         number = int(np.searchsorted(starts, position, side="right")) - 1
         row = int(position - starts[number])
         example = pytree.tree_map(lambda leaf, row=row: leaf[row : row + 1], replay.batches[number])
-        picked.setdefault(str(_rows(example, 1)), []).append((example, dense[position]))
+        found.append((example, dense[position]))
     size = max(replay.sizes)
-    parts = [found[i : i + size] for found in picked.values() for i in range(0, len(found), size)]
+    parts = [found[i : i + size] for i in range(0, len(found), size)]
     return [
         (
             pytree.tree_map(lambda *leaves: torch.cat(leaves), *(e for e, _ in part)),

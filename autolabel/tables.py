@@ -72,7 +72,7 @@ class FeatureTable:
         a = load_arrays(path, ("values", "names", "unit_ids", "group", "model"))
         try:
             return cls(a["values"], tuple(a["names"].tolist()), tuple(a["unit_ids"].tolist()), a["group"], a["model"])
-        except CompressError as error:
+        except (CompressError, TypeError, ValueError, IndexError) as error:
             raise ArtifactError(f"{path} is not a valid feature table: {error}") from None
 
 
@@ -144,7 +144,7 @@ class LabelTable:
                 float(a["macs"][0]),
                 float(a["macs"][1]),
             )
-        except CompressError as error:
+        except (CompressError, TypeError, ValueError, IndexError) as error:
             raise ArtifactError(f"{path} is not a valid label table: {error}") from None
 
 

@@ -109,6 +109,20 @@ def register_file(folder: str | Path, name: str) -> dict[str, Any]:
     return manifest
 
 
+def drop_files(folder: str | Path, suffix: str) -> None:
+    """Delete the files that end in `suffix`, and take them out of the manifest first: a crash leaves it whole.
+
+    Raises:
+        ArtifactError: if the manifest is missing or damaged.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    kept = {name: entry for name, entry in manifest["files"].items() if not name.endswith(suffix)}
+    write_json(folder / MANIFEST, {**manifest, "files": kept})
+    for path in folder.glob(f"*{suffix}"):
+        path.unlink()
+
+
 def read_manifest(folder: str | Path) -> dict[str, Any]:
     """The manifest of an artifact folder. Raises ArtifactError if it is missing, damaged or of another version."""
     path = Path(folder) / MANIFEST

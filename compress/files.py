@@ -65,14 +65,22 @@ def save_arrays(path: str | Path, **arrays: np.ndarray) -> None:
 def load_arrays(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Read the named arrays of an `.npz` (never unpickling). Raises ArtifactError naming the file and what is wrong."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [name for name in names if name not in archive]
             if missing:
                 raise ArtifactError(f"{path} lacks {missing}. It was written by something else; run its stage again.")
             return {name: archive[name] for name in names}
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist. Run the stage that writes it first.") from error
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zipfile.zlib.error,
+    ) as error:
         if isinstance(error, ArtifactError):
             raise
         raise ArtifactError(

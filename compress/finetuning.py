@@ -117,7 +117,8 @@ def finetune_(
         "patience": patience, "seed": seed, "precision": precision, "distilled": teacher is not None,
         "validated": validation is not None, "model": fingerprint(model),
     }  # fmt: skip
-    _check(settings)
+    check_settings(**settings)
+    _warn(settings)
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise CompressError("The model has no parameter that requires a gradient: there is nothing to train.")
@@ -308,24 +309,35 @@ def _widen(leaf: Any) -> Any:
     return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype == torch.bfloat16 else leaf
 
 
-def _check(settings: dict[str, Any]) -> None:
-    rules: dict[str, tuple[bool, str]] = {
-        "epochs": (isinstance(settings["epochs"], int) and settings["epochs"] >= 0, "an int of at least 0"),
-        "lr": (settings["lr"] > 0, "above 0"),
-        "momentum": (0 <= settings["momentum"] < 1, "in [0, 1)"),
-        "weight_decay": (settings["weight_decay"] >= 0, "at least 0"),
-        "warmup": (0 <= settings["warmup"] < 1, "in [0, 1)"),
-        "temperature": (settings["temperature"] > 0, "above 0"),
-        "alpha": (0 <= settings["alpha"] <= 1, "in [0, 1]"),
-        "optimizer": (settings["optimizer"] in OPTIMIZERS, f"one of {OPTIMIZERS}"),
-        "precision": (settings["precision"] in PRECISIONS, f"one of {PRECISIONS}"),
-        "schedule": (settings["schedule"] in SCHEDULES, f"one of {SCHEDULES}"),
-        "patience": (settings["patience"] is None or settings["patience"] >= 1, "at least 1, or None"),
-        "clip_norm": (settings["clip_norm"] is None or settings["clip_norm"] > 0, "above 0, or None"),
-    }
-    for name, (met, rule) in rules.items():
-        if not met:
-            raise CompressError(f"The '{name}' parameter of finetune_ must be {rule}. Got {settings[name]!r}.")
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "epochs": (lambda v: isinstance(v, int) and v >= 0, "an int of at least 0"),
+    "lr": (lambda v: v > 0, "above 0"),
+    "momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "weight_decay": (lambda v: v >= 0, "at least 0"),
+    "warmup": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "temperature": (lambda v: v > 0, "above 0"),
+    "alpha": (lambda v: 0 <= v <= 1, "in [0, 1]"),
+    "optimizer": (lambda v: v in OPTIMIZERS, f"one of {OPTIMIZERS}"),
+    "precision": (lambda v: v in PRECISIONS, f"one of {PRECISIONS}"),
+    "schedule": (lambda v: v in SCHEDULES, f"one of {SCHEDULES}"),
+    "patience": (lambda v: v is None or v >= 1, "at least 1, or None"),
+    "clip_norm": (lambda v: v is None or v > 0, "above 0, or None"),
+}
+
+
+def check_settings(**settings: Any) -> None:
+    """Refuse settings of `finetune_` that are out of range; those without a rule pass.
+
+    Raises:
+        CompressError: naming the setting.
+    """
+    for name, value in settings.items():
+        met, rule = _RULES.get(name, (lambda v: True, ""))
+        if not met(value):
+            raise CompressError(f"The '{name}' parameter of finetune_ must be {rule}. Got {value!r}.")
+
+
+def _warn(settings: dict[str, Any]) -> None:
     if settings["distilled"] and settings["alpha"] == 0:
         _log.warning("The 'alpha' parameter of finetune_ is 0: the teacher has no effect.")
     if settings["patience"] is not None and not settings["validated"]:

@@ -7,7 +7,8 @@ import logging
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,14 +18,14 @@ from autolabel.learning import join_scores, learn_labels
 from autolabel.tables import LabelTable
 from compress.allocation import allocate
 from compress.criterion import score_units
-from compress.errors import CompressError
+from compress.errors import ArtifactError, CompressError
 from compress.files import read_json, write_atomic, write_json
 from compress.plan import CompressionPlan
 from compress.scores import Scores
 from compress.statistics import Statistics
 from compress.task import evaluate
+from experiments.compared_methods import CRITERION, LABELER, Method, methods_of
 from experiments.components import build_components
-from experiments.config import ConfigError
 from experiments.manifest import describe_code, library_versions
 from experiments.progress import progress
 
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from experiments.workbench import Workbench
 
 log = logging.getLogger(__name__)
-LABELER = "labeler"
-CRITERION = "criterion"
-ALLOCATORS = {"mac": "greedy", "uniform": "uniform", "threshold": "threshold", "knapsack": "knapsack"}
 COLUMNS = (
     "method",
     "seed",
@@ -51,49 +49,22 @@ COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class Method:
-    """Whose scores, and how the budget is spent on them.
-
-    `"taylor"` removes below one threshold; `"taylor/mac"` spends by score per cost; `"taylor/uniform"` keeps the same
-    fraction of every group; `"labeler/knapsack"` solves for everything together.
-    """
-
-    name: str
-
-    @property
-    def source(self) -> str:
-        """`"labeler"`, `"criterion"` (the configured one), or the name of a baseline."""
-        return self.name.partition("/")[0]
-
-    @property
-    def allocator(self) -> str:
-        """Name of the allocator."""
-        short = self.name.partition("/")[2] or "threshold"
-        if short not in ALLOCATORS:
-            raise ConfigError(f"compare.methods: {self.name!r} must end in one of {list(ALLOCATORS)}, or in nothing.")
-        return ALLOCATORS[short]
-
-
 class Comparison:
     """Runs all methods over all seeds, one row at a time, and resumes from the rows that are there."""
 
     def __init__(self, experiment: "Workbench", labels: LabelTable, formats: LabelTable | None) -> None:
         self.experiment, self.labels, self.formats = experiment, labels, formats
         self.settings = experiment.config.compare
-        self.methods = [Method(name) for name in self.settings.methods]
+        self.methods = methods_of(experiment.config, experiment.parts)
         self.criteria = {**experiment.parts.baselines, CRITERION: experiment.parts.criterion}
-        known = {LABELER, *self.criteria}
-        for method in self.methods:
-            if method.source not in known:
-                raise ConfigError(f"compare.methods: no scores are called {method.source!r}. Known: {sorted(known)}.")
-        self.folder = experiment.run_dir.path / "comparison"
+        # Rows of other settings lie elsewhere: a helper that began before a change cannot disturb what came after it.
+        self.folder = experiment.run_dir.path / "comparison" / experiment.run_dir.stage_key("compare")
 
     def run(self) -> CompressionPlan:
         """Write `comparison.csv` and `choice.json`; return the plan of the best method."""
         self.measure_rows()
         seeds = self._seeds()
-        rows = [row for seed in seeds for m in self.methods for row in read_json(self._file(m, seed, "rows"))]
+        rows = [row for seed in seeds for m in self.methods for row in read_rows(self._file(m, seed, "rows"))]
         self._write(rows)
         plans = {m.name: CompressionPlan.load(self._file(m, seeds[0], "plan")) for m in self.methods}
         return self._choose(rows, plans)
@@ -114,7 +85,7 @@ class Comparison:
     def _seeds(self) -> list[int]:
         return list(dict.fromkeys([self.experiment.config.seed, *self.experiment.config.seeds]))
 
-    def _file(self, method: Method, seed: int, kind: str) -> Any:
+    def _file(self, method: Method, seed: int, kind: str) -> Path:
         return self.folder / f"{method.name.replace('/', '-')}_{seed}.{kind}.json"
 
     def _rows(self, method: Method, seed: int, shared: "_Seed", wait: bool) -> bool:
@@ -122,12 +93,14 @@ class Comparison:
         path, plan_path = self._file(method, seed, "rows"), self._file(method, seed, "plan")
         try:
             with FileLock(path.with_suffix(".lock"), timeout=-1 if wait else 0):
-                if path.exists() and plan_path.exists():
+                if path.exists():
                     return True
-                plan = shared.plan(method)
-                rows = self._measure(method, seed, plan)
-                plan.save(plan_path)
-                write_json(path, rows)
+                # Before its rows: a training that is resumed goes on with the plan that it began with.
+                if not plan_path.exists():
+                    shared.plan(method).save(plan_path)
+                rows = self._measure(method, seed, CompressionPlan.load(plan_path))
+                made = {"commit": str(describe_code().get("commit", "")), "versions": json.dumps(library_versions())}
+                write_json(path, {"made": made, "rows": rows})
                 return True
         except Timeout:
             return False
@@ -160,7 +133,7 @@ class Comparison:
         note("pruned", small)
         experiment.repair(small, plan)
         note("recovered", small)
-        if self.settings.finetune_epochs and method.name in (self.settings.finetune_methods or self.settings.methods):
+        if self.settings.finetune_epochs and method.name in (self.settings.finetune_methods or [method.name]):
             settings = experiment.config.finetune
             # A long training goes on where a killed one stopped; one that ended needs its file no more.
             checkpoint = self._file(method, seed, "checkpoint").with_suffix(".safetensors")
@@ -171,11 +144,7 @@ class Comparison:
         return rows
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        constant = {
-            "command": shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]]),
-            "commit": str(describe_code().get("commit", "")),
-            "versions": json.dumps(library_versions()),
-        }
+        constant = {"command": shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]])}
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -198,9 +167,7 @@ class Comparison:
             )
         best = min(candidates, key=lambda c: (c["validation_loss"], Method(c["method"]).source != LABELER))
         own = [c for c in candidates if Method(c["method"]).source == LABELER]
-        reason = (
-            f"lowest validation loss after the stage '{stage}', mean over {len(self.experiment.config.seeds)} seed(s)"
-        )
+        reason = f"lowest validation loss after the stage '{stage}', mean over {len(self._seeds())} seed(s)"
         if own and Method(best["method"]).source != LABELER:
             gap = min(c["validation_loss"] for c in own) - best["validation_loss"]
             reason += f"; the labeler loses by {gap:.4f}, so the plan falls back to {best['method']}"
@@ -213,6 +180,19 @@ class Comparison:
         return replace(
             plan, provenance={**plan.provenance, "method": best["method"], "seed": self.experiment.config.seed}
         )
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of one method and seed, each with the commit and versions that measured it.
+
+    Raises:
+        ArtifactError: if the file is missing or damaged.
+    """
+    found = read_json(path)
+    try:
+        return [{**row, **found["made"]} for row in found["rows"]]
+    except (TypeError, KeyError) as error:
+        raise ArtifactError(f"{path} is damaged ({error!r}). Delete it and run the same command again.") from error
 
 
 class _Seed:
@@ -235,8 +215,11 @@ class _Seed:
         if adds and not damages:
             # A criterion that only orders is spent as if it were damage: that is what comparing it per MAC means.
             scores = replace(scores, scale="nats")
-        if type(experiment.parts.allocator).name == allocator:
-            allocator = experiment.parts.allocator
+        # Formats follow one rule for all methods, that of the configured allocator.
+        configured: Any = experiment.parts.allocator
+        always = experiment.quantizes and configured.always_quantize
+        if type(configured).name == allocator:
+            allocator = replace(configured, always_quantize=always)
         plan = allocate(
             experiment.structure.units,
             scores,
@@ -244,8 +227,7 @@ class _Seed:
             experiment.parts.budget,
             allocator=allocator,
             constraints=experiment.parts.constraints,
-            # Formats follow one rule for all methods: that of the configured allocator.
-            always_quantize=getattr(experiment.parts.allocator, "always_quantize", False),
+            always_quantize=always,
         )
         return plan if damages else replace(plan, predicted_damage=None)
 

@@ -23,7 +23,7 @@ from rich.table import Table
 from compress.artifact import verify_artifact
 from compress.errors import ArtifactError, CompressError
 from compress.files import read_json
-from compress.runtimes.onnxruntime import measure_latency, run_onnx
+from compress.runtimes.onnxruntime import OnnxRuntime, measure_latency, run_onnx
 from compress.task import Task
 from experiments.config import build, config_of
 from experiments.data import make_batches
@@ -46,7 +46,7 @@ class FileResult:
         reported_metric: what the run said, or None where it said nothing.
         file_bytes: its size.
         bytes_ratio: bytes of the dense file over its own.
-        latency_ms: `"batch 1"` -> median in milliseconds on one thread, the files taking turns.
+        latency_ms: `"batch 1"` -> median in milliseconds on the threads of `runtime`, the files taking turns.
         latency_ratio: the dense file's median over its own.
     """
 
@@ -91,8 +91,9 @@ def evaluate_run(folder: str | Path, repeats: int = 100, limit: int | None = Non
     if missing or len(paths) < 2:
         raise ArtifactError(f"{missing[0] if missing else folder / 'artifact'} has no ONNX file. Finish the run first.")
     reported = _reported_metrics(folder) if limit is None else {}
+    runtime = build(config.runtime, "runtime", within="compress.runtimes")
     metrics = [score_file(path, task, batches) for path in paths]
-    rows, machine = _latencies(paths, tuple(task.inputs(batches[0])), config.export.latency_batches, repeats)
+    rows, machine = _latencies(paths, tuple(task.inputs(batches[0])), config.export.latency_batches, repeats, runtime)
     files = []
     for path, metric, times in zip(paths, metrics, rows, strict=True):
         name, size = path.relative_to(folder).as_posix(), path.stat().st_size
@@ -158,16 +159,17 @@ def _reported_metrics(folder: Path) -> dict[str, float]:
 
 
 def _latencies(
-    paths: Sequence[Path], inputs: tuple[Any, ...], batches: Sequence[int], repeats: int
+    paths: Sequence[Path], inputs: tuple[Any, ...], batches: Sequence[int], repeats: int, runtime: OnnxRuntime
 ) -> tuple[list[dict[str, float]], dict[str, Any]]:
-    """`(medians per file, machine)`, one thread; batches larger than the data are left out."""
+    """`(medians per file, machine)`; batches larger than the data are left out."""
     medians: list[dict[str, float]] = [{} for _ in paths]
     machine: dict[str, Any] = {}
     for batch in batches:
         if batch > len(inputs[0]):
             continue
-        rows = measure_latency(paths, inputs, threads=1, batch=batch, repeats=max(1, math.ceil(repeats / batch**0.5)))
-        machine = {"runtime": rows[0].runtime, "threads": 1, "cpu": rows[0].cpu, "vnni": rows[0].vnni}
+        runs = max(1, math.ceil(repeats / batch**0.5))
+        rows = measure_latency(paths, inputs, runtime.threads, batch, runs, runtime)
+        machine = {"runtime": rows[0].runtime, "threads": runtime.threads, "cpu": rows[0].cpu, "vnni": rows[0].vnni}
         for own, row in zip(medians, rows, strict=True):
             own[f"batch {batch}"] = row.median_ms
     return medians, machine

@@ -11,7 +11,7 @@ from torch import fx
 from compress.artifact import register_file
 from compress.errors import ArtifactError
 from compress.fake_quantization import quantized_weights
-from compress.runtimes.onnxruntime import check_export, measure_latency, run_onnx
+from compress.runtimes.onnxruntime import OnnxRuntime, check_export, measure_latency
 
 if TYPE_CHECKING:
     from experiments.workbench import Workbench
@@ -52,7 +52,10 @@ def export_run(experiment: "Workbench", final: fx.GraphModule, unquantized: fx.G
     good = [path for (path, *_), row in zip(wanted, files, strict=True) if row["ok"]]
     latency = []
     for batch in settings.latency_batches:
-        latency += _time(folder, good, real, batch, settings.latency_repeats)
+        if real[0].shape[0] < batch:
+            warnings.append(f"Latency at batch {batch} was not taken: at most {real[0].shape[0]} examples are at hand.")
+        else:
+            latency += _time(folder, good, real, batch, settings.latency_repeats, experiment.parts.runtime)
     return {"files": files[1:], "dense_file": files[0], "latency": latency, "warnings": warnings}
 
 
@@ -72,7 +75,7 @@ def _check(
         "tolerance": tolerance,
     }
     try:
-        found = check_export(path, module, real, tolerance)
+        found = check_export(path, module, real, tolerance, experiment.parts.runtime)
     except ArtifactError as error:
         if kind == "dense":
             raise
@@ -80,7 +83,8 @@ def _check(
         path.unlink(missing_ok=True)
         return {**row, "ok": False, "reason": str(error)}
     merged = _merged(experiment, test)
-    outputs = [run_onnx(path, tuple(experiment.task.inputs(batch)), batch=_SCORING_BATCH)[0] for batch in merged]
+    runtime = experiment.parts.runtime
+    outputs = [runtime.run(path, tuple(experiment.task.inputs(batch)), _SCORING_BATCH)[0] for batch in merged]
     scores = torch.from_numpy(np.concatenate(outputs))
     losses = torch.cat([experiment.task.loss(torch.from_numpy(o), b) for o, b in zip(outputs, merged, strict=True)])
     return {
@@ -103,11 +107,11 @@ def _merged(experiment: "Workbench", test: list[Any]) -> list[Any]:
     return [tuple(torch.cat([batch[i] for batch in test]) for i in range(len(test[0])))]
 
 
-def _time(folder: Path, paths: list[Path], real: tuple, batch: int, repeats: int) -> list[dict[str, Any]]:
-    """Latency of each file on one thread, the dense one first."""
-    if real[0].shape[0] < batch:
-        return []
-    rows = measure_latency(paths, real, threads=1, batch=batch, repeats=repeats)
+def _time(
+    folder: Path, paths: list[Path], real: tuple, batch: int, repeats: int, runtime: OnnxRuntime
+) -> list[dict[str, Any]]:
+    """Latency of each file, the dense one first."""
+    rows = measure_latency(paths, real, runtime.threads, batch, repeats, runtime)
     dense = rows[0].median_ms
     return [
         {

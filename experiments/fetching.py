@@ -229,3 +229,7 @@ def _settle(name: str, source: Source, root: Path, check_only: bool) -> bool:
         word = "right" if all(file.sha256 for file in source.files) else "sizes"
         CONSOLE.print(f"[green]{word}[/green]    {name}: {label}", highlight=False)
     return not wrong
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

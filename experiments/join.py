@@ -2,7 +2,7 @@
 
     python -m experiments.join RUN
 
-Any number of processes may help, on machines that share the folder too. Every row is what the run alone would have
+Any number of processes of the same code, libraries and machine may help. Every row is what the run alone would have
 measured. Exit status: 0 when all rows are there, 1 if the run cannot be helped.
 """
 
@@ -15,37 +15,37 @@ import torch
 
 from compress.errors import ArtifactError, CompressError
 from experiments.config import config_of
-from experiments.manifest import describe_code
+from experiments.manifest import describe_code, describe_machine, library_versions
 from experiments.run_dir import RunDir, read_manifest
 from experiments.seeding import seed_run, set_threads
 from experiments.stages import Experiment
 from experiments.tracker import RunInfo
 from experiments.trackers.null import NullTracker
 
-NEEDED = ("dense/model.safetensors", "labels.npz", "layer_labels.npz")
-
 
 def join_run(folder: str | Path) -> None:
     """Measure the rows of the run's comparison that no other process is at, and wait for the others.
 
     Raises:
-        ArtifactError: if the folder is no run, has no labels yet, or was begun by other code.
+        ArtifactError: if the folder is no run, has not begun to compare yet, or runs with other code or libraries.
         CompressError: if its configuration or data cannot be read.
     """
     folder = Path(folder)
-    code = read_manifest(folder)["code"]
-    if code != describe_code():
-        raise ArtifactError(f"{folder} runs other code ({code}) than this ({describe_code()}). Help with the same.")
-    missing = [name for name in NEEDED if not (folder / name).exists()]
-    if missing:
-        raise ArtifactError(f"{folder} has no {missing[0]} yet. Help when its comparison has begun.")
+    manifest = read_manifest(folder)
+    own = {"code": describe_code(), "libraries": library_versions(), "machine": describe_machine()}
+    other = [name for name, value in own.items() if manifest[name] != value]
+    if other:
+        raise ArtifactError(f"{folder} runs with other {other[0]} ({manifest[other[0]]}) than here ({own[other[0]]}).")
     config = config_of(folder)
     torch.use_deterministic_algorithms(True, warn_only=True)
     set_threads(config.threads)
     seed_run(config.seed, config.device)
     info = RunInfo(name=folder.name, folder=folder, config={}, group=config.name, job_type="join", tags=())
+    run_dir = RunDir(folder)
     # The folder's lock stays with the run: a helper writes nothing but rows, each under a lock of its own.
-    experiment = Experiment(config, RunDir(folder), NullTracker(info))
+    experiment = Experiment(config, run_dir, NullTracker(info))
+    if not run_dir.is_at("compare", experiment.compare_settings()):
+        raise ArtifactError(f"{folder} has not begun to compare with these settings. Help when its log says so.")
     experiment.load_dense()
     experiment.comparison().measure_rows()
 

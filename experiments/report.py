@@ -61,15 +61,25 @@ def summarize(run: RunFiles) -> dict[str, Any]:
         "verdicts": [vars(verdict) for verdict in verdicts if verdict is not None],
         "chosen": pick(run.choice, "chosen"),
         "reason": pick(run.choice, "reason"),
-        "budget": {"asked": pick(run.result, "budget", "asked") or {}, "met": pick(run.result, "budget", "met") or {}},
+        "budget": {
+            "asked": pick(run.result, "budget", "asked") or {},
+            "met": pick(run.result, "budget", "met") or {},
+            "stopped_by": pick(run.result, "budget", "stopped_by"),
+        },
         "warnings": list(run.warnings or ()),
     }
     return _without_nan(report)
 
 
 def smallest_file(run: RunFiles) -> Mapping[str, Any] | None:
-    """The entry of the smallest exported file that was found good, None without one."""
-    good = [entry for entry in pick(run.export, "files") or () if pick(entry, "ok") is True]
+    """The entry of the smallest file of the final model that was found good, None without one.
+
+    A quantised run also leaves the float32 file of the model before its formats: that is another model, whose accuracy
+    must not stand beside the low-bit bytes.
+    """
+    entries = pick(run.export, "files") or ()
+    final = "int8" if any(pick(entry, "format") == "int8" for entry in entries) else "fp32"
+    good = [entry for entry in entries if pick(entry, "ok") is True and pick(entry, "format") in (final, None)]
     sized = [entry for entry in good if number(entry, "file_bytes") is not None]
     return min(sized, key=lambda entry: entry["file_bytes"], default=None)
 

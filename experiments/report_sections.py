@@ -247,7 +247,7 @@ def render_reproduction(run: RunFiles, report: Report, figures: Figures) -> str:
         [
             code(report["command"]) if report["command"] else not_run("Command", "no manifest.json"),
             paragraph("From the run folder, with plan and metrics compared:"),
-            code("python scripts/reproduce.py RUN"),
+            code("python -m experiments.reproduction RUN"),
             table(["", ""], rows),
             config,
         ]

@@ -8,7 +8,8 @@ from typing import Any
 
 from compress.errors import ArtifactError
 from compress.files import read_json, write_atomic
-from experiments.run_dir import read_manifest
+from experiments.comparison import read_rows
+from experiments.run_dir import read_manifest, stage_key
 
 COLUMNS = ("method", "seed", "stage", "metric", "loss", "macs", "weight_bytes", "validation_metric", "validation_loss",
            "command", "commit", "versions")  # fmt: skip
@@ -26,8 +27,8 @@ def collect_results(folder: str | Path, path: str | Path) -> int:
     folder = Path(folder)
     manifest = read_manifest(folder)
     rows: list[dict[str, Any]] = []
-    for file in sorted((folder / "comparison").glob("*.rows.json")):
-        rows += read_json(file)
+    for file in sorted((folder / "comparison" / stage_key(folder, "compare")).glob("*.rows.json")):
+        rows += read_rows(file)
     if not rows:
         raise ArtifactError(f"{folder} has no rows of a comparison yet. Run its experiment first.")
     if (folder / "result.json").exists():
@@ -36,10 +37,10 @@ def collect_results(folder: str | Path, path: str | Path) -> int:
         for stage in ("fine_tuned", "quantized"):
             key = (choice["chosen"], manifest["seeds"]["seed"], stage)
             if stage in result["stages"] and key not in known:
-                rows.append({"method": key[0], "seed": key[1], "stage": stage, "macs": result["macs"],
+                made = {"commit": manifest["code"].get("commit", ""), "versions": json.dumps(manifest["libraries"])}
+                rows.append({**made, "method": key[0], "seed": key[1], "stage": stage, "macs": result["macs"],
                              "weight_bytes": result["weight_bytes"], **result["stages"][stage]})  # fmt: skip
-    constant = {"command": manifest["command"], "commit": manifest["code"].get("commit", ""),
-                "versions": json.dumps(manifest["libraries"], sort_keys=True)}  # fmt: skip
+    constant = {"command": manifest["command"]}
     rows.sort(key=lambda row: (row["method"], row["seed"]))
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="")

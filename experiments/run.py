@@ -95,10 +95,12 @@ def run(node: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     Raises:
         CompressError: for whatever the user can mend.
     """
-    from experiments.stages import run_experiment  # here, so that --help does not wait for torch's exporters
+    # Here, so that --help does not wait for torch's exporters.
+    from experiments.preflight import check_settings
+    from experiments.stages import run_experiment
 
     config = load_config(node)
-    build_components(config)
+    check_settings(config, build_components(config))
     plain = plain_config(node)
     info = _describe(config, plain, folder)
     record = {

@@ -188,6 +188,18 @@ class RunDir:
         log.info("stage %s: done in %.1f s", name, seconds)
         return True
 
+    def stage_key(self, name: str) -> str:
+        """Short hash of the inputs and settings that the stage was started with last."""
+        return stage_key(self.path, name)
+
+    def is_at(self, name: str, settings: Mapping[str, Any]) -> bool:
+        """Whether the stage was started with these settings, and its inputs are still those it was started with."""
+        marker = _read_json_or_nothing(self.path / STAGES / f"{name}.json")
+        inputs = marker.get("inputs", {})
+        return marker.get("settings_sha256") == _hash_json(settings) and all(
+            (self.path / path).exists() and hash_file(self.path / path) == digest for path, digest in inputs.items()
+        )
+
     def _record_stage(self, inputs: Mapping[str, str], outputs: Mapping[str, str | None]) -> None:
         # What one stage hands to the next is among the outputs; only files from outside are inputs of the run.
         self._manifest["inputs"] |= {name: digest for name, digest in inputs.items() if Path(name).is_absolute()}
@@ -214,6 +226,16 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
         raise ArtifactError(f"{Path(path) / MANIFEST} is not a run manifest of schema version {SCHEMA_VERSION}.")
     return manifest
+
+
+def stage_key(path: str | Path, name: str) -> str:
+    """Short hash of the inputs and settings that a stage of the run folder was started with last.
+
+    Raises:
+        ArtifactError: if it was not started yet.
+    """
+    marker = read_json(Path(path) / STAGES / f"{name}.json")
+    return _hash_json([marker.get("inputs"), marker.get("settings_sha256")])[:12]
 
 
 def _probe(path: Path, min_free_bytes: int) -> None:

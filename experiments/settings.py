@@ -69,7 +69,8 @@ class CompareSettings:
 
     Methods are `"labeler"`, `"criterion"` (the configured one) or the name of a baseline: alone they remove below one
     threshold, with `/mac` they spend by score per cost, with `/uniform` the same fraction of every group, with
-    `/knapsack` in one solve. The plan is that of the method with the lowest validation loss after `choose_after`.
+    `/knapsack` in one solve. The labeler with the configured allocator and the configured criterion per MAC join by
+    themselves. The plan is that of the method with the lowest validation loss after `choose_after`.
     """
 
     methods: list[str] = field(
@@ -111,7 +112,6 @@ class ExportSettings:
     """What leaves: file formats, the tolerance against the simulation, and how latency is taken."""
 
     formats: list[str] = field(default_factory=lambda: ["onnx"])
-    int8: bool = True
     tolerance: float = 0.02
     latency_batches: list[int] = field(default_factory=lambda: [1, 64])
     latency_repeats: int = 50
@@ -126,7 +126,7 @@ class Config:
         seed: of everything random in the run.
         seeds: over which the compared methods are repeated inside one run.
         threads: of torch; results repeat bit for bit only at the same number.
-        device: of torch (`cpu`, `cuda`).
+        device: of torch; only `cpu` so far.
         traceback: show the whole traceback of an error instead of one line.
         objective: dotted names in the final metrics that the run returns to a sweeper.
         baselines: name -> criterion node, compared with the labeler at the same budget.

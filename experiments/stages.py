@@ -16,7 +16,7 @@ from autolabel.feature import describe_features
 from autolabel.learning import learn_labels
 from autolabel.measuring import measure
 from autolabel.tables import LabelTable
-from compress.artifact import load_artifact, save_artifact
+from compress.artifact import drop_files, load_artifact, save_artifact
 from compress.counting import count_macs
 from compress.errors import ArtifactError
 from compress.files import read_json, write_atomic, write_json
@@ -31,6 +31,7 @@ from experiments.report import write_figures, write_report
 from experiments.run_dir import RunDir
 from experiments.settings import Config
 from experiments.tracker import Tracker, to_json
+from experiments.warning_log import collected_warnings
 from experiments.workbench import Workbench
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class Experiment(Workbench):
             self.measure_layers,
             inputs=dense,
             outputs=["layer_labels.npz"],
-            settings=settings("data", "measure", "quantize"),
+            settings=settings("data", "measure", "oracles", "quantizer"),
             scratch=["layer_rows.jsonl"],
         )
         stage(
@@ -93,17 +94,15 @@ class Experiment(Workbench):
             self.learn,
             inputs=[*dense, "features.npz"],
             outputs=["labels.npz", "held_out.npz", "labeler.json", "labeler"],
-            settings=settings("data", "measure", "labeler", "baselines"),
+            settings=settings("data", "measure", "labeler", "oracles", "baselines"),
             scratch=["rows.jsonl"],
         )
-        names = ["data", "measure", "baselines", "allocator", "budget", "constraints", "recovery", "compare", "seeds"]
-        compare = settings(*names, *(["finetune"] if self.config.compare.finetune_epochs else []))
         stage(
             "compare",
             self.compare,
             inputs=[*dense, "labels.npz", "layer_labels.npz"],
             outputs=["comparison.csv", "choice.json", "plan.json"],
-            settings=compare,
+            settings=self.compare_settings(),
             scratch=["comparison"],
         )
         stage(
@@ -112,7 +111,7 @@ class Experiment(Workbench):
             inputs=[*dense, "plan.json"],
             # Not the whole folder: the export adds files to it, and their names to its manifest.
             outputs=["artifact/model.safetensors", "artifact/plan.json", "result.json"],
-            settings=settings("data", "recovery", "finetune", "quantize"),
+            settings=settings("data", "measure", "recovery", "finetune", "quantize", "quantizer"),
             scratch=["checkpoint", "artifact", "unquantized"],
         )
         if self.config.export.formats:
@@ -121,7 +120,7 @@ class Experiment(Workbench):
                 self.export,
                 inputs=[*dense, "plan.json", "artifact/model.safetensors"],
                 outputs=["export.json", "dense/model.onnx"],
-                settings=settings("export"),
+                settings=settings("data", "measure", "export", "exporter", "runtime"),
             )
         write_json(self.run_dir.file("warnings.json"), self._told)
 
@@ -131,7 +130,8 @@ class Experiment(Workbench):
 
         def work_and_tell() -> None:
             self.warnings.clear()
-            work()
+            with collected_warnings(self.warnings):
+                work()
             path.parent.mkdir(exist_ok=True)
             write_json(path, self.warnings)
 
@@ -141,6 +141,12 @@ class Experiment(Workbench):
     def _settings(self, *names: str) -> dict[str, Any]:
         chosen = {name: getattr(self.config, name) for name in ("seed", "threads", "task", *names)}
         return {name: to_json(asdict(v) if hasattr(v, "__dataclass_fields__") else v) for name, v in chosen.items()}
+
+    def compare_settings(self) -> dict[str, Any]:
+        """What the comparison depends on besides its input files."""
+        names = ["data", "measure", "labeler", "oracles", "criterion", "baselines", "allocator", "budget",
+                 "constraints", "recovery", "quantize", "compare", "seeds"]  # fmt: skip
+        return self._settings(*names, *(["finetune"] if self.config.compare.finetune_epochs else []))
 
     def train_dense(self) -> None:
         """Train the dense model where the experiment says so, and keep its weights."""
@@ -343,7 +349,8 @@ class Experiment(Workbench):
         save_artifact(
             self.run_dir.path / "artifact", final, plan, self.example, self.input_spec(), self.data.class_names
         )
-        bits = np.array([plan.layer_formats[n].bits if n in plan.layer_formats else 0 for n in self.costs.layer_names])
+        formats = plan.layer_formats if final is not small else {}
+        bits = np.array([formats[name].bits if name in formats else 0 for name in self.costs.layer_names])
         macs, weight_bytes = self.costs.total(plan.removed_mask(self.structure.units), bits)
         counted = count_macs(small, self.example)
         if abs(counted - macs) > 1e-6 * max(macs, 1.0):
@@ -370,6 +377,8 @@ class Experiment(Workbench):
 
     def export(self) -> None:
         """Files that run, checked and timed in fresh processes."""
+        # What an earlier export left is checked with the artifact: a file that was refused since must not be missed.
+        drop_files(self.run_dir.path / "artifact", ".onnx")
         final = load_artifact(self.run_dir.path / "artifact", self.model)
         before = self.run_dir.path / "unquantized"
         found = export_run(self, final, load_artifact(before, self.model) if before.exists() else None)

@@ -89,6 +89,22 @@ def resumed(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def measured_again(tmp_path_factory):
+    """The folder of the same run, killed in the middle of measuring and taken up again, and what was said then."""
+    folder = tmp_path_factory.mktemp("killed_early") / "run"
+    arguments = [*FAST, "export.formats=[]", "measure.sample=null", f"hydra.run.dir={folder}"]
+    rows = folder / "rows.jsonl"
+    with begin(*arguments) as process:
+        while not rows.exists() or rows.read_bytes().count(b"\n") < 9:
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    kept = rows.read_bytes()
+    return folder, kept, call(*arguments)
+
+
 class _Links(html.parser.HTMLParser):
     def __init__(self):
         super().__init__()
@@ -142,7 +158,7 @@ def test_the_budget_is_met(run):
     # The experiment stores every layer in at most 8 bits, whichever method wrote the plan.
     units = UnitTable.load(run / "units.npz")
     layers = {unit for unit, kind in zip(units.ids, units.kind, strict=True) if kind == "layer"}
-    for path in (run / "comparison").glob("*.plan.json"):
+    for path in (run / "comparison").glob("*/*.plan.json"):
         assert set(CompressionPlan.load(path).layer_formats) == layers, path.name
 
 
@@ -196,11 +212,22 @@ def test_the_same_command_does_nothing_new(run):
     assert read_manifest(run)["sessions"] == 2
 
 
+def test_a_run_killed_while_measuring_keeps_its_rows(measured_again):
+    folder, kept, log = measured_again
+    whole = kept[: kept.rindex(b"\n") + 1]
+    assert (folder / "rows.jsonl").read_bytes().startswith(whole)
+    assert f"{whole.count(b'{') - 1} of " in log
+    assert "measured rows found" in log
+    labels = LabelTable.load(folder / "labels.npz")
+    assert set(labels.source) == {"measured"}
+    assert np.isfinite(labels.damage).all()
+
+
 def test_another_process_helps_with_the_rows_that_are_missing(run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
-    rows = sorted((folder / "comparison").glob("*.rows.json"))
-    assert len(rows) == 3
+    rows = sorted((folder / "comparison").glob("*/*.rows.json"))
+    assert len(rows) == 5
     told = [read(path) for path in rows]
     busy, *missing = rows
     for path in rows:
@@ -221,12 +248,16 @@ def test_what_cannot_be_helped_is_one_line(run, tmp_path):
     with pytest.raises(ArtifactError, match="manifest"):
         join_run(tmp_path)
     manifest = read(run / "manifest.json")
-    write_json(tmp_path / "manifest.json", manifest)
-    with pytest.raises(ArtifactError, match=r"has no dense/model\.safetensors yet"):
-        join_run(tmp_path)
-    write_json(tmp_path / "manifest.json", {**manifest, "code": {"commit": "another"}})
-    with pytest.raises(ArtifactError, match="runs other code"):
-        join_run(tmp_path)
+    for name in ("code", "libraries"):
+        write_json(tmp_path / "manifest.json", {**manifest, name: {"commit": "another"}})
+        with pytest.raises(ArtifactError, match=f"runs with other {name}"):
+            join_run(tmp_path)
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    config = folder / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("floor: 0.1", "floor: 0.2"))
+    with pytest.raises(ArtifactError, match="has not begun to compare with these settings"):
+        join_run(folder)
 
 
 def test_the_files_are_scored_again_by_the_runtime_alone(run):

@@ -27,6 +27,9 @@ ANCHORS = (
 )
 
 
+_LOUDEST = 6.0
+
+
 @dataclass(frozen=True)
 class _Committee:
     """The mean of several formulas, each on a common scale, and the line that turns it into the target.
@@ -51,7 +54,8 @@ class _Committee:
         """`(n_rows, n_formulas)` what each adds to the mean; their sum is the committee's word."""
         bent = np.arcsinh(x[:, list(self.columns)].astype(np.float64) / np.array(self.bends))
         share = self.slope / max(len(self.columns), 1)
-        return share * (bent - np.array(self.centers)) / np.array(self.deviations)
+        # An outlier of one formula must not outvote all others.
+        return share * np.clip((bent - np.array(self.centers)) / np.array(self.deviations), -_LOUDEST, _LOUDEST)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """`(n_rows,)` what the formulas say."""
@@ -70,8 +74,9 @@ class _Committee:
         if not chosen:
             return cls((), (), (), (), 0.0, mean)
         values = x[:, chosen].astype(np.float64)
-        bends = np.median(np.abs(values), axis=0)
-        bends = np.where(bends > np.finfo(np.float32).tiny, bends, 1.0)
+        # Of a column that is mostly zero the bend is that of the others.
+        sizes = [np.abs(column[column != 0]) for column in values.T]
+        bends = np.array([max(float(np.median(size)), float(np.finfo(np.float32).tiny)) for size in sizes])
         bent = np.arcsinh(values / bends)
         deviations = np.maximum(bent.std(axis=0), 1e-9)
         committee = cls(tuple(chosen), *(tuple(v.tolist()) for v in (bends, bent.mean(axis=0), deviations)), 1.0, mean)

@@ -17,7 +17,8 @@ class RemovalOracle:
     Only what the unit reaches is computed again. With `relative_error` above zero a unit is looked at on fewer
     examples: on the hardest (highest loss of the unchanged model), where most of the damage falls, and then on the
     others in random order, batch after batch, until the estimate is off from that over all examples by no more than
-    this fraction of it (one standard error; stratified sampling, Cochran 1977, "Sampling Techniques", chapter 5).
+    this fraction of it (one standard error; stratified sampling, Cochran 1977, "Sampling Techniques", chapter 5). It
+    stops by what it has seen, so damage that rests on rare examples outside the hardest is taken for too small.
 
     Args:
         relative_error: 0 for exact measuring on all examples, e.g. 0.3 for adaptive measuring.
@@ -50,7 +51,7 @@ class RemovalOracle:
             if not together:
                 replay.forget()
                 replay.keep([suffixes[group]])
-            k = replay.units_per_call(suffixes[group], 0)
+            k = replay.units_per_call(suffixes[group], int(np.argmax(replay.sizes)))
             for start in range(0, len(members), k):
                 yield from self._measure_units(structure, replay, suffixes[group], members[start : start + k], n_hard)
 

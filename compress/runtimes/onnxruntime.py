@@ -78,11 +78,16 @@ def run_onnx(path: str | Path, inputs: Any, batch: int | None = None, threads: i
 
 
 def measure_latency(
-    paths: Sequence[str | Path], inputs: Any, threads: int = 1, batch: int = 1, repeats: int = 200
+    paths: Sequence[str | Path],
+    inputs: Any,
+    threads: int = 1,
+    batch: int = 1,
+    repeats: int = 200,
+    runtime: OnnxRuntime | None = None,
 ) -> list[Latency]:
     """The latency of each file on the first `batch` examples of `inputs`, the files taking turns run by run.
 
-    Put the dense file first and both see the same load of the machine.
+    Put the dense file first and both see the same load of the machine. `runtime` sets how long it may take.
 
     Raises:
         ArtifactError: if a file or the inputs are refused. CompressError: for counts below 1, or too few examples.
@@ -100,10 +105,12 @@ def measure_latency(
         )
     arrays = [array[:batch] if array.ndim else array for array in arrays]
     named = tuple(arrays) if names is None else dict(zip(names, arrays, strict=True))
-    return OnnxRuntime().measure(paths, named, threads, repeats)
+    return (runtime or OnnxRuntime()).measure(paths, named, threads, repeats)
 
 
-def check_export(path: str | Path, module: Any, inputs: Any, tolerance: float | None = None) -> Discrepancy:
+def check_export(
+    path: str | Path, module: Any, inputs: Any, tolerance: float | None = None, runtime: OnnxRuntime | None = None
+) -> Discrepancy:
     """How far the file is from its module (for a low-bit file: its simulation) on these inputs, in a fresh process.
 
     Args:
@@ -112,6 +119,7 @@ def check_export(path: str | Path, module: Any, inputs: Any, tolerance: float | 
         inputs: real inputs: a tensor, or a tuple or dict of the forward's inputs.
         tolerance: largest root-mean-square difference relative to the outputs that is accepted. None: 1e-4 for a
             float file; 0.02 for a file of integers, where a value on the edge of two levels may fall to either side.
+        runtime: how the file is run.
 
     Raises:
         ArtifactError: if the difference is above the tolerance, or if 8-bit sums overflow on this processor: such a
@@ -131,12 +139,13 @@ def check_export(path: str | Path, module: Any, inputs: Any, tolerance: float | 
     by_name = not args and all(isinstance(value, torch.Tensor) for value in kwargs.values())
     leaves = pytree.tree_leaves((args, kwargs))
     feed = kwargs if by_name else tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
-    outputs = run_onnx(path, feed)
+    runtime = runtime or OnnxRuntime()
+    outputs = runtime.run(path, feed)
     discrepancy = compare(outputs, expected, tolerance, str(path))
     if not on_integers:
         return discrepancy
     # The same file with sums that cannot overflow: on a sound file and processor nothing changes.
-    exact = OnnxRuntime(exact=True).run(path, feed)
+    exact = OnnxRuntime(runtime.threads, runtime.timeout_s, exact=True).run(path, feed)
     overflow = compare(outputs, exact, 1.0, str(path)).rms_relative
     if overflow > OVERFLOW_TOLERANCE:
         raise ArtifactError(

@@ -20,7 +20,7 @@ def require_files(folder: Path, names: Iterable[str], dataset: str) -> list[Path
     """The paths of `names` in `folder`, if all are there.
 
     Args:
-        dataset: the name that `scripts/fetch_data.py --only` knows it by.
+        dataset: the name that `experiments.fetching --only` knows it by.
 
     Raises:
         DataError: naming each missing file, where it goes, and the command that fetches it.
@@ -30,7 +30,7 @@ def require_files(folder: Path, names: Iterable[str], dataset: str) -> list[Path
     if missing:
         raise DataError(
             f"Data set '{dataset}' is not complete. Put these files there: {', '.join(missing)}; or run "
-            f"'python scripts/fetch_data.py --only {dataset}'. The data root is {folder.parent} "
+            f"'python -m experiments.fetching --only {dataset}'. The data root is {folder.parent} "
             f"(environment variable AUTOLABEL_DATA)."
         )
     return paths

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -140,7 +141,27 @@ def test_batches_that_cannot_be_divided_stay():
 
     batches = [(*batch, "a name") for batch in make_batches()]
     replay = Replay(compress.analyze(make_model(), batches[0][0]), WithNames(), batches)
-    assert hardest_first(replay, 0.5) == (replay, 1)
+    assert hardest_first(replay, 0.5) == (replay, 2)
+
+
+def test_batches_of_several_shapes_are_measured_exactly():
+    batches = [(torch.zeros(6, length, 5), torch.zeros(6)) for length in (2, 3)]
+    sentences = types.SimpleNamespace(batches=batches, sizes=[6, 6], dense=[np.zeros(6)] * 2)
+    assert hardest_first(sentences, 0.5) == (sentences, 2)
+    moments = StratifiedMoments(12, 0)
+    moments.hard.add(np.arange(12.0))
+    assert moments.sampling_error == 0
+    assert moments.std_err == pytest.approx(np.arange(12.0).std(ddof=1) / 12**0.5)
+
+
+def test_rows_of_exact_measuring_do_not_depend_on_what_is_adaptive_alone(tmp_path):
+    model, batches, file = make_model(), make_batches(), tmp_path / "rows.jsonl"
+    measure(model, None, TASK, batches, RemovalOracle(hard_fraction=0.25), rows_file=file)
+    written = file.read_bytes()
+    measure(model, None, TASK, batches, RemovalOracle(hard_fraction=0.5), rows_file=file)
+    assert file.read_bytes() == written
+    with pytest.raises(ArtifactError, match="another model, data set or oracle"):
+        measure(model, None, TASK, batches, RemovalOracle(0.3, hard_fraction=0.5), rows_file=file)
 
 
 def test_a_sample_measures_only_its_units():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compress.application import apply_plan
-from compress.artifact import load_artifact, read_manifest, register_file, save_artifact, verify_artifact
+from compress.artifact import drop_files, load_artifact, read_manifest, register_file, save_artifact, verify_artifact
 from compress.errors import ArtifactError, PlanError
 from compress.folding import fold_batch_norm
 from compress.plan import CompressionPlan, LayerFormat
@@ -164,6 +164,17 @@ def test_exported_files_are_entered_and_checked(saved):
         verify_artifact(saved)
     with pytest.raises(ArtifactError, match="plain file name"):
         register_file(saved, "../model.onnx")
+
+
+def test_exported_files_are_dropped_whatever_became_of_them(saved):
+    for name in ("model.onnx", "model.int8.onnx"):
+        (saved / name).write_bytes(b"file")
+        register_file(saved, name)
+    (saved / "model.int8.onnx").unlink()
+    (saved / "torn.onnx").write_bytes(b"never entered")
+    drop_files(saved, ".onnx")
+    assert not list(saved.glob("*.onnx"))
+    assert set(verify_artifact(saved)["files"]) == {"model.safetensors", "plan.json"}
 
 
 def test_a_read_only_folder_is_named(x, floats, tmp_path):

@@ -69,6 +69,7 @@ def site(tmp_path_factory):
     overrides = "".join(f"  - override /{group}: standin\n" for group in targets)
     (site / "experiment" / "tiny.yaml").write_text(
         f"# @package _global_\ndefaults:\n{overrides}  - override /baselines: none\nname: tiny\nthreads: 1\n"
+        "compare:\n  methods: [labeler/mac]\n"
     )
     return site
 
@@ -152,6 +153,11 @@ def test_the_same_command_resumes(call):
         ("labeler._target_=os.system", "'labeler._target_' must lie in compress, autolabel, experiments"),
         ("labeler._target_=compress.plan.json.loads", "'labeler._target_'"),
         ("labeler._target_=compress.criteria.standin.Standin", "must be defined in autolabel.labelers"),
+        ("compare.methods=[taylor]", "no scores are called 'taylor'"),
+        ("compare.choose_after=fine_tuned", "needs every method fine-tuned"),
+        ("measure.sampling=random", "measure.sampling must be out of"),
+        ("finetune.precision=int8", "finetune: The 'precision' parameter"),
+        ("device=cuda", "device must be 'cpu'"),
         ("budget.macs=0.1", "The closest feasible budget is macs=0.2."),
         ("objective=[nothing]", "the run reported no number 'nothing'"),
         ("--experimental-rerun=x", "unpickles"),

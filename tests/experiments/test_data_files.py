@@ -60,7 +60,7 @@ def test_missing_files_are_named_with_the_command_that_fetches_them(tmp_path):
     assert str(tmp_path / "set" / "b.bin") in message
     assert str(tmp_path / "set" / "c.bin") in message
     assert "a.bin" not in message
-    assert "python scripts/fetch_data.py --only name" in message
+    assert "python -m experiments.fetching --only name" in message
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_every_loader_says_what_to_put_where(load, file, tmp_path):
     with pytest.raises(DataError) as caught:
         load(tmp_path)
     assert str(tmp_path / file) in str(caught.value)
-    assert "fetch_data.py --only" in str(caught.value)
+    assert "experiments.fetching --only" in str(caught.value)
 
 
 def test_mnist_is_read_from_idx_files(tmp_path):

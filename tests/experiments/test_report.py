@@ -257,6 +257,15 @@ class _Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
+def test_low_bit_bytes_never_stand_beside_the_accuracy_of_the_float_file(run):
+    files = read_json(run / "export.json")["files"]
+    change(run, "export.json", files=[{**entry, "ok": entry["format"] == "fp32"} for entry in files])
+    compressed = write_report(run)["compressed"]
+    assert (compressed["file"], compressed["file_bytes"]) == (None, None)
+    assert compressed["stage"] == "quantized"
+    assert compressed["metric"]["value"] == 90.55
+
+
 def test_json_has_the_promised_keys_and_the_smallest_file_that_runs(written):
     report = read_json(written / "report.json")
     assert report["schema_version"] == 1

@@ -1,0 +1,89 @@
+"""What a comparison compares: whose scores, and how the budget is spent on them."""
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from experiments.config import ConfigError
+from experiments.settings import Config
+
+if TYPE_CHECKING:
+    from experiments.components import Components
+
+log = logging.getLogger(__name__)
+LABELER = "labeler"
+CRITERION = "criterion"
+ALLOCATORS = {"mac": "greedy", "uniform": "uniform", "threshold": "threshold", "knapsack": "knapsack"}
+STAGES = ("pruned", "recovered", "fine_tuned")
+
+
+@dataclass(frozen=True)
+class Method:
+    """Whose scores, and how the budget is spent on them.
+
+    `"taylor"` removes below one threshold; `"taylor/mac"` spends by score per cost; `"taylor/uniform"` keeps the same
+    fraction of every group; `"labeler/knapsack"` solves for everything together.
+    """
+
+    name: str
+
+    @property
+    def source(self) -> str:
+        """`"labeler"`, `"criterion"` (the configured one), or the name of a baseline."""
+        return self.name.partition("/")[0]
+
+    @property
+    def allocator(self) -> str:
+        """Name of the allocator.
+
+        Raises:
+            ConfigError: if there is none of that name.
+        """
+        short = self.name.partition("/")[2] or "threshold"
+        if short not in ALLOCATORS:
+            raise ConfigError(f"compare.methods: {self.name!r} must end in one of {list(ALLOCATORS)}, or in nothing.")
+        return ALLOCATORS[short]
+
+
+def methods_of(config: Config, parts: "Components") -> list[Method]:
+    """The methods that a run compares: those of `compare.methods`, and what else the configuration names.
+
+    The configured criterion joins per MAC unless an equal one is compared already, and the labeler joins with the
+    configured allocator unless no method asks for the labeler at all.
+
+    Raises:
+        ConfigError: for a method that is not known, or a choice after a stage that not every method reaches.
+    """
+    compare = config.compare
+    methods = [Method(name) for name in dict.fromkeys(compare.methods)]
+    if not methods:
+        raise ConfigError("compare.methods must name at least one method.")
+    known = {LABELER, CRITERION, *parts.baselines}
+    for method in methods:
+        if method.source not in known:
+            raise ConfigError(f"compare.methods: no scores are called {method.source!r}. Known: {sorted(known)}.")
+        assert method.allocator
+    sources = {method.source for method in methods}
+    for short, name in ALLOCATORS.items():
+        own = LABELER if short == "threshold" else f"{LABELER}/{short}"
+        if type(parts.allocator).name == name and LABELER in sources and Method(own) not in methods:
+            methods.append(Method(own))
+    alike = [name for name in sources & set(parts.baselines) if parts.baselines[name] == parts.criterion]
+    if alike:
+        log.info("The configured criterion is compared as '%s'. Alone: compare.methods=[criterion/mac].", alike[0])
+    elif CRITERION not in sources:
+        methods.append(Method(f"{CRITERION}/mac"))
+    names = [method.name for method in methods]
+    unknown = [name for name in compare.finetune_methods if name not in names]
+    if unknown:
+        raise ConfigError(f"compare.finetune_methods: {unknown[0]!r} is not compared. Compared are {names}.")
+    if compare.choose_after not in STAGES:
+        raise ConfigError(f"compare.choose_after must be one of {STAGES}. Got {compare.choose_after!r}.")
+    if compare.choose_after == "fine_tuned" and (
+        not compare.finetune_epochs or (compare.finetune_methods and set(compare.finetune_methods) != set(names))
+    ):
+        raise ConfigError(
+            "compare.choose_after=fine_tuned needs every method fine-tuned: set compare.finetune_epochs and leave "
+            "compare.finetune_methods empty, or choose after 'recovered'."
+        )
+    return methods

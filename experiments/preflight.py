@@ -1,0 +1,76 @@
+"""Settings that would fail or do nothing hours later are refused in the first second."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from autolabel.sampling import STRATEGIES
+from compress.errors import CompressError
+from compress.finetuning import check_settings as check_training
+from compress.quantizer import WEIGHT_BITS
+from compress.recovery import STEPS
+from compress.refit import LAYER_CHOICES
+from experiments.compared_methods import methods_of
+from experiments.components import Components
+from experiments.config import ConfigError
+from experiments.settings import Config
+
+FORMATS = ("onnx",)
+ORACLES = ("removal", "layer_choice")
+
+
+def check_settings(config: Config, parts: Components) -> None:
+    """Refuse what no stage could do.
+
+    Raises:
+        ConfigError: naming the key, what it must be, and what it is.
+    """
+    methods_of(config, parts)
+    measure, recovery, quantize, export = config.measure, config.recovery, config.quantize, config.export
+    _require("device", config.device == "cpu", "'cpu': runs do not move models to other devices yet", config.device)
+    missing = [name for name in ORACLES if name not in parts.oracles]
+    _require("oracles", not missing, f"a group that holds {missing}", sorted(parts.oracles))
+    _one_of("measure.sampling", [measure.sampling], STRATEGIES)
+    for name in ("images", "batch_size"):
+        _at_least(f"measure.{name}", getattr(measure, name), 1)
+    _at_least("measure.sample", measure.sample, 1)
+    _one_of("recovery.steps", recovery.steps, STEPS)
+    _one_of("recovery.layers", [recovery.layers], LAYER_CHOICES)
+    _at_least("recovery.images", recovery.images, 1)
+    _at_least("recovery.max_rows", recovery.max_rows, 1)
+    _at_least("compare.finetune_epochs", config.compare.finetune_epochs, 0)
+    _at_least("quantize.epochs", quantize.epochs, 0)
+    _one_of("quantize.bits", quantize.bits, WEIGHT_BITS)
+    _one_of("quantize.activation_bits", [quantize.activation_bits], (None, 8))
+    _one_of("export.formats", export.formats, FORMATS)
+    for batch in export.latency_batches:
+        _at_least("export.latency_batches", batch, 1)
+    _at_least("export.latency_repeats", export.latency_repeats, 1)
+    train, finetune = config.train, config.finetune
+    _training("train", epochs=train.epochs, lr=train.lr, optimizer=train.optimizer, weight_decay=train.weight_decay)
+    _training(
+        "finetune", epochs=finetune.epochs, lr=finetune.lr, optimizer=finetune.optimizer, patience=finetune.patience,
+        weight_decay=finetune.weight_decay, alpha=finetune.alpha, temperature=finetune.temperature,
+        precision=finetune.precision,
+    )  # fmt: skip
+    _training("quantize", lr=quantize.lr)
+
+
+def _training(section: str, **settings: Any) -> None:
+    try:
+        check_training(**settings)
+    except CompressError as error:
+        raise ConfigError(f"{section}: {error}") from None
+
+
+def _require(key: str, met: bool, rule: str, value: Any) -> None:
+    if not met:
+        raise ConfigError(f"{key} must be {rule}. Got {value!r}.")
+
+
+def _at_least(key: str, value: int | None, least: int) -> None:
+    _require(key, value is None or value >= least, f"at least {least}", value)
+
+
+def _one_of(key: str, values: Sequence[Any], known: Collection[Any]) -> None:
+    for value in values:
+        _require(key, value in known, f"out of {tuple(known)}", value)

@@ -1,0 +1,105 @@
+"""What is refused in the first second, and what a comparison compares."""
+
+import dataclasses
+import logging
+import warnings
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from autolabel.conformal import CalibrationWarning
+from experiments.compared_methods import methods_of
+from experiments.components import build_components
+from experiments.config import ConfigError, load_config
+from experiments.preflight import check_settings
+from experiments.run_dir import RunDir
+from experiments.settings import Config
+from experiments.stages import Experiment
+from experiments.tracker import RunInfo
+from experiments.trackers.null import NullTracker
+from experiments.warning_log import collected_warnings
+
+
+def configured(*overrides):
+    with initialize_config_module("conf", version_base="1.3"):
+        config = load_config(compose("config", overrides=["experiment=quickstart", "debug=fast", *overrides]))
+    return config, build_components(config)
+
+
+def names(*overrides):
+    return [method.name for method in methods_of(*configured(*overrides))]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("compare.methods=[]", "compare.methods must name at least one"),
+        ("compare.methods=[labeller]", "no scores are called 'labeller'"),
+        ("compare.methods=[labeler/cost]", "must end in one of"),
+        ("compare.finetune_methods=[fisher]", "compare.finetune_methods: 'fisher' is not compared"),
+        ("compare.choose_after=finetuned", "compare.choose_after must be one of"),
+        ("compare.choose_after=fine_tuned", "needs every method fine-tuned"),
+        ("device=cuda", "device must be 'cpu'"),
+        ("measure.sampling=all", "measure.sampling must be out of"),
+        ("measure.images=0", "measure.images must be at least 1"),
+        ("recovery.steps=[bn]", "recovery.steps must be out of"),
+        ("recovery.layers=all", "recovery.layers must be out of"),
+        ("quantize.bits=[5]", "quantize.bits must be out of"),
+        ("quantize.activation_bits=4", "quantize.activation_bits must be out of"),
+        ("export.formats=[tflite]", "export.formats must be out of"),
+        ("export.latency_batches=[0]", "export.latency_batches must be at least 1"),
+        ("finetune.optimizer=lion", "finetune: The 'optimizer' parameter"),
+        ("train.lr=0", "train: The 'lr' parameter"),
+        ("~oracles.removal", "oracles must be a group that holds"),
+    ],
+)
+def test_a_setting_that_no_stage_could_use_is_refused(override, message):
+    with pytest.raises(ConfigError) as caught:
+        check_settings(*configured(override))
+    assert message in str(caught.value)
+
+
+def test_the_configured_allocator_and_criterion_take_part():
+    assert names() == ["labeler/mac", "random", "magnitude/mac", "labeler/knapsack", "criterion/mac"]
+    assert names("allocator=greedy", "criterion=wanda")[3:] == ["criterion/mac"]
+    assert names("compare.methods=[second_order]", "allocator=threshold") == ["second_order"]
+    assert names("compare.methods=[criterion]", "criterion=taylor") == ["criterion"]
+    assert names("compare.methods=[random,random]", "criterion=random") == ["random"]
+
+
+def test_every_part_of_the_configuration_belongs_to_a_stage(tmp_path, monkeypatch):
+    config, _ = configured("compare.finetune_epochs=1")
+    info = RunInfo("test", tmp_path)
+    experiment = Experiment(config, RunDir(tmp_path), NullTracker(info))
+    seen = set()
+    monkeypatch.setattr(experiment, "_run_stage", lambda name, work, **files: seen.update(files.get("settings", {})))
+    monkeypatch.setattr(experiment, "load_dense", lambda: None)
+    experiment.run()
+    # What says how a run is told, not what it does.
+    free = {"name", "device", "traceback", "objective", "tracker"}
+    assert seen == {field.name for field in dataclasses.fields(Config)} - free
+
+
+def test_warnings_of_the_packages_are_collected_once():
+    told = []
+    with collected_warnings(told):
+        for _ in range(2):
+            logging.getLogger("compress.recovery").warning("nothing is %s", "repaired")
+            with pytest.warns(UserWarning, match="no use"):
+                warnings.warn("of no use", UserWarning, stacklevel=1)
+        logging.getLogger("compress.recovery").info("fine")
+        logging.getLogger("torch").warning("another's")
+    logging.getLogger("compress.recovery").warning("later")
+    assert told == ["nothing is repaired"]
+
+
+def test_warnings_are_collected_and_shown(monkeypatch):
+    told, shown = [], []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *rest: shown.append(str(message)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with collected_warnings(told):
+            for category in (UserWarning, CalibrationWarning, DeprecationWarning, UserWarning):
+                warnings.warn(category.__name__, category, stacklevel=1)
+    assert told == ["UserWarning", "CalibrationWarning"]
+    assert shown == ["UserWarning", "CalibrationWarning", "DeprecationWarning", "UserWarning"]

@@ -1,0 +1,25 @@
+"""The wheel: what someone without the checkout gets."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_wheel_holds_the_packages_and_the_configuration(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path, ROOT]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder in ("compress", "autolabel", "experiments"):
+        sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.py")}
+        assert sources <= names, sorted(sources - names)
+    settings = {path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
+    assert settings <= names, sorted(settings - names)
+    assert not [name for name in names if name.startswith(("tests/", "scripts/", "results/"))]
+    entry_points = next(name for name in names if name.endswith("entry_points.txt"))
+    assert "autolabel = experiments.run:main" in zipfile.ZipFile(wheel).read(entry_points).decode()
+    assert any(name.endswith("licenses/LICENSE") for name in names)
