@@ -127,8 +127,11 @@ def _export_program(module: fx.GraphModule, args: tuple, kwargs: dict) -> tuple[
 
 
 def _at_least_two(leaf: Any) -> Any:
-    grows = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == 1
-    return leaf.repeat(2, *[1] * (leaf.dim() - 1)) if grows else leaf
+    if not isinstance(leaf, Tensor):
+        return leaf
+    grows = leaf.dim() > 0 and leaf.shape[0] == 1
+    # A copy: of a view torch.export would also guard the tensor behind it, which its decompositions do not know.
+    return leaf.repeat(2, *[1] * (leaf.dim() - 1)) if grows else leaf.clone()
 
 
 def _free_dims(leaf: Any) -> Any:
