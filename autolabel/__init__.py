@@ -1,6 +1,7 @@
 """Learning what to compress: features, measured damages, labelers, and the whole road in one call."""
 
-from autolabel.extraction import extract_features
+from autolabel.extraction import extract_features, extract_layer_features
+from autolabel.feature import describe_features
 from autolabel.labelers import GBDTLabeler, MeanLabeler, MLPLabeler, RidgeLabeler
 from autolabel.learning import Learned, learn_labels
 from autolabel.measuring import measure
@@ -20,7 +21,9 @@ __all__ = [
     "RemovalOracle",
     "RidgeLabeler",
     "auto_compress",
+    "describe_features",
     "extract_features",
+    "extract_layer_features",
     "learn_labels",
     "measure",
 ]

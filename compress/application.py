@@ -1,7 +1,6 @@
 """From a plan to a model: simulate it with masks, or apply it by slicing the traced graph."""
 
 import contextlib
-import copy
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from compress.attributes import copy_traced
 from compress.dimensions import Value
 from compress.errors import PlanError
 from compress.gates import gated_module, gates_of
@@ -59,7 +59,7 @@ def apply_plan(model: nn.Module | Structure, plan: CompressionPlan, example_inpu
 def slice_model(structure: Structure, removed: np.ndarray) -> fx.GraphModule:
     """The model without the units where `removed` (`(n_units,)` bool) is True."""
     source = structure.traced.module
-    small = fx.GraphModule(source, copy.deepcopy(structure.traced.graph))
+    small = fx.GraphModule(source, copy_traced(structure.traced.graph))
     owned: dict[int, Tensor] = {}
     named = [*source.named_parameters(remove_duplicate=False), *source.named_buffers(remove_duplicate=False)]
     constants = [(n.target, n) for n in source.graph.nodes if is_parameter(n)]
@@ -115,7 +115,7 @@ def check_equal(structure: Structure, removed: np.ndarray, small: fx.GraphModule
     if dtype == torch.float32:
         # Rounding may pile up in a deep float32 model: the same comparison in float64 tells rounding from mistakes.
         with contextlib.suppress(PlanError):  # a constant of the graph may not follow the cast
-            doubles = copy.deepcopy(masked).double(), copy.deepcopy(small).double()
+            doubles = copy_traced(masked).double(), copy_traced(small).double()
             if _difference(structure, *doubles, torch.float64)[0] <= TOLERANCE[torch.float64]:
                 return error
     place = _first_difference(structure, removed, masked, small)

@@ -2,17 +2,20 @@
 
 import copy
 import warnings
+from typing import TypeVar
 
 from torch import Tensor, fx, nn
 
 from compress.graph import is_parameter
 
+_Traced = TypeVar("_Traced", fx.GraphModule, fx.Graph)
 
-def copy_module(module: fx.GraphModule) -> fx.GraphModule:
-    """A deep copy; ties between parameters stay."""
+
+def copy_traced(traced: _Traced) -> _Traced:
+    """A deep copy of a traced module or its graph; ties between parameters stay."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own pytree specs warn when they are copied
-        return copy.deepcopy(module)
+        return copy.deepcopy(traced)
 
 
 def only_user(node: fx.Node) -> fx.Node | None:

@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 
 from compress.activation_edges import activation_edges, moves_values
-from compress.attributes import copy_module, set_buffer, sibling
+from compress.attributes import copy_traced, set_buffer, sibling
 from compress.errors import PlanError
 from compress.folding import output_axis
 from compress.graph import ATEN, Layer, is_parameter, layers_of
@@ -75,7 +75,7 @@ def insert_fake_quantizers(
         PlanError: for an unknown layer, or two formats of one tied weight.
     """
     check_formats(module, formats)
-    module = copy_module(module)
+    module = copy_traced(module)
     if quantize_activations:
         _insert_activation_quantizers(module, formats)
     _insert_weight_quantizers(module, formats, reduce_range)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from compress.attributes import copy_module, only_user, parameter_uses, remove_unused, set_parameter, sibling, value_of
+from compress.attributes import copy_traced, only_user, parameter_uses, remove_unused, set_parameter, sibling, value_of
 from compress.graph import ATEN, Layer, as_inputs, layers_of, record_shapes
 
 
@@ -25,7 +25,7 @@ def fold_batch_norm(
         keep: norms whose running mean has one of these names stay.
     """
     shapes = {} if example_inputs is None else record_shapes(module, *as_inputs(example_inputs))
-    module = copy_module(module)
+    module = copy_traced(module)
     uses = parameter_uses(module)
     for layer in list(layers_of(module)):
         follower = only_user(layer.node)

@@ -1,12 +1,12 @@
 """Gates: one multiplier per unit, put where the unit is consumed, so that zero means as if it were absent."""
 
-import copy
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
+from compress.attributes import copy_traced
 from compress.errors import CompressError
 from compress.graph import ATEN, argument, place
 from compress.structure import Site, Structure
@@ -25,7 +25,7 @@ def gated_module(structure: Structure, gates: Tensor | None = None) -> fx.GraphM
     `module.gates` holds the multipliers, `(1, n_removable)` for all examples alike or `(batch, n_removable)` for each
     example its own. Set it before a call; all ones give the model itself. Gates carry gradients.
     """
-    graph = copy.deepcopy(structure.traced.graph)
+    graph = copy_traced(structure.traced.graph)
     nodes = {node.name: node for node in graph.nodes}
     module = fx.GraphModule(structure.traced.module, graph)
     source = structure.traced.module

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from compress.attributes import copy_module, remove_unused, set_buffer, sibling, value_of
+from compress.attributes import copy_traced, remove_unused, set_buffer, sibling, value_of
 from compress.fake_quantization import ACTIVATION_OP, INT32_LIMIT, WEIGHT_OP, integer_input, quantized_weights
 from compress.graph import ATEN
 from compress.quantizer import round_weight
@@ -109,7 +109,7 @@ def integer_graph(module: fx.GraphModule, shapes: Mapping[str, Any]) -> fx.Graph
         module: from `prepare_quantized`, or any traced module.
         shapes: node name -> shape on example inputs, from `record_shapes`.
     """
-    module = copy_module(module)
+    module = copy_traced(module)
     graph = module.graph
     for node in graph.nodes:
         if node.target in _ADAPTIVE_POOLS:

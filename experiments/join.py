@@ -8,7 +8,6 @@ measured. Exit status: 0 when all rows are there, 1 if the run cannot be helped.
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 
 import torch
@@ -52,7 +51,6 @@ def join_run(folder: str | Path) -> None:
 
 def main() -> None:
     """Help the run folder on the command line and exit."""
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*", category=FutureWarning)
     parser = argparse.ArgumentParser(description="Help a run that is comparing methods.")
     parser.add_argument("run", type=Path, help="folder of the running experiment")
     try:

@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,8 +50,6 @@ class RunFailed(Exception):  # noqa: N818 - the end of a run, told in one line
 
 def main() -> None:
     """Run the command line in `sys.argv` and exit; an error the user can mend is one line on stderr."""
-    # torch's own, raised for every traced module that is copied: nothing a user can mend.
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*", category=FutureWarning)
     try:
         with _own_error_report():
             _check_arguments(sys.argv)

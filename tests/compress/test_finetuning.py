@@ -21,7 +21,7 @@ from compress import (
     analyze,
     evaluate,
 )
-from compress.attributes import copy_module
+from compress.attributes import copy_traced
 from compress.finetuning import distillation_loss, finetune_, learning_rate
 from compress.quantization import prepare_quantized
 from compress.quantizers.minmax import MinMaxQuantizer
@@ -301,7 +301,7 @@ def test_a_fake_quantised_model_trains_and_goes_on(tmp_path: Path) -> None:
     assert evaluate(model, Distance(dense), train_batches(0))[1] < before
     file = tmp_path / "qat.safetensors"
     settings |= {"alpha": 0.9}
-    twin = copy_module(model)
+    twin = copy_traced(model)
     finetune_(model, TASK, train_batches, **settings)
     with pytest.raises(Killed):
         finetune_(twin, DiesAfter(11), train_batches, checkpoint=file, checkpoint_every_steps=1, **settings)
