@@ -12,6 +12,7 @@ from compress.refit import LAYER_CHOICES
 from experiments.compared_methods import methods_of
 from experiments.components import Components
 from experiments.config import ConfigError
+from experiments.placement import is_available
 from experiments.settings import Config
 
 FORMATS = ("onnx",)
@@ -26,7 +27,7 @@ def check_settings(config: Config, parts: Components) -> None:
     """
     methods_of(config, parts)
     measure, recovery, quantize, export = config.measure, config.recovery, config.quantize, config.export
-    _require("device", config.device == "cpu", "'cpu': runs do not move models to other devices yet", config.device)
+    _require("device", is_available(config.device), "a torch device that is here, such as 'cpu'", config.device)
     missing = [name for name in ORACLES if name not in parts.oracles]
     _require("oracles", not missing, f"a group that holds {missing}", sorted(parts.oracles))
     _one_of("measure.sampling", [measure.sampling], STRATEGIES)

@@ -126,7 +126,7 @@ class Config:
         seed: of everything random in the run.
         seeds: over which the compared methods are repeated inside one run.
         threads: of torch; results repeat bit for bit only at the same number.
-        device: of torch; only `cpu` so far.
+        device: of torch, for training; everything else is computed on the CPU.
         traceback: show the whole traceback of an error instead of one line.
         objective: dotted names in the final metrics that the run returns to a sweeper.
         baselines: name -> criterion node, compared with the labeler at the same budget.

@@ -26,6 +26,7 @@ from compress.task import evaluate
 from experiments.comparison import Comparison
 from experiments.data import ShuffledBatches
 from experiments.exporting import export_run
+from experiments.placement import PlacedBatches, placed
 from experiments.progress import progress
 from experiments.report import write_figures, write_report
 from experiments.run_dir import RunDir
@@ -139,7 +140,7 @@ class Experiment(Workbench):
         self._told += read_json(path) if path.exists() else []
 
     def _settings(self, *names: str) -> dict[str, Any]:
-        chosen = {name: getattr(self.config, name) for name in ("seed", "threads", "task", *names)}
+        chosen = {name: getattr(self.config, name) for name in ("seed", "threads", "device", "task", *names)}
         return {name: to_json(asdict(v) if hasattr(v, "__dataclass_fields__") else v) for name, v in chosen.items()}
 
     def compare_settings(self) -> dict[str, Any]:
@@ -150,20 +151,21 @@ class Experiment(Workbench):
 
     def train_dense(self) -> None:
         """Train the dense model where the experiment says so, and keep its weights."""
-        settings = self.config.train
+        settings, device = self.config.train, torch.device(self.config.device)
         if settings.epochs:
-            finetune_(
-                self.model,
-                self.task,
-                ShuffledBatches(self.data.train, settings.batch_size, self.config.seed),
-                epochs=settings.epochs,
-                lr=settings.lr,
-                weight_decay=settings.weight_decay,
-                validation=self.batches("validation"),
-                checkpoint=self.run_dir.path / "dense" / "checkpoint.safetensors",
-                optimizer=settings.optimizer,
-                on_metrics=self.log_as("train"),
-            )
+            with placed([self.model], device):
+                finetune_(
+                    self.model,
+                    self.task,
+                    PlacedBatches(ShuffledBatches(self.data.train, settings.batch_size, self.config.seed), device),
+                    epochs=settings.epochs,
+                    lr=settings.lr,
+                    weight_decay=settings.weight_decay,
+                    validation=PlacedBatches(self.batches("validation"), device),
+                    checkpoint=self.run_dir.path / "dense" / "checkpoint.safetensors",
+                    optimizer=settings.optimizer,
+                    on_metrics=self.log_as("train"),
+                )
         state = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
         data = safetensors.torch.save(_untied(state))
         write_atomic(self.run_dir.file("dense/model.safetensors"), lambda file: file.write(data))

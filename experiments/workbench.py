@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from compress.allocation import check_budget
@@ -20,6 +21,7 @@ from compress.structure import Structure, analyze
 from compress.task import evaluate
 from experiments.components import Components, build_components
 from experiments.data import ShuffledBatches, make_batches
+from experiments.placement import PlacedBatches, placed
 from experiments.run_dir import RunDir
 from experiments.settings import Config
 from experiments.teacher import RememberingTeacher
@@ -142,24 +144,27 @@ class Workbench:
         if not epochs:
             return
         seed = self.config.seed if seed is None else seed
+        device = torch.device(self.config.device)
         batches = ShuffledBatches(self.data.train, settings.batch_size, seed)
-        finetune_(
-            small,
-            self.task,
-            batches,
-            teacher=self.teacher,
-            epochs=epochs,
-            lr=lr,
-            weight_decay=settings.weight_decay,
-            alpha=settings.alpha,
-            temperature=settings.temperature,
-            optimizer=settings.optimizer,
-            patience=settings.patience,
-            precision=settings.precision,
-            validation=self.batches("validation"),
-            checkpoint=checkpoint,
-            on_metrics=self.log_as(name),
-        )
+        validation = self.batches("validation")
+        with placed([small, self.teacher], device):
+            finetune_(
+                small,
+                self.task,
+                PlacedBatches(batches, device),
+                teacher=self.teacher,
+                epochs=epochs,
+                lr=lr,
+                weight_decay=settings.weight_decay,
+                alpha=settings.alpha,
+                temperature=settings.temperature,
+                optimizer=settings.optimizer,
+                patience=settings.patience,
+                precision=settings.precision,
+                validation=PlacedBatches(validation, device),
+                checkpoint=checkpoint,
+                on_metrics=self.log_as(name),
+            )
 
     def quantize(self, small: fx.GraphModule, plan: CompressionPlan) -> fx.GraphModule:
         """The model in the plan's formats, trained on with them."""

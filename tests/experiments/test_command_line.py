@@ -157,7 +157,7 @@ def test_the_same_command_resumes(call):
         ("compare.choose_after=fine_tuned", "needs every method fine-tuned"),
         ("measure.sampling=random", "measure.sampling must be out of"),
         ("finetune.precision=int8", "finetune: The 'precision' parameter"),
-        ("device=cuda", "device must be 'cpu'"),
+        ("device=cuba", "device must be a torch device that is here"),
         ("budget.macs=0.1", "The closest feasible budget is macs=0.2."),
         ("objective=[nothing]", "the run reported no number 'nothing'"),
         ("--experimental-rerun=x", "unpickles"),

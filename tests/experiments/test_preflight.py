@@ -39,7 +39,7 @@ def names(*overrides):
         ("compare.finetune_methods=[fisher]", "compare.finetune_methods: 'fisher' is not compared"),
         ("compare.choose_after=finetuned", "compare.choose_after must be one of"),
         ("compare.choose_after=fine_tuned", "needs every method fine-tuned"),
-        ("device=cuda", "device must be 'cpu'"),
+        ("device=cuba", "device must be a torch device that is here"),
         ("measure.sampling=all", "measure.sampling must be out of"),
         ("measure.images=0", "measure.images must be at least 1"),
         ("recovery.steps=[bn]", "recovery.steps must be out of"),
@@ -76,7 +76,7 @@ def test_every_part_of_the_configuration_belongs_to_a_stage(tmp_path, monkeypatc
     monkeypatch.setattr(experiment, "load_dense", lambda: None)
     experiment.run()
     # What says how a run is told, not what it does.
-    free = {"name", "device", "traceback", "objective", "tracker"}
+    free = {"name", "traceback", "objective", "tracker"}
     assert seen == {field.name for field in dataclasses.fields(Config)} - free
 
 
