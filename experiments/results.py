@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def collect_results(folder: str | Path, path: str | Path) -> int:
                 made = {"commit": manifest["code"].get("commit", ""), "versions": json.dumps(manifest["libraries"])}
                 rows.append({**made, "method": key[0], "seed": key[1], "stage": stage, "macs": result["macs"],
                              "weight_bytes": result["weight_bytes"], **result["stages"][stage]})  # fmt: skip
-    constant = {"command": manifest["command"]}
+    # Where the run lay says nothing to others.
+    words = [word for word in shlex.split(manifest["command"]) if not word.startswith("hydra.run.dir=")]
+    constant = {"command": shlex.join(words)}
     rows.sort(key=lambda row: (row["method"], row["seed"]))
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="")

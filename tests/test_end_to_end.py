@@ -1,5 +1,7 @@
 """The whole road through the real command line, on next to nothing: what a run leaves, resumes, refuses and repeats."""
 
+import collections
+import csv
 import html.parser
 import json
 import logging
@@ -27,6 +29,7 @@ from experiments import run as command
 from experiments.join import join_run
 from experiments.manifest import hash_file
 from experiments.reproduction import compare_runs
+from experiments.results import collect_results
 from experiments.run_dir import read_manifest
 
 ROOT = Path(__file__).parents[1]
@@ -242,6 +245,22 @@ def test_another_process_helps_with_the_rows_that_are_missing(run, tmp_path):
         output = helper.communicate(timeout=60)[0]
     assert helper.returncode == 0, output
     assert [read(path) for path in rows] == told
+
+
+def test_raw_rows_are_collected_with_what_made_them(run, tmp_path):
+    assert collect_results(run, tmp_path / "raw.csv") == 12
+    with (tmp_path / "raw.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    by_stage = collections.Counter(row["stage"] for row in rows)
+    assert by_stage == {"pruned": 5, "recovered": 5, "fine_tuned": 1, "quantized": 1}
+    manifest, chosen = read(run / "manifest.json"), read(run / "choice.json")["chosen"]
+    assert {row["commit"] for row in rows} == {manifest["code"]["commit"]}
+    assert {row["method"] for row in rows if row["stage"] in ("fine_tuned", "quantized")} == {chosen}
+    assert all(row["command"].startswith("python -m experiments.run") for row in rows)
+    assert str(run) not in (tmp_path / "raw.csv").read_text()
+    assert json.loads(rows[0]["versions"])["torch"] == torch.__version__
+    with pytest.raises(ArtifactError):
+        collect_results(tmp_path, tmp_path / "none.csv")
 
 
 def test_what_cannot_be_helped_is_one_line(run, tmp_path):
