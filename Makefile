@@ -6,7 +6,7 @@ THREADS ?= 2
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := dev,joblib,sweep,sts
+EXTRAS := dev,joblib,sweep,sts,zoo
 
 export OMP_NUM_THREADS := $(THREADS)
 export MKL_NUM_THREADS := $(THREADS)

@@ -89,6 +89,16 @@ DATASETS: dict[str, tuple[Source, ...]] = {
     "resnet32": _resnet("resnet32-d509ac18.th", "d509ac1820d7f25398913559d7e81a13229b1e7adc5648e3bfa5e22dc137f850"),
     "resnet44": _resnet("resnet44-014dd654.th", "014dd6541728a1c700b1642ab640e211dc6eb8ed507d70697458dc8f8a0ae2e4"),
     "resnet56": _resnet("resnet56-4bfd9763.th", "4bfd97631478d6b638d2764fd2baff3edb1d7d82252d54439343b6596b9b5367"),
+    "shakespeare": (
+        Source(
+            "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+            (
+                File(
+                    "tinyshakespeare/input.txt", "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+                ),
+            ),
+        ),
+    ),
     "stsb": (
         Source(
             "https://ixa2.si.ehu.eus/stswiki/images/4/48/Stsbenchmark.tar.gz",

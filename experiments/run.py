@@ -25,7 +25,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from compress.errors import CompressError
 from compress.files import write_atomic
-from experiments.components import build_components
 from experiments.config import ConfigError, build, explain_composition, load_config, plain_config
 from experiments.run_dir import RunDir
 from experiments.seeding import seed_run, set_threads
@@ -92,12 +91,10 @@ def run(node: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     Raises:
         CompressError: for whatever the user can mend.
     """
-    # Here, so that --help does not wait for torch's exporters.
-    from experiments.preflight import check_settings
-    from experiments.stages import run_experiment
-
     config = load_config(node)
-    check_settings(config, build_components(config))
+    # Its module is imported here, so that --help does not wait for torch's exporters.
+    job = build(config.job, "job", within="experiments.jobs")
+    job.check(config)
     plain = plain_config(node)
     info = _describe(config, plain, folder)
     record = {
@@ -110,7 +107,7 @@ def run(node: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
         seed_run(config.seed, config.device)
         tracker = open_tracker(config.tracker, info)
         try:
-            metrics = run_experiment(config, run_dir, tracker)
+            metrics = job.run(config, run_dir, tracker)
             tracker.summary(metrics)
         finally:
             tracker.finish()
@@ -145,7 +142,7 @@ def read_objective(metrics: Mapping[str, Any], names: list[str]) -> float | tupl
 def _describe(config: Config, plain: Mapping[str, Any], folder: Path) -> RunInfo:
     sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     group = f"{config.name}/{folder.parent.name}" if sweep else config.name
-    tags = [plain[key]["_target_"].split(".")[-2] for key in ("labeler", "criterion", "allocator")]
+    tags = [plain[key]["_target_"].split(".")[-2] for key in ("job", "labeler", "criterion", "allocator")]
     return RunInfo(
         name=f"{config.name}/{folder.name}", folder=folder, config=plain, group=group,
         job_type="sweep" if sweep else "run", tags=tuple(dict.fromkeys(tags)),

@@ -129,6 +129,7 @@ class Config:
         device: of torch, for training; everything else is computed on the CPU.
         traceback: show the whole traceback of an error instead of one line.
         objective: dotted names in the final metrics that the run returns to a sweeper.
+        job: what the run does.
         baselines: name -> criterion node, compared with the labeler at the same budget.
         oracles: name -> oracle node.
     """
@@ -140,6 +141,7 @@ class Config:
     device: str = "cpu"
     traceback: bool = False
     objective: list[str] = field(default_factory=lambda: ["compressed.metric.value"])
+    job: Any = MISSING
     model: Any = MISSING
     data: Any = MISSING
     task: Any = MISSING

@@ -17,7 +17,7 @@ MODULES = {
 # Library -> where it may be imported (prefixes of module names). The owner of a library is the one place to look when
 # it changes, and what needs none of it can be used without it.
 CONFINED = {
-    "lightgbm": ("autolabel.labelers.", "autolabel.evaluation"),
+    "lightgbm": ("autolabel.labelers.", "autolabel.plan_labelers.", "autolabel.evaluation"),
     "sklearn": ("autolabel.labelers.", "autolabel.evaluation", "experiments.data."),
     "hydra": ("experiments.",),
     "omegaconf": ("experiments.",),
@@ -32,7 +32,8 @@ CONFINED = {
 }
 IMPLEMENTATION_FOLDERS = {
     "compress.criteria", "compress.allocators", "compress.quantizers", "compress.exporters", "compress.runtimes",
-    "autolabel.features", "autolabel.oracles", "autolabel.labelers", "experiments.models", "experiments.trackers",
+    "autolabel.features", "autolabel.oracles", "autolabel.labelers", "autolabel.plan_labelers", "experiments.jobs",
+    "experiments.models", "experiments.trackers",
 }  # fmt: skip
 MAX_LINES = 400
 MAX_SCRIPT_LINES = 120

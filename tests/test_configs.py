@@ -17,6 +17,7 @@ CONF = Path(conf.__file__).parent
 ROOT = CONF.parent
 # Group -> folder of the implementations; the names are the same in both.
 SEAMS = {
+    "job": "experiments/jobs",
     "criterion": "compress/criteria",
     "allocator": "compress/allocators",
     "quantizer": "compress/quantizers",
