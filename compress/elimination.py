@@ -19,11 +19,13 @@ class Reading:
         rows: `(n_columns,)` unit row of each column, -1 for none.
         covariance: `(n_columns, n_columns)` float64.
         weight: `(n_columns, n_outputs)` float64.
+        mean: `(n_columns,)` float64.
     """
 
     rows: np.ndarray
     covariance: np.ndarray
     weight: np.ndarray
+    mean: np.ndarray
 
 
 def readings(statistics: Statistics) -> list[Reading]:
@@ -47,7 +49,7 @@ def readings(statistics: Statistics) -> list[Reading]:
             weight = weight.movedim(0 if layer.kind == "conv_transpose" else 1, 0).flatten(1).numpy()
             # A grouped convolution has fewer input columns than channels: it does not mix them.
             if len(weight) == len(place.rows):
-                found.append(Reading(place.rows, place.covariance, weight))
+                found.append(Reading(place.rows, place.covariance, weight, place.mean))
     return found
 
 

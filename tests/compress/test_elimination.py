@@ -16,7 +16,7 @@ from compress.statistics import collect_statistics
 def make_reading(seed: int, rows: np.ndarray, n_outputs: int) -> Reading:
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(200, len(rows))) @ rng.normal(size=(len(rows), len(rows)))
-    return Reading(rows, np.cov(x.T, bias=True), rng.normal(size=(len(rows), n_outputs)))
+    return Reading(rows, np.cov(x.T, bias=True), rng.normal(size=(len(rows), n_outputs)), x.mean(axis=0))
 
 
 def refit_error(reading: Reading, gone: list[int]) -> float:
@@ -45,7 +45,7 @@ def test_increases_add_up_to_the_refitted_error_of_all_readers(columns: list[int
 def test_two_columns_that_are_alike_are_cheap_once() -> None:
     x = np.random.default_rng(0).normal(size=(500, 3))
     x = np.column_stack([x, 2 * x[:, 0]])
-    place = Reading(np.arange(4), np.cov(x.T, bias=True), np.ones((4, 2)))
+    place = Reading(np.arange(4), np.cov(x.T, bias=True), np.ones((4, 2)), x.mean(axis=0))
     order, increases = eliminate([place], np.arange(4), ridge=1e-9)
     assert order[0] in (0, 3)
     assert increases[0] < 1e-6 < 0.05 < increases[1]

@@ -1,0 +1,60 @@
+"""Ridge regression over numbers of whole plans, compared within each board."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from autolabel.plan_board import PlanBoard, plan_matrix
+from autolabel.plan_summary import PlanSummary
+from compress.errors import CompressError
+
+
+@dataclass(eq=False)
+class RidgePlanLabeler:
+    """A linear model of the columns that are standardised or ranked within a board: the floor of what is learned.
+
+    Args:
+        strength: of the penalty, as a part of the number of rows.
+        seed: without effect; all plan labelers take one.
+    """
+
+    name: ClassVar[str] = "ridge"
+
+    strength: float = 0.3
+    seed: int = 0
+    _weight: np.ndarray | None = field(default=None, repr=False)
+    _names: tuple[str, ...] = field(default=(), repr=False)
+
+    def fit(self, boards: Sequence[PlanBoard], moment: str = "finetuned") -> "RidgePlanLabeler":
+        """See `PlanLabeler`."""
+        if not boards:
+            raise CompressError("A plan labeler needs at least one board to learn from. Got none.")
+        found = [self._columns(board.summary) for board in boards]
+        self._names = found[0][1]
+        x = np.concatenate([columns for columns, _ in found])
+        y = np.concatenate([board.target(moment) for board in boards])
+        gram = x.T @ x + self.strength * len(x) * np.eye(x.shape[1])
+        self._weight = np.linalg.solve(gram, x.T @ y)
+        return self
+
+    def predict(self, summary: PlanSummary, reference: PlanSummary | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """See `PlanLabeler`."""
+        if self._weight is None:
+            raise CompressError("This plan labeler was not fitted. Call fit first.")
+        x, names = self._columns(summary, reference)
+        if names != self._names:
+            raise CompressError(
+                "This plan labeler was fitted on other columns. Summarise plans with the same criteria."
+            )
+        score = x @ self._weight
+        return score, np.zeros(len(score))
+
+    def _columns(
+        self, summary: PlanSummary, reference: PlanSummary | None = None
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
+        matrix, names = plan_matrix(summary, reference)
+        chosen = [i for i, name in enumerate(names) if name.startswith(("z_", "rank_"))]
+        scale = np.array([3.0 if names[i].startswith("rank_") else 1.0 for i in chosen])
+        return np.clip(matrix[:, chosen], -4, 4) * scale, tuple(names[i] for i in chosen)

@@ -1,0 +1,134 @@
+"""The oracle of whole plans: what a network loses at once, after the refit, after a few steps and after fine-tuning."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from compress.application import slice_model
+from compress.costs import CostTable
+from compress.errors import CompressError
+from compress.finetuning import finetune_
+from compress.plan import CompressionPlan
+from compress.recovery import recover_
+from compress.structure import Structure
+from compress.task import Batch, Task, evaluate
+
+MOMENTS = ("at_once", "refitted", "briefly_tuned", "finetuned")
+
+
+@dataclass(frozen=True)
+class PlanOutcome:
+    """What became of one plan at one moment.
+
+    Attributes:
+        moment: one of `MOMENTS`.
+        loss, metric: data part -> mean loss per example, and metric.
+        training_macs: MACs spent to get there since the plan was applied, in forward-MACs of the dense model's kind
+            (a training step counts three forwards of the small model and one of the teacher); evaluation not counted.
+    """
+
+    moment: str
+    loss: Mapping[str, float]
+    metric: Mapping[str, float]
+    training_macs: float
+
+
+@dataclass(frozen=True, eq=False)
+class PlanBench:
+    """One network and the data that its plans are judged with; no two parts may share an example.
+
+    Attributes:
+        structure, costs: of the dense model.
+        task: reads batches, gives losses and the metric.
+        repair: batches of the refit; their labels are not read.
+        train: `train(epoch)` gives the batches of that epoch.
+        judged: data part -> batches that outcomes are measured on.
+        teacher: the dense model as fine-tuning asks it.
+    """
+
+    structure: Structure
+    costs: CostTable
+    task: Task
+    repair: Sequence[Batch]
+    train: Callable[[int], Iterable[Batch]]
+    judged: Mapping[str, Sequence[Batch]]
+    teacher: nn.Module
+
+
+@dataclass(frozen=True)
+class PlanOracle:
+    """Does to a plan what the product does to it, and looks at each moment.
+
+    Args:
+        moments: which to measure, out of `MOMENTS`, in this order.
+        steps, ridge, max_rows: of the repair, see `recover_`.
+        brief_steps: optimizer steps of the moment `"briefly_tuned"`.
+        epochs: of the moment `"finetuned"`.
+        finetune: other settings of `finetune_`; the same for the brief training.
+        seed: of repair and training.
+    """
+
+    moments: tuple[str, ...] = MOMENTS
+    steps: tuple[str, ...] = ("refit",)
+    ridge: float = 1e-4
+    max_rows: int = 20_000
+    brief_steps: int = 20
+    epochs: int = 2
+    finetune: Mapping[str, Any] = field(default_factory=lambda: {"optimizer": "adamw", "lr": 2e-3})
+    seed: int = 0
+
+    name = "plan"
+
+    def __post_init__(self) -> None:
+        unknown = [moment for moment in self.moments if moment not in MOMENTS]
+        if unknown:
+            raise CompressError(f"The 'moments' parameter of PlanOracle must be out of {MOMENTS}. Got {unknown[0]!r}.")
+
+    def measure(self, bench: PlanBench, removed: np.ndarray) -> list[PlanOutcome]:
+        """One outcome for each moment of the plan that removes the units where `removed` (`(n_units,)` bool) is True.
+
+        Raises:
+            CompressError: if the plan cannot be applied.
+        """
+        structure = bench.structure
+        small = slice_model(structure, removed).eval()
+        found = []
+        if "at_once" in self.moments:
+            found.append(self._look("at_once", bench, small, 0.0))
+        if set(self.moments) == {"at_once"}:
+            return found
+        units = structure.units
+        plan = CompressionPlan.removing(units, [units.ids[row] for row in np.flatnonzero(removed)])
+        recover_(
+            small, structure, bench.repair, plan=plan, task=bench.task, steps=self.steps, ridge=self.ridge,
+            max_rows=self.max_rows, seed=self.seed,
+        )  # fmt: skip
+        dense_macs, small_macs = bench.costs.dense_macs, bench.costs.total(removed)[0]
+        spent = (dense_macs + small_macs) * sum(len(bench.task.inputs(batch)[0]) for batch in bench.repair)
+        if "refitted" in self.moments:
+            found.append(self._look("refitted", bench, small, spent))
+        example_macs = 3 * small_macs + dense_macs
+        if "briefly_tuned" in self.moments:
+            state = {name: value.clone() for name, value in small.state_dict().items()}
+            trained = self._train(bench, small, lambda epoch: list(islice(bench.train(epoch), self.brief_steps)), 1)
+            found.append(self._look("briefly_tuned", bench, small, spent + trained * example_macs))
+            small.load_state_dict(state)
+        if "finetuned" in self.moments:
+            trained = self._train(bench, small, bench.train, self.epochs)
+            found.append(self._look("finetuned", bench, small, spent + trained * example_macs))
+        return found
+
+    def _train(self, bench: PlanBench, small: nn.Module, train: Callable[[int], Iterable[Batch]], epochs: int) -> int:
+        """Fine-tune with distillation; return the number of examples that were seen, the last batches taken as full."""
+        report = finetune_(small, bench.task, train, teacher=bench.teacher, epochs=epochs, progress=False,
+                           seed=self.seed, **self.finetune)  # fmt: skip
+        small.eval()
+        return report.steps * len(bench.task.inputs(next(iter(train(0))))[0])
+
+    def _look(self, moment: str, bench: PlanBench, small: Any, macs: float) -> PlanOutcome:
+        found = {part: evaluate(small, bench.task, batches) for part, batches in bench.judged.items()}
+        return PlanOutcome(moment, {p: v[1] for p, v in found.items()}, {p: v[0] for p, v in found.items()}, macs)

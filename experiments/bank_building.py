@@ -1,0 +1,260 @@
+"""Measures the labels of every network of a zoo: one file for each, then one bank."""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice, repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from autolabel.extraction import extract_features
+from autolabel.label_bank import LabelBank, merge_banks
+from autolabel.measuring import measure
+from autolabel.oracles.removal import RemovalOracle
+from autolabel.plan_oracle import MOMENTS, PlanBench, PlanOracle
+from autolabel.plan_sampling import SIZES, SampledPlans, sample_plans
+from autolabel.plan_summary import PlanSummarizer
+from compress.allocator import Constraints
+from compress.costs import CostTable
+from compress.counting import unit_costs
+from compress.criteria import (
+    ActivationCriterion,
+    FisherCriterion,
+    MagnitudeCriterion,
+    RandomCriterion,
+    ReconstructionCriterion,
+    SecondOrderCriterion,
+    TaylorCriterion,
+    WandaCriterion,
+)
+from compress.criterion import Criterion
+from compress.errors import ArtifactError
+from compress.statistics import Statistics, collect_statistics
+from compress.structure import Structure, analyze
+from compress.task import ClassificationTask, evaluate
+from experiments.data import DataSplits, ShuffledBatches, make_batches
+from experiments.manifest import describe_code, library_versions
+from experiments.seeding import derive_seed
+from experiments.teacher import RememberingTeacher
+from experiments.worker_pool import run_pieces
+from experiments.zoo import load_network, read_rows
+
+log = logging.getLogger(__name__)
+# Labelers learn from outcomes on validation (and label) examples; outcomes on test examples only judge them.
+PARTS = ("validation", "test")
+_EVALUATION_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class BankSettings:
+    """What is measured on each network; the same for all.
+
+    Attributes:
+        plans: random plans of each network, all of one size.
+        fractions: sizes that a network's plans may have, as parts of the dense one; drawn by the network's name.
+        floor: part of every group that stays at least.
+        images: examples of the calibration part for statistics and repair, and of the label part for unit labels.
+        steps, batch_size, finetune: optimizer steps of the fine-tuning after the repair, and its other settings.
+        brief_steps: of the brief one.
+        seed: of the plans, the repair and the training.
+    """
+
+    plans: int = 30
+    fractions: tuple[float, ...] = (0.5, 0.35, 0.25, 0.15)
+    floor: float = 0.05
+    images: int = 256
+    steps: int = 128
+    brief_steps: int = 20
+    batch_size: int = 64
+    finetune: dict[str, Any] = field(default_factory=lambda: {"optimizer": "adamw", "lr": 1e-3})
+    seed: int = 0
+
+
+def bank_criteria(seed: int = 0) -> dict[str, Criterion]:
+    """The criteria whose shares a plan's summary holds. Chance only orders the units of some of the sampled plans."""
+    return {
+        "magnitude": MagnitudeCriterion(),
+        "activation": ActivationCriterion(),
+        "wanda": WandaCriterion(),
+        "taylor": TaylorCriterion(),
+        "fisher": FisherCriterion(),
+        "second_order": SecondOrderCriterion(),
+        "reconstruction": ReconstructionCriterion(),
+    }
+
+
+def build_bank(
+    folder: str | Path,
+    zoo: str | Path,
+    settings: BankSettings,
+    workers: int = 2,
+    limit: int | None = None,
+    on_network: Callable[[int, int], None] | None = None,
+) -> LabelBank:
+    """Label every network of the zoo in `zoo` and write `label_bank.npz` and its data card into `folder`.
+
+    Networks that are labelled already, with the same weights and settings, are not labelled again.
+
+    Raises:
+        ArtifactError: if the zoo is empty or damaged.
+    """
+    folder = Path(folder)
+    names = sorted(row["name"] for row in read_rows(zoo))[:limit]
+    if not names:
+        raise ArtifactError(f"{zoo} holds no networks. Build them first: python -m experiments.run experiment=zoo")
+    files = [folder / "networks" / f"{name}.npz" for name in names]
+    missing = [i for i, file in enumerate(files) if not file.exists()]
+    done = len(names) - len(missing)
+    if done:
+        log.info("%d of %d networks are labelled already.", done, len(names))
+    pieces = [(str(zoo), names[i], str(files[i]), settings) for i in missing]
+    for number, seconds in run_pieces(label_network, pieces, workers):
+        done += 1
+        log.info("%s: labelled in %.1f s (%d of %d)", pieces[number][1], seconds, done, len(names))
+        if on_network is not None:
+            on_network(done, len(names))
+    banks = [LabelBank.load(file) for file in files]
+    for file, bank in zip(files, banks, strict=True):
+        if bank.about["settings"] != _plain(settings):
+            raise ArtifactError(f"{file} was measured with other settings. Delete it or take another folder.")
+    about = {**banks[0].about, "networks": len(banks), "plans": sum(len(bank.plans["network"]) for bank in banks)}
+    whole = merge_banks(banks, about)
+    whole.save(folder / "label_bank.npz")
+    return whole
+
+
+def label_network(zoo: str, name: str, file: str, settings: BankSettings) -> float:
+    """Write the labels of one network into `file`; return the seconds it took."""
+    start = time.monotonic()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    model, data, row = load_network(zoo, name)
+    subject = Subject(model, data, settings, derive_seed(name, settings.seed) % 2**31)
+    plans = subject.sample(name)
+    bank = LabelBank(
+        networks=_network_table(row, subject),
+        plans=_plan_table(subject, plans),
+        groups=_group_table(subject, plans),
+        units=_unit_table(subject),
+        about={
+            "settings": _plain(settings),
+            "group_columns": list(subject.summarizer.summarize(plans.removed[:1]).names),
+            "plan_columns": list(subject.summarizer.summarize(plans.removed[:1]).plan_names),
+            "unit_columns": list(subject.features.names),
+            "code": describe_code(),
+            "libraries": library_versions(),
+        },
+    )
+    bank.save(file)
+    return time.monotonic() - start
+
+
+class Subject:
+    """One network with everything that its plans are drawn and judged with."""
+
+    def __init__(self, model: torch.nn.Module, data: DataSplits, settings: BankSettings, seed: int) -> None:
+        self.settings, self.seed, self.task = settings, seed, ClassificationTask()
+        size = settings.batch_size
+        calibration = make_batches(data.calibration, size, settings.images)
+        self.structure: Structure = analyze(model, tuple(x[:2] for x in self.task.inputs(calibration[0])))
+        self.costs: CostTable = unit_costs(self.structure)
+        self.statistics: Statistics = collect_statistics(self.structure, self.task, calibration)
+        self.label = make_batches(data.label, size, settings.images)
+        # As many steps for every network, whatever the size of its data.
+        endless = chain.from_iterable(repeat(ShuffledBatches(data.train, size, seed, augment=False)))
+        train = list(islice(endless, settings.steps))
+        judged = {part: make_batches(getattr(data, part), _EVALUATION_BATCH) for part in PARTS}
+        judged["validation"] += make_batches(data.label, _EVALUATION_BATCH)
+        self.bench = PlanBench(
+            self.structure, self.costs, self.task, calibration, lambda epoch: train, judged,
+            RememberingTeacher(self.structure.traced.module),
+        )  # fmt: skip
+        self.oracle = PlanOracle(
+            brief_steps=settings.brief_steps, epochs=1, finetune=settings.finetune, seed=seed % 2**31
+        )
+        self.features = extract_features(self.structure, statistics=self.statistics)
+        self.summarizer = PlanSummarizer(self.statistics, self.costs, bank_criteria())
+
+    def sample(self, name: str) -> SampledPlans:
+        """The plans of this network: what is held fixed and at which fraction depends on its name alone."""
+        rng = np.random.default_rng(derive_seed(f"{name}/size", self.settings.seed))
+        self.size = SIZES[int(rng.integers(len(SIZES)))]
+        self.fraction = float(rng.choice(self.settings.fractions))
+        scores = {**self.summarizer.scores, "random": RandomCriterion(seed=self.seed).score(self.statistics)}
+        return sample_plans(
+            self.structure.units, self.costs, scores, self.size, self.fraction, self.settings.plans, seed=self.seed,
+            constraints=Constraints(floor=self.settings.floor),
+        )  # fmt: skip
+
+
+def _network_table(row: dict[str, Any], subject: Subject) -> dict[str, np.ndarray]:
+    table = {
+        "name": row["name"], "family": row["family"], "task": row["task"], "recipe": json.dumps(row, sort_keys=True),
+        "n_units": subject.structure.n_removable, "macs": subject.costs.dense_macs,
+        "weight_bytes": subject.costs.dense_weight_bytes,
+        "calibration_examples": subject.settings.images,
+    }  # fmt: skip
+    for part in PARTS:
+        batches = subject.bench.judged[part]
+        table[f"metric_{part}"], table[f"loss_{part}"] = evaluate(
+            subject.structure.traced.module, subject.task, batches
+        )
+    return {name: np.array([value]) for name, value in table.items()}
+
+
+def _plan_table(subject: Subject, plans: SampledPlans) -> dict[str, np.ndarray]:
+    columns: dict[str, list[Any]] = {f"{what}_{moment}_{part}": [] for what in ("loss", "metric") for moment in MOMENTS
+                                     for part in PARTS}  # fmt: skip
+    columns |= {f"macs_{moment}": [] for moment in MOMENTS}
+    for removed in plans.removed:
+        for outcome in subject.oracle.measure(subject.bench, removed):
+            columns[f"macs_{outcome.moment}"].append(outcome.training_macs)
+            for part in PARTS:
+                columns[f"loss_{outcome.moment}_{part}"].append(outcome.loss[part])
+                columns[f"metric_{outcome.moment}_{part}"].append(outcome.metric[part])
+    n = len(plans)
+    summary = subject.summarizer.summarize(plans.removed)
+    # One text column: masks differ in length from network to network.
+    masks = [np.packbits(mask[: subject.structure.n_removable]).tobytes().hex() for mask in plans.removed]
+    return {
+        "network": np.zeros(n, dtype=np.int64),
+        "origin": np.array(plans.origin, dtype=str),
+        "size": np.full(n, subject.size),
+        "fraction": np.full(n, subject.fraction),
+        "removed": np.array(masks, dtype=str),
+        **{name: np.array(values, dtype=np.float64) for name, values in columns.items()},
+        **{name: summary.plan_values[:, i] for i, name in enumerate(summary.plan_names)},
+    }
+
+
+def _group_table(subject: Subject, plans: SampledPlans) -> dict[str, np.ndarray]:
+    summary = subject.summarizer.summarize(plans.removed)
+    n_groups = len(summary.groups)
+    return {
+        "plan": np.repeat(np.arange(len(plans)), n_groups),
+        "group": np.tile(np.array(summary.groups, dtype=str), len(plans)),
+        **{name: summary.values[:, :, i].reshape(-1) for i, name in enumerate(summary.names)},
+    }
+
+
+def _unit_table(subject: Subject) -> dict[str, np.ndarray]:
+    features = subject.features
+    labels = measure(subject.structure, None, subject.task, subject.label, RemovalOracle())
+    rows = subject.structure.units.positions(features.unit_ids)
+    return {
+        "network": np.zeros(len(rows), dtype=np.int64),
+        "unit": np.array(features.unit_ids, dtype=str),
+        "group": features.group.astype(str),
+        **{f"feature_{name}": features.values[:, i] for i, name in enumerate(features.names)},
+        "damage_at_once": labels.damage[rows, 0],
+        "std_err_at_once": labels.std_err[rows, 0],
+        "macs_at_once": np.full(len(rows), labels.forward_macs / len(rows)),
+    }
+
+
+def _plain(settings: BankSettings) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(settings)))

@@ -1,0 +1,84 @@
+"""The job that judges predictors of what plans lose, on networks of families and tasks that a labeler never saw."""
+
+import csv
+import io
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from autolabel.label_bank import LabelBank
+from autolabel.plan_board import boards_of
+from autolabel.plan_labeler import PlanLabeler
+from autolabel.plan_labelers import GBDTPlanLabeler, RidgePlanLabeler, SetPlanLabeler
+from autolabel.plan_oracle import MOMENTS
+from compress.files import write_atomic, write_json
+from experiments.config import ConfigError
+from experiments.progress import progress
+from experiments.run_dir import RunDir
+from experiments.settings import Config
+from experiments.tracker import Tracker
+from experiments.who_predicts import COLUMNS, judge_formulas, judge_labelers, summarize
+
+log = logging.getLogger(__name__)
+LABELERS: Mapping[str, Callable[[], PlanLabeler]] = {
+    "labeler/gbdt": GBDTPlanLabeler,
+    "labeler/lambdarank": lambda: GBDTPlanLabeler(objective="lambdarank"),
+    "labeler/set_network": SetPlanLabeler,
+    "labeler/ridge": RidgePlanLabeler,
+}
+
+
+class WhoPredictsJob:
+    """Writes `who_predicts.csv` (one row for each truth, network and predictor) and `summary.json`.
+
+    Args:
+        bank: file of a label bank that `experiment=bank` measured.
+        truths: moments that are predicted, out of `MOMENTS`.
+        labelers: names out of `LABELERS`.
+    """
+
+    name = "who_predicts"
+
+    def __init__(
+        self, bank: str, truths: Sequence[str] = ("finetuned",), labelers: Sequence[str] = tuple(LABELERS)
+    ) -> None:
+        self.bank, self.truths, self.labelers = bank, tuple(truths), tuple(labelers)
+
+    def check(self, config: Config) -> None:
+        """The bank must be there, and the names known."""
+        if not Path(self.bank).is_file():
+            raise ConfigError(f"job.bank: there is no {self.bank}. Measure it first: experiment=bank")
+        for key, values, known in (("truths", self.truths, MOMENTS), ("labelers", self.labelers, tuple(LABELERS))):
+            unknown = [value for value in values if value not in known]
+            if unknown:
+                raise ConfigError(f"job.{key} must be out of {known}. Got {unknown[0]!r}.")
+
+    def run(self, config: Config, run_dir: RunDir, tracker: Tracker) -> dict[str, Any]:
+        """Judge everything."""
+        run_dir.add_input(self.bank)
+        boards = boards_of(LabelBank.load(self.bank), MOMENTS)
+        rows = []
+        for truth in self.truths:
+            for board in boards:
+                rows += judge_formulas(board, truth, config.seed)
+            with progress(f"judging labelers of {truth}") as on_fit:
+                labelers = {name: LABELERS[name] for name in self.labelers}
+                rows += judge_labelers(boards, labelers, truth, on_fit=on_fit)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+        path = run_dir.file("who_predicts.csv")
+        write_atomic(path, lambda file: file.write(text.getvalue().encode()))
+        run_dir.add_output(path)
+        lines = summarize(rows)
+        write_json(run_dir.file("summary.json"), lines)
+        for line in lines:
+            log.info("%-13s %-26s %-15s median %.3f [%.2f %.2f] mean of families %.3f worst %.3f (%s) regret %.2f",
+                     line["truth"], line["predictor"], line["zero_shot"], line["spearman_median"], line["low"],
+                     line["high"], line["spearman_mean_of_families"], line["spearman_worst_family"],
+                     line["worst_family"], line["regret_mean"])  # fmt: skip
+        best = {line["predictor"] + "|" + line["zero_shot"]: line["spearman_median"] for line in lines}
+        return {"who_predicts": {"boards": len(boards), "spearman_median": best}}

@@ -1,0 +1,162 @@
+"""Who predicts what a plan loses after repair and fine-tuning: formulas, measurements and labelers on one table."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import kendalltau, spearmanr
+
+from autolabel.plan_board import PlanBoard
+from autolabel.plan_labeler import PlanLabeler
+from autolabel.plan_oracle import MOMENTS
+
+log = logging.getLogger(__name__)
+COLUMNS = ("truth", "scope", "family", "task", "network", "predictor", "zero_shot", "spearman", "kendall", "regret")
+PLANS = "plans"
+# What is held out when a labeler judges a board.
+SPLITS = ("family_and_task", "network")
+_FOLDS = 10
+
+
+@dataclass(frozen=True)
+class Row:
+    """How well one predictor orders the plans of one board.
+
+    Attributes:
+        truth: the moment whose loss, on data that decide nothing, is the truth.
+        scope: what is ordered: `"plans"`.
+        zero_shot: for a labeler, what of the judged board it never saw: `"family_and_task"` or `"network"`; empty for
+            formulas, `"measured"` for a loss that was measured on the judged network itself.
+        regret: metric points lost by taking the predictor's favourite instead of the best plan of the board.
+    """
+
+    truth: str
+    scope: str
+    family: str
+    task: str
+    network: str
+    predictor: str
+    zero_shot: str
+    spearman: float
+    kendall: float
+    regret: float
+
+
+def formulas(board: PlanBoard) -> dict[str, np.ndarray]:
+    """Name -> `(n_plans,)`, higher is worse, of everything that needs neither a forward pass per plan nor learning."""
+    summary = board.summary
+    found = {}
+    for i, name in enumerate(summary.plan_names):
+        if name.startswith("log_removed_"):
+            found[f"{name.removeprefix('log_removed_')}"] = summary.plan_values[:, i]
+    for i, name in enumerate(summary.names):
+        if name.endswith("_share") and f"log_removed_{name.removesuffix('_share')}" in summary.plan_names:
+            found[f"{name.removesuffix('_share')}/normalised"] = 1 - summary.values[:, :, i].mean(axis=1)
+    residual = summary.values[:, :, summary.names.index("refitted_error")]
+    macs = summary.values[:, :, summary.names.index("macs_share")]
+    found["refit_residual"] = residual.mean(axis=1)
+    found["refit_residual/macs"] = (residual * macs).sum(axis=1)
+    found["kept_variance"] = -summary.plan_values[:, summary.plan_names.index("log_kept_variance")]
+    found["uniformity"] = -summary.values[:, :, summary.names.index("log_kept")].min(axis=1)
+    return found
+
+
+def judge_formulas(board: PlanBoard, truth: str, seed: int = 0) -> list[Row]:
+    """Rows of formulas, of chance, and of losses that were measured earlier than the truth."""
+    rows = [_row(board, truth, name, "", values) for name, values in formulas(board).items()]
+    chance = np.random.default_rng([seed, len(board.network), *map(ord, board.network)]).random(len(board.loss[truth]))
+    rows.append(_row(board, truth, "chance", "", chance))
+    for moment in MOMENTS[: MOMENTS.index(truth) + 1]:
+        # The loss of the truth itself, on other examples of the same data: what noise leaves to be predicted.
+        rows.append(_row(board, truth, f"loss_{moment}", "measured", board.loss[moment]))
+    return rows
+
+
+def judge_labelers(
+    boards: Sequence[PlanBoard],
+    labelers: Mapping[str, Callable[[], PlanLabeler]],
+    truth: str,
+    splits: Sequence[str] = SPLITS,
+    on_fit: Callable[[int, int], None] | None = None,
+) -> list[Row]:
+    """Rows of labelers, each board judged by one that never saw its network, or its family and its task."""
+    rows = []
+    folds = [(split, test) for split in splits for test in held_out(boards, split)]
+    for number, (split, test) in enumerate(folds):
+        train = seen_with(boards, test, split)
+        assert_disjoint(train, [boards[i] for i in test], split)
+        for name, make in labelers.items():
+            labeler = make().fit(train, truth)
+            rows += [_row(boards[i], truth, name, split, labeler.predict(boards[i].summary)[0]) for i in test]
+        if on_fit is not None:
+            on_fit(number + 1, len(folds))
+    return rows
+
+
+def held_out(boards: Sequence[PlanBoard], split: str) -> list[list[int]]:
+    """Which boards are judged together by one labeler."""
+    if split == "network":
+        return [list(range(fold, len(boards), _FOLDS)) for fold in range(min(_FOLDS, len(boards)))]
+    cells: dict[tuple[str, str], list[int]] = {}
+    for i, board in enumerate(boards):
+        cells.setdefault((board.family, board.task), []).append(i)
+    return list(cells.values())
+
+
+def seen_with(boards: Sequence[PlanBoard], test: Sequence[int], split: str) -> list[PlanBoard]:
+    """The boards that a labeler may learn from before it judges those in `test`."""
+    if split == "network":
+        return [board for i, board in enumerate(boards) if i not in set(test)]
+    families, tasks = {boards[i].family for i in test}, {boards[i].task for i in test}
+    return [board for board in boards if board.family not in families and board.task not in tasks]
+
+
+def assert_disjoint(train: Sequence[PlanBoard], test: Sequence[PlanBoard], split: str) -> None:
+    """A labeler that saw what it is judged on makes the table worthless."""
+    assert train, "nothing is left to learn from"
+    assert not {b.network for b in train} & {b.network for b in test}
+    if split == "family_and_task":
+        assert not {b.family for b in train} & {b.family for b in test}
+        assert not {b.task for b in train} & {b.task for b in test}
+
+
+def _row(board: PlanBoard, truth: str, predictor: str, zero_shot: str, score: np.ndarray) -> Row:
+    loss, metric = board.judged_loss[truth], board.judged_metric[truth]
+    # A predictor that says the same of all plans orders nothing.
+    flat = float(np.ptp(score)) == 0 or float(np.ptp(loss)) == 0
+    return Row(
+        truth, PLANS, board.family, board.task, board.network, predictor, zero_shot,
+        0.0 if flat else float(spearmanr(score, loss).statistic),
+        0.0 if flat else float(kendalltau(score, loss).statistic),
+        float(metric.max() - metric[int(np.argmin(score))]),
+    )  # fmt: skip
+
+
+def summarize(rows: Sequence[Row]) -> list[dict[str, object]]:
+    """One line for each truth, predictor and split: medians over networks, the worst family, regret, an interval."""
+    keys = list(dict.fromkeys((row.truth, row.predictor, row.zero_shot) for row in rows))
+    lines = []
+    for truth, predictor, split in keys:
+        mine = [row for row in rows if (row.truth, row.predictor, row.zero_shot) == (truth, predictor, split)]
+        by_family = {f: [r for r in mine if r.family == f] for f in sorted({r.family for r in mine})}
+        medians = {f: float(np.median([r.spearman for r in found])) for f, found in by_family.items()}
+        regrets = {f: float(np.mean([r.regret for r in found])) for f, found in by_family.items()}
+        low, high = _bootstrap([r.spearman for r in mine])
+        lines.append({
+            "truth": truth, "predictor": predictor, "zero_shot": split, "networks": len(mine),
+            "spearman_median": float(np.median([r.spearman for r in mine])), "low": low, "high": high,
+            "spearman_mean_of_families": float(np.mean(list(medians.values()))),
+            "spearman_worst_family": min(medians.values()), "worst_family": min(medians, key=medians.__getitem__),
+            "kendall_median": float(np.median([r.kendall for r in mine])),
+            "regret_mean": float(np.mean([r.regret for r in mine])), "regret_worst_family": max(regrets.values()),
+            **{f"spearman/{f}": m for f, m in medians.items()}, **{f"regret/{f}": m for f, m in regrets.items()},
+        })  # fmt: skip
+    return sorted(lines, key=lambda line: -float(line["spearman_mean_of_families"]))
+
+
+def _bootstrap(values: Sequence[float], n: int = 2000) -> tuple[float, float]:
+    """95 % interval of the median over networks."""
+    rng = np.random.default_rng(0)
+    found = np.median(np.asarray(values)[rng.integers(0, len(values), (n, len(values)))], axis=1)
+    return float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975))

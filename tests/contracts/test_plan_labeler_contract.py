@@ -1,0 +1,117 @@
+"""One suite over every plan labeler that lies in `autolabel/plan_labelers/`."""
+
+import importlib
+import pkgutil
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+import autolabel.plan_labelers
+from autolabel.plan_board import PlanBoard
+from autolabel.plan_labeler import PlanLabeler
+from autolabel.plan_labelers import GBDTPlanLabeler
+from autolabel.plan_summary import PlanSummary
+from compress.errors import CompressError
+
+NAMES = ("log_units", "first_layer", "last_layer", "n_makers", "n_readers", "is_head", "macs_share", "bytes_share",
+         "sensitivity_share", "log1p_group_nats", "kept", "log_kept", "refitted_error")  # fmt: skip
+SMALL = {
+    "gbdt": {"members": 2, "rounds": 60},
+    "set_network": {"members": 1, "epochs": 25, "width": 16},
+}
+
+
+def _kinds():
+    found = []
+    for info in pkgutil.iter_modules(autolabel.plan_labelers.__path__):
+        module = importlib.import_module(f"autolabel.plan_labelers.{info.name}")
+        own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__]
+        public = [kind for kind in own if not kind.__name__.startswith("_")]
+        assert [kind.name for kind in public] == [info.name]
+        found += public
+    return found
+
+
+MAKERS = {kind.name: lambda kind=kind: kind(**SMALL.get(kind.name, {})) for kind in _kinds()}
+MAKERS["gbdt-lambdarank"] = lambda: GBDTPlanLabeler(objective="lambdarank", **SMALL["gbdt"])
+
+
+@pytest.fixture(params=MAKERS.values(), ids=list(MAKERS))
+def make(request):
+    return request.param
+
+
+def board(seed, n_plans=24, noise=0.1):
+    """Plans that lose by what their worst group lost: learnable, and no column of a single group tells it."""
+    rng = np.random.default_rng(seed)
+    n_groups = int(rng.integers(2, 6))
+    values = np.zeros((n_plans, n_groups, len(NAMES)), dtype=np.float32)
+    values[:, :, : len(NAMES) - 3] = rng.random((n_groups, len(NAMES) - 3))
+    kept = rng.uniform(0.1, 0.9, (n_plans, n_groups))
+    error = (1 - kept) ** 2 * rng.uniform(0.5, 1.5, (n_plans, n_groups))
+    values[:, :, -3:] = np.stack([kept, np.log10(kept), error], axis=2)
+    summary = PlanSummary(tuple(f"g{i}" for i in range(n_groups)), NAMES, values, ("macs",),
+                          np.full((n_plans, 1), 0.5, dtype=np.float32))  # fmt: skip
+    loss = np.exp(3 * error.max(axis=1) + noise * rng.standard_normal(n_plans)) * rng.uniform(0.1, 10)
+    found = {"finetuned": loss}
+    return PlanBoard(f"net{seed}", "f", "t", summary, found, found, found, 0.1)
+
+
+BOARDS = [board(seed) for seed in range(24)]
+
+
+def test_it_orders_the_plans_of_networks_it_never_saw(make):
+    labeler = make()
+    assert isinstance(labeler, PlanLabeler)
+    assert labeler.fit(BOARDS) is labeler
+    found = []
+    for seed in range(100, 108):
+        new = board(seed)
+        score, spread = labeler.predict(new.summary)
+        assert score.shape == spread.shape == (24,)
+        assert score.dtype == spread.dtype == np.float64
+        assert np.isfinite(score).all()
+        assert (spread >= 0).all()
+        found.append(spearmanr(score, new.loss["finetuned"]).statistic)
+    assert np.median(found) > 0.7
+
+
+def test_shuffled_losses_teach_nothing(make):
+    rng = np.random.default_rng(0)
+    wrong = []
+    for old in BOARDS:
+        losses = {"finetuned": rng.permutation(old.loss["finetuned"])}
+        wrong.append(PlanBoard(old.network, "f", "t", old.summary, losses, losses, losses, 0.1))
+    labeler = make().fit(wrong)
+    new = [board(seed) for seed in range(100, 112)]
+    found = [spearmanr(labeler.predict(b.summary)[0], b.loss["finetuned"]).statistic for b in new]
+    assert abs(np.median(found)) < 0.5
+
+
+def test_it_repeats_and_leaves_the_global_generators_alone(make):
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002 - what must not change
+    before = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first, second = (make().fit(BOARDS[:6]).predict(BOARDS[7].summary)[0] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert torch.equal(before[0], torch.random.get_rng_state())
+    np.testing.assert_array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_misuse_is_refused(make):
+    with pytest.raises(CompressError, match="not fitted"):
+        make().predict(BOARDS[0].summary)
+    with pytest.raises(CompressError, match="at least one board"):
+        make().fit([])
+    labeler, summary = make().fit(BOARDS[:3]), BOARDS[0].summary
+    other = PlanSummary(summary.groups, (*summary.names[:-1], "other"), summary.values, summary.plan_names,
+                        summary.plan_values)  # fmt: skip
+    with pytest.raises(CompressError, match="other columns"):
+        labeler.predict(other)
+
+
+def test_an_unknown_objective_is_refused():
+    with pytest.raises(CompressError, match="must be one of"):
+        GBDTPlanLabeler(objective="poisson")

@@ -1,0 +1,107 @@
+"""Who predicts: splits that never leak, numbers by hand, and a table with every predictor."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from autolabel.plan_board import PlanBoard
+from autolabel.plan_oracle import MOMENTS
+from autolabel.plan_summary import PlanSummary
+from experiments.who_predicts import (
+    COLUMNS,
+    Row,
+    assert_disjoint,
+    formulas,
+    held_out,
+    judge_formulas,
+    judge_labelers,
+    seen_with,
+    summarize,
+)
+
+NAMES = ("macs_share", "kept", "log_kept", "refitted_error", "fisher_share")
+
+
+def board(network, family, task, seed=0):
+    rng = np.random.default_rng(seed)
+    values = rng.random((8, 2, len(NAMES))).astype(np.float32)
+    plan = rng.random((8, 2)).astype(np.float32)
+    summary = PlanSummary(("a", "b"), NAMES, values, ("log_kept_variance", "log_removed_fisher"), plan)
+    loss = {moment: rng.random(8) for moment in MOMENTS}
+    metric = {moment: 100 * rng.random(8) for moment in MOMENTS}
+    return PlanBoard(network, family, task, summary, loss, loss, metric, 0.1)
+
+
+BOARDS = [board(f"{f}-{t}-{i}", f, t, 10 * i) for f in ("mlp", "conv", "attention") for t in ("digits", "text")
+          for i in range(2)]  # fmt: skip
+
+
+class Spy:
+    """Remembers what it learned from."""
+
+    learned: list[list[PlanBoard]] = []
+    name = "spy"
+
+    def fit(self, boards, moment="finetuned"):
+        Spy.learned.append(list(boards))
+        return self
+
+    def predict(self, summary):
+        return summary.values[:, 0, 1].astype(np.float64), np.zeros(len(summary.values))
+
+
+@pytest.mark.parametrize("split", ["family_and_task", "network"])
+def test_every_board_is_judged_once_by_who_never_saw_it(split):
+    folds = held_out(BOARDS, split)
+    assert sorted(i for fold in folds for i in fold) == list(range(len(BOARDS)))
+    for fold in folds:
+        train, test = seen_with(BOARDS, fold, split), [BOARDS[i] for i in fold]
+        assert not {b.network for b in train} & {b.network for b in test}
+        if split == "family_and_task":
+            assert not {b.family for b in train} & {b.family for b in test}
+            assert not {b.task for b in train} & {b.task for b in test}
+        assert_disjoint(train, test, split)
+
+
+def test_a_leak_is_not_passed_over():
+    for leak in (BOARDS[0], dataclasses.replace(BOARDS[0], network="other")):
+        with pytest.raises(AssertionError):
+            assert_disjoint([leak], [BOARDS[0]], "family_and_task")
+
+
+def test_labelers_learn_from_the_other_boards_only():
+    Spy.learned = []
+    rows = judge_labelers(BOARDS, {"spy": Spy}, "finetuned")
+    assert len(rows) == 2 * len(BOARDS)
+    assert len(Spy.learned) == len(held_out(BOARDS, "family_and_task")) + len(held_out(BOARDS, "network"))
+    assert all(0 < len(train) < len(BOARDS) for train in Spy.learned)
+
+
+def test_rows_by_hand():
+    one = board("n", "mlp", "digits")
+    loss = np.arange(8.0)
+    metric = np.array([90.0, 95, 80, 70, 60, 50, 40, 30])
+    one = dataclasses.replace(one, loss={m: loss for m in MOMENTS}, judged_loss={m: loss for m in MOMENTS},
+                              judged_metric={m: metric for m in MOMENTS})  # fmt: skip
+    rows = {row.predictor: row for row in judge_formulas(one, "finetuned")}
+    assert rows["loss_refitted"].spearman == pytest.approx(1)
+    assert rows["loss_refitted"].kendall == pytest.approx(1)
+    assert rows["loss_refitted"].zero_shot == "measured"
+    # The favourite, with the least loss, has 90; the best plan has 95.
+    assert rows["loss_refitted"].regret == pytest.approx(5)
+    assert {"fisher", "fisher/normalised", "refit_residual", "chance", "loss_finetuned"} <= set(rows)
+    assert "loss_finetuned" not in {row.predictor for row in judge_formulas(one, "refitted")}
+    assert formulas(one)["fisher/normalised"] == pytest.approx(1 - one.summary.values[:, :, 4].mean(axis=1))
+
+
+def test_the_summary_tells_the_worst_family():
+    rows = [Row("finetuned", "plans", family, "t", f"{family}{i}", "p", "", value, value, regret)
+            for family, value, regret in (("a", 0.9, 0.1), ("b", 0.3, 2.0)) for i in range(3)]  # fmt: skip
+    assert tuple(field.name for field in dataclasses.fields(Row)) == COLUMNS
+    (line,) = summarize(rows)
+    assert line["spearman_worst_family"] == pytest.approx(0.3)
+    assert line["worst_family"] == "b"
+    assert line["spearman_mean_of_families"] == pytest.approx(0.6)
+    assert line["regret_worst_family"] == pytest.approx(2.0)
+    assert line["low"] <= line["spearman_median"] <= line["high"]
