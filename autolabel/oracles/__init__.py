@@ -1,6 +1,8 @@
 """Oracles that measure damage."""
 
+from autolabel.oracles.context import ContextOracle
 from autolabel.oracles.layer_choice import LayerChoiceOracle
 from autolabel.oracles.removal import RemovalOracle
+from autolabel.oracles.repaired import RepairedOracle
 
-__all__ = ["LayerChoiceOracle", "RemovalOracle"]
+__all__ = ["ContextOracle", "LayerChoiceOracle", "RemovalOracle", "RepairedOracle"]

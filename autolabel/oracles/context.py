@@ -1,0 +1,65 @@
+"""Damage of removing one channel or head in the thinned company that a budget leads to."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from autolabel.marginal_effects import marginal_effects, random_masks
+from autolabel.oracle import Measurement
+from compress.errors import CompressError
+from compress.gates import gated_module
+from compress.replay import Replay
+from compress.structure import Structure
+
+
+class ContextOracle:
+    """Marginal effect of each unit among random masks around the target size, nothing being repaired.
+
+    Every example meets its own masks, and every mask tells of all units at once, so the cost does not grow with the
+    number of units; the standard error does not shrink with it either. Rows come when all masks are done: a killed
+    measuring begins anew.
+
+    Args:
+        kept: fraction of each group that stays on average.
+        masks: masks that each example meets.
+        seed: of the masks, which do not depend on the units asked for.
+    """
+
+    name = "context"
+    kind = "removable"
+    choices = ("removed",)
+
+    def __init__(self, kept: float = 0.5, masks: int = 16, seed: int = 0) -> None:
+        if not 0 < kept < 1:
+            raise CompressError(f"The 'kept' parameter of ContextOracle must be in (0, 1). Got {kept}.")
+        if masks < 1:
+            raise CompressError(f"The 'masks' parameter of ContextOracle must be at least 1. Got {masks}.")
+        self.kept, self.masks, self.seed = kept, masks, seed
+
+    def measure(self, structure: Structure, replay: Replay, rows: np.ndarray) -> Iterator[Measurement]:
+        """One measurement per row."""
+        if not len(rows):
+            return
+        effect, std_err = marginal_effects(*self._losses(structure, replay))
+        spent = self.masks * replay.full_macs * replay.n_examples
+        for row in rows:
+            # One unit alone would need masks with and without it.
+            yield Measurement(structure.units.ids[row], "removed", float(effect[row]), float(std_err[row]),
+                              replay.n_examples, spent / len(rows), 2 * spent)  # fmt: skip
+
+    def _losses(self, structure: Structure, replay: Replay) -> tuple[np.ndarray, np.ndarray]:
+        """Masks and what each costs its example, `(n_examples * masks, n_units)` and as many losses."""
+        rng = np.random.default_rng([self.seed, 3])
+        dtype = next((p.dtype for p in structure.traced.module.parameters() if p.is_floating_point()), torch.float32)
+        module = gated_module(structure).eval()
+        removed, losses = [], []
+        with torch.no_grad():
+            for number, batch in enumerate(replay.batches):
+                for _ in range(self.masks):
+                    masks = random_masks(structure.units, self.kept, replay.sizes[number], rng)
+                    module.gates = torch.from_numpy(~masks[:, : structure.n_removable]).to(dtype)
+                    found = replay.task.loss(module(*replay.task.inputs(batch)), batch)
+                    removed.append(masks)
+                    losses.append(found.double().cpu().numpy() - replay.dense[number])
+        return np.concatenate(removed), np.concatenate(losses)

@@ -1,0 +1,80 @@
+"""Damage of removing one channel or head in thinned company, after the rest was refitted."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from autolabel.marginal_effects import marginal_effects, random_masks
+from autolabel.oracle import Measurement
+from compress.application import slice_model
+from compress.counting import unit_costs
+from compress.errors import CompressError
+from compress.plan import CompressionPlan
+from compress.recovery import recover_
+from compress.replay import Replay
+from compress.structure import Structure
+
+
+class RepairedOracle:
+    """Marginal effect of each unit on the loss after a least-squares refit, among random masks around the target size.
+
+    Half of the batches repair each masked network and the other half, which the repair has not seen, tells its loss;
+    then the halves change places. One mask tells of all units at once. Rows come when all masks are done.
+
+    Args:
+        kept: fraction of each group that stays on average.
+        masks: masks in all, each repaired twice.
+        ridge, max_rows: of the refit, see `recover_`.
+        seed: of the masks and the refit.
+    """
+
+    name = "repaired"
+    kind = "removable"
+    choices = ("removed",)
+
+    def __init__(
+        self, kept: float = 0.5, masks: int = 64, ridge: float = 1e-3, max_rows: int = 10_000, seed: int = 0
+    ) -> None:
+        if not 0 < kept < 1:
+            raise CompressError(f"The 'kept' parameter of RepairedOracle must be in (0, 1). Got {kept}.")
+        if masks < 4:
+            raise CompressError(f"The 'masks' parameter of RepairedOracle must be at least 4. Got {masks}.")
+        self.kept, self.masks, self.ridge, self.max_rows, self.seed = kept, masks, ridge, max_rows, seed
+
+    def measure(self, structure: Structure, replay: Replay, rows: np.ndarray) -> Iterator[Measurement]:
+        """One measurement per row. Raises CompressError for a single batch, which cannot be halved."""
+        if not len(rows):
+            return
+        if len(replay.batches) < 2:
+            raise CompressError("RepairedOracle needs at least two batches: one half repairs, the other one judges.")
+        rng = np.random.default_rng([self.seed, 5])
+        removed = random_masks(structure.units, self.kept, self.masks, rng)
+        costs, macs, losses = unit_costs(structure), 0.0, []
+        for mask in removed:
+            losses.append(self._loss(structure, replay, mask))
+            # The refit runs both networks, the judgement the small one.
+            macs += (costs.dense_macs + 2 * costs.total(mask)[0]) * replay.n_examples
+        effect, std_err = marginal_effects(removed, np.array(losses))
+        for row in rows:
+            yield Measurement(structure.units.ids[row], "removed", float(effect[row]), float(std_err[row]),
+                              replay.n_examples, macs / len(rows), 2 * macs)  # fmt: skip
+
+    def _loss(self, structure: Structure, replay: Replay, removed: np.ndarray) -> float:
+        """Mean increase of the loss of one mask, each half of the examples judged after a repair on the other."""
+        halves = list(range(0, len(replay.batches), 2)), list(range(1, len(replay.batches), 2))
+        units, total = structure.units, 0.0
+        plan = CompressionPlan.removing(units, [units.ids[row] for row in np.flatnonzero(removed)])
+        for repairing, judging in (halves, halves[::-1]):
+            small = slice_model(structure, removed).eval()
+            if removed.any():
+                recover_(
+                    small, structure, [replay.batches[i] for i in repairing], plan=plan, task=replay.task,
+                    steps=("refit",), ridge=self.ridge, max_rows=self.max_rows, seed=self.seed,
+                )  # fmt: skip
+            with torch.no_grad():
+                for number in judging:
+                    batch = replay.batches[number]
+                    losses = replay.task.loss(small(*replay.task.inputs(batch)), batch).double().cpu().numpy()
+                    total += float((losses - replay.dense[number]).sum())
+        return total / replay.n_examples

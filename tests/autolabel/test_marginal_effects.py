@@ -1,0 +1,126 @@
+"""Marginal effects: Banzhaf values by hand, damage in context and after repair on nets whose answer is known."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import compress
+from autolabel.marginal_effects import marginal_effects, random_masks
+from autolabel.measuring import measure
+from autolabel.oracles import ContextOracle, RemovalOracle, RepairedOracle
+from compress.errors import CompressError
+from compress.structure import analyze
+
+TASK = compress.ClassificationTask()
+
+
+class SquaredError:
+    """Regression: the loss is the squared distance to a target."""
+
+    metric_name = "mse"
+    higher_is_better = False
+
+    def inputs(self, batch):
+        return (batch[0],)
+
+    def loss(self, outputs, batch):
+        return (outputs - batch[1]).square().sum(dim=1)
+
+    def score(self, outputs, batches):
+        return 0.0
+
+
+def test_over_all_masks_it_is_the_banzhaf_value():
+    masks = np.array(list(itertools.product([False, True], repeat=3)))
+    x = masks.astype(float)
+    losses = 5 + 2 * x[:, 0] - 1 * x[:, 1] + 4 * x[:, 0] * x[:, 2]
+    effect, std_err = marginal_effects(masks, losses)
+    assert effect == pytest.approx([2 + 4 / 2, -1, 4 / 2])
+    gone, there = losses[masks[:, 1]], losses[~masks[:, 1]]
+    assert std_err[1] == pytest.approx(np.sqrt(gone.var(ddof=1) / 4 + there.var(ddof=1) / 4))
+
+
+def test_a_unit_that_never_goes_is_not_known():
+    masks = np.array([[True, False], [False, False], [True, False], [False, False]])
+    effect, std_err = marginal_effects(masks, np.arange(4.0))
+    assert effect[1] == 0
+    assert np.isinf(std_err[1])
+    assert np.isfinite(std_err[0])
+
+
+def test_masks_are_around_the_size_and_empty_no_group():
+    model = nn.Sequential(nn.Linear(3, 20), nn.ReLU(), nn.Linear(20, 4), nn.ReLU(), nn.Linear(4, 2))
+    units = analyze(model, (torch.randn(2, 3),)).units
+    masks = random_masks(units, 0.4, 400, np.random.default_rng(0))
+    kept = ~masks[:, units.group == "0:out"]
+    assert kept.mean() == pytest.approx(0.4, abs=0.03)
+    assert kept.mean(axis=0) == pytest.approx(np.full(20, 0.4), abs=0.12)
+    assert kept.sum(axis=1).std() == pytest.approx(np.sqrt(20 * 0.4 * 0.6), rel=0.15)
+    assert kept.sum(axis=1).min() >= 1
+    assert (~masks[:, units.group == "2:out"]).sum(axis=1).min() >= 1
+    assert not masks[:, ~units.removable].any()
+    with pytest.raises(CompressError, match="'kept'"):
+        random_masks(units, 1.0, 1, np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def twins():
+    """Four hidden units, the first two alike; the output is their weighted sum, and the target is that output."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0.1]]))
+        model[0].bias.fill_(0.3)
+        model[2].weight.copy_(torch.tensor([[1.0, 1, 0, 1], [0, 0, 1, 0]]))
+        model[2].bias.zero_()
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for _ in range(4):
+        x = torch.randn(64, 3, generator=generator)
+        batches.append((x, model(x).detach()))
+    return model.eval(), batches
+
+
+def removal(model, batches, oracle):
+    table = measure(model, None, SquaredError(), batches, oracle)
+    return table.damage[:4, 0], table.std_err[:4, 0]
+
+
+def test_after_repair_a_twin_costs_nothing_and_in_context_it_costs_more_than_alone(twins):
+    alone, _ = removal(*twins, RemovalOracle())
+    context, error = removal(*twins, ContextOracle(kept=0.8, masks=96))
+    repaired, _ = removal(*twins, RepairedOracle(kept=0.75, masks=48, ridge=1e-6))
+    assert alone[0] == pytest.approx(alone[1], rel=1e-5)
+    # (a + b)^2 grows by more than a^2 once b is gone too.
+    assert (context[:2] > alone[:2] + 2 * error[:2]).all()
+    assert np.abs(context[2] - alone[2]) < 5 * error[2]
+    # One twin stands in for the other: what is left of their cost comes from masks that lack both.
+    assert (repaired[:2] < 0.6 * alone[:2]).all()
+    assert repaired[2] > repaired[3]
+
+
+def test_a_labeler_can_learn_from_them(twins):
+    table = measure(twins[0], None, SquaredError(), twins[1], ContextOracle(masks=8), sample=2)
+    assert np.isfinite(table.damage[:, 0]).sum() == 2
+    assert table.forward_macs > 0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ContextOracle(kept=0.0), "'kept' parameter of ContextOracle"),
+        (lambda: ContextOracle(masks=0), "'masks' parameter of ContextOracle"),
+        (lambda: RepairedOracle(kept=1.0), "'kept' parameter of RepairedOracle"),
+        (lambda: RepairedOracle(masks=2), "'masks' parameter of RepairedOracle"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make, message):
+    with pytest.raises(CompressError, match=message):
+        make()
+
+
+def test_one_batch_cannot_be_halved(twins):
+    with pytest.raises(CompressError, match="at least two batches"):
+        removal(twins[0], twins[1][:1], RepairedOracle())
