@@ -1,6 +1,7 @@
 """The seam of plan labelers: they order plans of one size by the loss after repair and fine-tuning."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -24,3 +25,10 @@ class PlanLabeler(Protocol):
         Scores are normal scores of ranks, higher is worse; the spread is the standard deviation over the ensemble.
         Without a reference the plans are compared with one another.
         """
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted labeler as text or safetensors into the folder `path`."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PlanLabeler":
+        """Read what `save` wrote. Raises ArtifactError if it is missing, damaged or of another kind."""

@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightgbm as lgb
 import numpy as np
 
 from autolabel.plan_board import PlanBoard, plan_matrix
+from autolabel.plan_labeler_files import load_members, save_members
 from autolabel.plan_summary import PlanSummary
-from compress.errors import CompressError
+from compress.errors import ArtifactError, CompressError
 
 OBJECTIVES = ("regression", "lambdarank")
 # LambdaRank wants whole-number grades; gains grow linearly, since all of the order matters, not only its top.
@@ -84,6 +86,31 @@ class GBDTPlanLabeler:
             mean, deviation = known.mean(axis=1, keepdims=True), known.std(axis=1, keepdims=True)
             found = (found - mean) / np.maximum(deviation, 1e-9)
         return found.mean(axis=0), found.std(axis=0)
+
+    def save(self, path: str | Path) -> None:
+        """See `PlanLabeler`."""
+        if not self._models:
+            raise CompressError("This plan labeler was not fitted. Call fit first.")
+        members = [model.model_to_string(num_iteration=-1).encode() for model in self._models]
+        save_members(
+            path,
+            self,
+            self._names,
+            members,
+            "txt",
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "GBDTPlanLabeler":
+        """See `PlanLabeler`."""
+        settings, names, members = load_members(path, cls.name)
+        try:
+            labeler = cls(**settings)
+            labeler._models = [lgb.Booster(model_str=content.decode()) for content in members]
+        except (TypeError, ValueError, KeyError, IndexError, RuntimeError, lgb.basic.LightGBMError) as error:
+            raise ArtifactError(f"{path} is not a valid plan labeler ({error}). Fit and save it again.") from error
+        labeler._names = names
+        return labeler
 
     def _raw(self, x: np.ndarray) -> np.ndarray:
         """`(n_members, n_plans)`"""

@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
 
 from autolabel.plan_board import PlanBoard, plan_matrix
+from autolabel.plan_labeler_files import load_members, save_members
 from autolabel.plan_summary import PlanSummary
-from compress.errors import CompressError
+from compress.errors import ArtifactError, CompressError
 
 
 @dataclass(eq=False)
@@ -50,6 +54,25 @@ class RidgePlanLabeler:
             )
         score = x @ self._weight
         return score, np.zeros(len(score))
+
+    def save(self, path: str | Path) -> None:
+        """See `PlanLabeler`."""
+        if self._weight is None:
+            raise CompressError("This plan labeler was not fitted. Call fit first.")
+        members = [safetensors.numpy.save({"weight": self._weight})]
+        save_members(path, self, self._names, members, "safetensors")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "RidgePlanLabeler":
+        """See `PlanLabeler`."""
+        settings, names, members = load_members(path, cls.name)
+        try:
+            labeler = cls(**settings)
+            labeler._weight = safetensors.numpy.load(members[0])["weight"]
+        except (TypeError, ValueError, KeyError, IndexError, RuntimeError, SafetensorError) as error:
+            raise ArtifactError(f"{path} is not a valid plan labeler ({error}). Fit and save it again.") from error
+        labeler._names = names
+        return labeler
 
     def _columns(
         self, summary: PlanSummary, reference: PlanSummary | None = None

@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autolabel.plan_board import PlanBoard
+from autolabel.plan_labeler_files import load_members, save_members
 from autolabel.plan_summary import PlanSummary
-from compress.errors import CompressError
+from compress.errors import ArtifactError, CompressError
 
 
 class _SetNet(nn.Module):
@@ -94,6 +98,12 @@ class SetPlanLabeler:
                 schedule.step()
         return net.eval()
 
+    def _read(self, state: dict[str, Tensor]) -> _SetNet:
+        columns = state["enter.weight"].shape[1], state["plan.weight"].shape[1]
+        net = _SetNet(*columns, self.width, self.heads, self.dropout)
+        net.load_state_dict(state)
+        return net.eval()
+
     def predict(self, summary: PlanSummary, reference: PlanSummary | None = None) -> tuple[np.ndarray, np.ndarray]:
         """See `PlanLabeler`."""
         if not self._models:
@@ -109,6 +119,31 @@ class SetPlanLabeler:
         mean, deviation = known.mean(dim=1, keepdim=True), known.std(dim=1, keepdim=True, correction=0)
         scaled = ((found - mean) / deviation.clamp_min(1e-9)).double().numpy()
         return scaled.mean(axis=0), scaled.std(axis=0)
+
+    def save(self, path: str | Path) -> None:
+        """See `PlanLabeler`."""
+        if not self._models:
+            raise CompressError("This plan labeler was not fitted. Call fit first.")
+        members = [safetensors.torch.save(dict(net.state_dict())) for net in self._models]
+        save_members(
+            path,
+            self,
+            self._names,
+            members,
+            "safetensors",
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SetPlanLabeler":
+        """See `PlanLabeler`."""
+        settings, names, members = load_members(path, cls.name)
+        try:
+            labeler = cls(**settings)
+            labeler._models = [labeler._read(safetensors.torch.load(content)) for content in members]
+        except (TypeError, ValueError, KeyError, IndexError, RuntimeError, SafetensorError) as error:
+            raise ArtifactError(f"{path} is not a valid plan labeler ({error}). Fit and save it again.") from error
+        labeler._names = names
+        return labeler
 
 
 def _board_loss(score: Tensor, target: Tensor) -> Tensor:

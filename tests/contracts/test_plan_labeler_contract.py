@@ -1,7 +1,10 @@
 """One suite over every plan labeler that lies in `autolabel/plan_labelers/`."""
 
 import importlib
+import json
 import pkgutil
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from autolabel.plan_board import PlanBoard
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_labelers import GBDTPlanLabeler
 from autolabel.plan_summary import PlanSummary
-from compress.errors import CompressError
+from compress.errors import ArtifactError, CompressError
 
 NAMES = ("log_units", "first_layer", "last_layer", "n_makers", "n_readers", "is_head", "macs_share", "bytes_share",
          "sensitivity_share", "log1p_group_nats", "kept", "log_kept", "refitted_error")  # fmt: skip
@@ -100,9 +103,44 @@ def test_it_repeats_and_leaves_the_global_generators_alone(make):
     np.testing.assert_array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
 
 
+def test_it_is_saved_and_read_back(make, tmp_path):
+    labeler, summary = make().fit(BOARDS[:6]), BOARDS[7].summary
+    labeler.save(tmp_path / "a")
+    read = type(labeler).load(tmp_path / "a")
+    for known in (None, summary):
+        for mine, theirs in zip(labeler.predict(summary, known), read.predict(summary, known), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+    read.save(tmp_path / "b")
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "b").iterdir())
+    assert {Path(name).suffix for name in files} <= {".json", ".txt", ".safetensors"}
+    member = next(path for path in (tmp_path / "a").iterdir() if path.suffix != ".json")
+    content = member.read_bytes()
+    member.write_bytes(content[:-10] + b"0123456789")
+    with pytest.raises(ArtifactError, match="is damaged"):
+        type(labeler).load(tmp_path / "a")
+    member.unlink()
+    with pytest.raises(ArtifactError, match=re.escape(member.name)):
+        type(labeler).load(tmp_path / "a")
+    index = json.loads((tmp_path / "b" / "plan_labeler.json").read_text())
+    (tmp_path / "b" / "plan_labeler.json").write_text(json.dumps({**index, "plan_labeler": "other"}))
+    with pytest.raises(ArtifactError, match="'other' plan labeler"):
+        type(labeler).load(tmp_path / "b")
+
+
+def test_a_reference_is_what_plans_are_compared_with(make):
+    labeler, summary = make().fit(BOARDS[:8]), BOARDS[9].summary
+    alone = labeler.predict(summary)[0]
+    np.testing.assert_allclose(labeler.predict(summary, summary)[0], alone, atol=1e-6)
+    few = PlanSummary(summary.groups, summary.names, summary.values[:3], summary.plan_names, summary.plan_values[:3])
+    np.testing.assert_allclose(labeler.predict(few, summary)[0], alone[:3], atol=1e-5)
+
+
 def test_misuse_is_refused(make):
     with pytest.raises(CompressError, match="not fitted"):
         make().predict(BOARDS[0].summary)
+    with pytest.raises(CompressError, match="not fitted"):
+        make().save("nowhere")
     with pytest.raises(CompressError, match="at least one board"):
         make().fit([])
     labeler, summary = make().fit(BOARDS[:3]), BOARDS[0].summary
