@@ -15,7 +15,7 @@ import torch
 from autolabel.extraction import extract_features
 from autolabel.label_bank import LabelBank, merge_banks
 from autolabel.measuring import measure
-from autolabel.oracles.removal import RemovalOracle
+from autolabel.oracles import ContextOracle, RemovalOracle, RepairedOracle
 from autolabel.plan_oracle import MOMENTS, PlanBench, PlanOracle
 from autolabel.plan_sampling import SIZES, SampledPlans, sample_plans
 from autolabel.plan_summary import PlanSummarizer
@@ -61,6 +61,7 @@ class BankSettings:
         images: examples of the calibration part for statistics and repair, and of the label part for unit labels.
         steps, batch_size, finetune: optimizer steps of the fine-tuning after the repair, and its other settings.
         brief_steps: of the brief one.
+        context_masks, repaired_masks: of the unit labels in company, see `ContextOracle` and `RepairedOracle`.
         seed: of the plans, the repair and the training.
     """
 
@@ -71,6 +72,8 @@ class BankSettings:
     steps: int = 128
     brief_steps: int = 20
     batch_size: int = 64
+    context_masks: int = 16
+    repaired_masks: int = 32
     finetune: dict[str, Any] = field(default_factory=lambda: {"optimizer": "adamw", "lr": 1e-3})
     seed: int = 0
 
@@ -104,7 +107,7 @@ def build_bank(
         ArtifactError: if the zoo is empty or damaged.
     """
     folder = Path(folder)
-    names = sorted(row["name"] for row in read_rows(zoo))[:limit]
+    names = [row["name"] for row in read_rows(zoo)][:limit]
     if not names:
         raise ArtifactError(f"{zoo} holds no networks. Build them first: python -m experiments.run experiment=zoo")
     files = [folder / "networks" / f"{name}.npz" for name in names]
@@ -242,18 +245,27 @@ def _group_table(subject: Subject, plans: SampledPlans) -> dict[str, np.ndarray]
 
 
 def _unit_table(subject: Subject) -> dict[str, np.ndarray]:
-    features = subject.features
-    labels = measure(subject.structure, None, subject.task, subject.label, RemovalOracle())
+    """Features of every unit, and its damage in three moments on the label examples."""
+    features, settings = subject.features, subject.settings
     rows = subject.structure.units.positions(features.unit_ids)
-    return {
+    # MACs fall with the square of the units that stay, bytes too.
+    kept = subject.fraction**0.5
+    oracles = {
+        "at_once": RemovalOracle(),
+        "in_context": ContextOracle(kept, settings.context_masks, subject.seed),
+        "repaired": RepairedOracle(kept, settings.repaired_masks, seed=subject.seed),
+    }
+    table = {
         "network": np.zeros(len(rows), dtype=np.int64),
         "unit": np.array(features.unit_ids, dtype=str),
         "group": features.group.astype(str),
         **{f"feature_{name}": features.values[:, i] for i, name in enumerate(features.names)},
-        "damage_at_once": labels.damage[rows, 0],
-        "std_err_at_once": labels.std_err[rows, 0],
-        "macs_at_once": np.full(len(rows), labels.forward_macs / len(rows)),
     }
+    for moment, oracle in oracles.items():
+        labels = measure(subject.structure, None, subject.task, subject.label, oracle)
+        table[f"damage_{moment}"], table[f"std_err_{moment}"] = labels.damage[rows, 0], labels.std_err[rows, 0]
+        table[f"macs_{moment}"] = np.full(len(rows), labels.forward_macs / len(rows))
+    return table
 
 
 def _plain(settings: BankSettings) -> dict[str, Any]:
