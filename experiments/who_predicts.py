@@ -25,10 +25,11 @@ class Row:
 
     Attributes:
         truth: the moment whose loss, on data that decide nothing, is the truth.
-        scope: what is ordered: `"plans"`.
+        scope: what is ordered: `"plans"` of a board, or units `"within_layers"` or `"across_layers"`.
         zero_shot: for a labeler, what of the judged board it never saw: `"family_and_task"` or `"network"`; empty for
             formulas, `"measured"` for a loss that was measured on the judged network itself.
-        regret: metric points lost by taking the predictor's favourite instead of the best plan of the board.
+        regret: metric points lost by taking the predictor's favourite instead of the best plan of the board; None of
+            units.
     """
 
     truth: str
@@ -40,7 +41,7 @@ class Row:
     zero_shot: str
     spearman: float
     kendall: float
-    regret: float
+    regret: float | None
 
 
 def formulas(board: PlanBoard) -> dict[str, np.ndarray]:
@@ -135,24 +136,36 @@ def _row(board: PlanBoard, truth: str, predictor: str, zero_shot: str, score: np
 
 def summarize(rows: Sequence[Row]) -> list[dict[str, object]]:
     """One line for each truth, predictor and split: medians over networks, the worst family, regret, an interval."""
-    keys = list(dict.fromkeys((row.truth, row.predictor, row.zero_shot) for row in rows))
+    by_key: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in rows:
+        by_key.setdefault((row.scope, row.truth, row.predictor, row.zero_shot), []).append(row)
     lines = []
-    for truth, predictor, split in keys:
-        mine = [row for row in rows if (row.truth, row.predictor, row.zero_shot) == (truth, predictor, split)]
+    for (scope, truth, predictor, split), mine in by_key.items():
         by_family = {f: [r for r in mine if r.family == f] for f in sorted({r.family for r in mine})}
         medians = {f: float(np.median([r.spearman for r in found])) for f, found in by_family.items()}
-        regrets = {f: float(np.mean([r.regret for r in found])) for f, found in by_family.items()}
         low, high = _bootstrap([r.spearman for r in mine])
         lines.append({
-            "truth": truth, "predictor": predictor, "zero_shot": split, "networks": len(mine),
+            "scope": scope, "truth": truth, "predictor": predictor, "zero_shot": split, "networks": len(mine),
             "spearman_median": float(np.median([r.spearman for r in mine])), "low": low, "high": high,
             "spearman_mean_of_families": float(np.mean(list(medians.values()))),
             "spearman_worst_family": min(medians.values()), "worst_family": min(medians, key=medians.__getitem__),
             "kendall_median": float(np.median([r.kendall for r in mine])),
-            "regret_mean": float(np.mean([r.regret for r in mine])), "regret_worst_family": max(regrets.values()),
-            **{f"spearman/{f}": m for f, m in medians.items()}, **{f"regret/{f}": m for f, m in regrets.items()},
+            **{f"spearman/{f}": m for f, m in medians.items()},
+            **(_regret(by_family) if scope == PLANS else {}),
         })  # fmt: skip
-    return sorted(lines, key=lambda line: -float(line["spearman_mean_of_families"]))
+    order = {"plans": 0, "within_layers": 1, "across_layers": 2}
+    return sorted(lines, key=lambda x: (order[x["scope"]], x["truth"], -float(x["spearman_mean_of_families"])))
+
+
+def _regret(rows: Mapping[str, Sequence[Row]]) -> dict[str, object]:
+    """Of the rows of each family."""
+    regrets = {family: [row.regret for row in found] for family, found in rows.items()}
+    means = {family: float(np.mean(found)) for family, found in regrets.items()}
+    return {
+        "regret_mean": float(np.mean([value for found in regrets.values() for value in found])),
+        "regret_worst_family": max(means.values()),
+        **{f"regret/{family}": value for family, value in means.items()},
+    }
 
 
 def _bootstrap(values: Sequence[float], n: int = 2000) -> tuple[float, float]:

@@ -19,7 +19,8 @@ from experiments.progress import progress
 from experiments.run_dir import RunDir
 from experiments.settings import Config
 from experiments.tracker import Tracker
-from experiments.who_predicts import COLUMNS, judge_formulas, judge_labelers, summarize
+from experiments.unit_predictors import judge_units
+from experiments.who_predicts import COLUMNS, PLANS, judge_formulas, judge_labelers, summarize
 
 log = logging.getLogger(__name__)
 LABELERS: Mapping[str, Callable[[], PlanLabeler]] = {
@@ -28,6 +29,10 @@ LABELERS: Mapping[str, Callable[[], PlanLabeler]] = {
     "labeler/set_network": SetPlanLabeler,
     "labeler/ridge": RidgePlanLabeler,
 }
+
+
+_TOLD = ("scope", "truth", "predictor", "zero_shot", "spearman_median", "low", "high", "spearman_mean_of_families",
+         "spearman_worst_family", "worst_family")  # fmt: skip
 
 
 class WhoPredictsJob:
@@ -58,8 +63,9 @@ class WhoPredictsJob:
     def run(self, config: Config, run_dir: RunDir, tracker: Tracker) -> dict[str, Any]:
         """Judge everything."""
         run_dir.add_input(self.bank)
-        boards = boards_of(LabelBank.load(self.bank), MOMENTS)
-        rows = []
+        bank = LabelBank.load(self.bank)
+        boards = boards_of(bank, MOMENTS)
+        rows = judge_units(bank)
         for truth in self.truths:
             for board in boards:
                 rows += judge_formulas(board, truth, config.seed)
@@ -76,9 +82,10 @@ class WhoPredictsJob:
         lines = summarize(rows)
         write_json(run_dir.file("summary.json"), lines)
         for line in lines:
-            log.info("%-13s %-26s %-15s median %.3f [%.2f %.2f] mean of families %.3f worst %.3f (%s) regret %.2f",
-                     line["truth"], line["predictor"], line["zero_shot"], line["spearman_median"], line["low"],
-                     line["high"], line["spearman_mean_of_families"], line["spearman_worst_family"],
-                     line["worst_family"], line["regret_mean"])  # fmt: skip
-        best = {line["predictor"] + "|" + line["zero_shot"]: line["spearman_median"] for line in lines}
+            log.info(
+                "%s %s %s %s: Spearman median %.3f [%.2f, %.2f], mean of families %.3f, worst %.3f (%s), regret %.2f",
+                *(line[name] for name in _TOLD), line.get("regret_mean", float("nan")),
+            )  # fmt: skip
+        best = {f"{line['predictor']} {line['zero_shot']}".strip(): line["spearman_median"] for line in lines
+                if line["scope"] == PLANS}  # fmt: skip
         return {"who_predicts": {"boards": len(boards), "spearman_median": best}}

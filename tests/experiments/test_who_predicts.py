@@ -5,9 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from autolabel.label_bank import LabelBank
 from autolabel.plan_board import PlanBoard
 from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_summary import PlanSummary
+from experiments.unit_predictors import judge_units
 from experiments.who_predicts import (
     COLUMNS,
     Row,
@@ -105,3 +107,38 @@ def test_the_summary_tells_the_worst_family():
     assert line["spearman_mean_of_families"] == pytest.approx(0.6)
     assert line["regret_worst_family"] == pytest.approx(2.0)
     assert line["low"] <= line["spearman_median"] <= line["high"]
+
+
+def unit_bank():
+    rng = np.random.default_rng(0)
+    damage = np.concatenate([np.arange(10.0), 100 + np.arange(10.0)])
+    units = {
+        "network": np.zeros(20, dtype=np.int64),
+        "unit": np.array([f"u{i}" for i in range(20)]),
+        "group": np.repeat(["a", "b"], 10),
+        # Right within layers, wrong across them; and the other way round.
+        "feature_inner_raw": np.concatenate([50 + np.arange(10.0), np.arange(10.0)]),
+        "feature_inner_relative": np.tile(np.arange(10.0), 2),
+        "feature_outer_raw": np.concatenate([-np.arange(10.0), 100 - np.arange(10.0)]),
+        "feature_depth": np.zeros(20),
+    }
+    for truth in ("at_once", "in_context", "repaired"):
+        units[f"damage_{truth}"], units[f"std_err_{truth}"] = damage, np.ones(20)
+    plans = {"network": np.zeros(1, dtype=np.int64)}
+    networks = {"name": np.array(["n"]), "family": np.array(["f"]), "task": np.array(["t"]), "noise": rng.random(1)}
+    return LabelBank(networks, plans, {"plan": np.zeros(1, dtype=np.int64)}, units, {})
+
+
+def test_units_are_ordered_within_layers_and_across_them():
+    rows = {(row.truth, row.scope, row.predictor): row for row in judge_units(unit_bank())}
+    assert rows["at_once", "within_layers", "inner"].spearman == pytest.approx(1)
+    assert rows["at_once", "across_layers", "inner"].spearman < 0
+    assert rows["at_once", "within_layers", "inner/normalised"].spearman == pytest.approx(1)
+    assert rows["at_once", "within_layers", "outer"].spearman == pytest.approx(-1)
+    assert rows["at_once", "across_layers", "outer"].spearman > 0.3
+    assert rows["repaired", "across_layers", "damage_in_context"].zero_shot == "measured"
+    assert ("at_once", "across_layers", "damage_in_context") not in rows
+    assert not any(predictor == "depth" for _, _, predictor in rows)
+    lines = summarize(list(rows.values()))
+    assert {line["scope"] for line in lines} == {"within_layers", "across_layers"}
+    assert not any("regret_mean" in line for line in lines)

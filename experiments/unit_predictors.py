@@ -1,0 +1,68 @@
+"""Who predicts the damage of single units, in each of three moments: formulas, within layers and across them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from scipy.stats import kendalltau, rankdata, spearmanr
+
+from autolabel.label_bank import LabelBank
+from experiments.who_predicts import Row
+
+TRUTHS = ("at_once", "in_context", "repaired")
+SCOPES = ("within_layers", "across_layers")
+# Columns of the feature table that are criteria: as they are, and over their mean in the group.
+_RAW, _RELATIVE = "_raw", "_relative"
+_FEWEST = 8
+
+
+def judge_units(bank: LabelBank, truths: Sequence[str] = TRUTHS) -> list[Row]:
+    """One row for each truth, scope, network and formula; a group of fewer than 8 units is not ordered within.
+
+    Truths have standard errors: a Spearman of 1 is out of reach wherever these are as large as the differences.
+    """
+    rows = []
+    for number, name in enumerate(bank.networks["name"].tolist()):
+        units = bank.rows("units", number)
+        family, task = str(bank.networks["family"][number]), str(bank.networks["task"][number])
+        for truth in truths:
+            damage = units[f"damage_{truth}"]
+            known = np.isfinite(damage) & np.isfinite(units[f"std_err_{truth}"])
+            for scope in SCOPES:
+                for predictor, score in _predictors(units, truth):
+                    found = _agreement(score[known], damage[known], units["group"][known], scope)
+                    if found is not None:
+                        seen = _zero_shot(predictor)
+                        rows.append(Row(truth, scope, family, task, name, predictor, seen, *found, None))
+    return rows
+
+
+def _zero_shot(predictor: str) -> str:
+    return "measured" if predictor.startswith("damage_") else ""
+
+
+def _predictors(units: Mapping[str, np.ndarray], truth: str) -> Iterator[tuple[str, np.ndarray]]:
+    for name, values in units.items():
+        column = name.removeprefix("feature_")
+        if column == name:
+            continue
+        if column.endswith(_RAW):
+            yield column.removesuffix(_RAW), values.astype(np.float64)
+        elif column.endswith(_RELATIVE) and f"feature_{column.removesuffix(_RELATIVE)}{_RAW}" in units:
+            yield f"{column.removesuffix(_RELATIVE)}/normalised", values.astype(np.float64)
+    for earlier in TRUTHS[: TRUTHS.index(truth)]:
+        yield f"damage_{earlier}", units[f"damage_{earlier}"]
+
+
+def _agreement(score: np.ndarray, damage: np.ndarray, group: np.ndarray, scope: str) -> tuple[float, float] | None:
+    """Spearman and Kendall; within layers, that of the ranks within each group, all groups pooled."""
+    if scope == "within_layers":
+        _, place, sizes = np.unique(group, return_inverse=True, return_counts=True)
+        large = sizes[place] >= _FEWEST
+        score, damage, place = score[large], damage[large], place[large]
+        for values in (score, damage) if len(score) else ():
+            for g in np.unique(place):
+                mine = place == g
+                values[mine] = rankdata(values[mine]) / mine.sum()
+    if len(score) < _FEWEST or np.ptp(score) == 0 or np.ptp(damage) == 0:
+        return None
+    return float(spearmanr(score, damage).statistic), float(kendalltau(score, damage).statistic)
