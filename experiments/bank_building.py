@@ -16,23 +16,14 @@ from autolabel.extraction import extract_features
 from autolabel.label_bank import LabelBank, merge_banks
 from autolabel.measuring import measure
 from autolabel.oracles import ContextOracle, RemovalOracle, RepairedOracle
+from autolabel.plan_criteria import plan_criteria
 from autolabel.plan_oracle import MOMENTS, PlanBench, PlanOracle
 from autolabel.plan_sampling import SIZES, SampledPlans, sample_plans
 from autolabel.plan_summary import PlanSummarizer
 from compress.allocator import Constraints
 from compress.costs import CostTable
 from compress.counting import unit_costs
-from compress.criteria import (
-    ActivationCriterion,
-    FisherCriterion,
-    MagnitudeCriterion,
-    RandomCriterion,
-    ReconstructionCriterion,
-    SecondOrderCriterion,
-    TaylorCriterion,
-    WandaCriterion,
-)
-from compress.criterion import Criterion
+from compress.criteria import RandomCriterion
 from compress.errors import ArtifactError
 from compress.statistics import Statistics, collect_statistics
 from compress.structure import Structure, analyze
@@ -76,19 +67,6 @@ class BankSettings:
     repaired_masks: int = 32
     finetune: dict[str, Any] = field(default_factory=lambda: {"optimizer": "adamw", "lr": 1e-3})
     seed: int = 0
-
-
-def bank_criteria(seed: int = 0) -> dict[str, Criterion]:
-    """The criteria whose shares a plan's summary holds. Chance only orders the units of some of the sampled plans."""
-    return {
-        "magnitude": MagnitudeCriterion(),
-        "activation": ActivationCriterion(),
-        "wanda": WandaCriterion(),
-        "taylor": TaylorCriterion(),
-        "fisher": FisherCriterion(),
-        "second_order": SecondOrderCriterion(),
-        "reconstruction": ReconstructionCriterion(),
-    }
 
 
 def build_bank(
@@ -180,7 +158,7 @@ class Subject:
             brief_steps=settings.brief_steps, epochs=1, finetune=settings.finetune, seed=seed % 2**31
         )
         self.features = extract_features(self.structure, statistics=self.statistics)
-        self.summarizer = PlanSummarizer(self.statistics, self.costs, bank_criteria())
+        self.summarizer = PlanSummarizer(self.statistics, self.costs, plan_criteria())
 
     def sample(self, name: str) -> SampledPlans:
         """The plans of this network: what is held fixed and at which fraction depends on its name alone."""

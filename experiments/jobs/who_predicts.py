@@ -3,18 +3,17 @@
 import csv
 import io
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from autolabel.label_bank import LabelBank
 from autolabel.plan_board import boards_of
-from autolabel.plan_labeler import PlanLabeler
-from autolabel.plan_labelers import GBDTPlanLabeler, RidgePlanLabeler, SetPlanLabeler
 from autolabel.plan_oracle import MOMENTS
 from compress.files import write_atomic, write_json
 from experiments.config import ConfigError
+from experiments.plan_labelers import LABELERS
 from experiments.progress import progress
 from experiments.run_dir import RunDir
 from experiments.settings import Config
@@ -23,14 +22,6 @@ from experiments.unit_predictors import judge_units
 from experiments.who_predicts import COLUMNS, PLANS, judge_formulas, judge_labelers, summarize
 
 log = logging.getLogger(__name__)
-LABELERS: Mapping[str, Callable[[], PlanLabeler]] = {
-    "labeler/gbdt": GBDTPlanLabeler,
-    "labeler/lambdarank": lambda: GBDTPlanLabeler(objective="lambdarank"),
-    "labeler/set_network": SetPlanLabeler,
-    "labeler/ridge": RidgePlanLabeler,
-}
-
-
 _TOLD = ("scope", "truth", "predictor", "zero_shot", "spearman_median", "low", "high", "spearman_mean_of_families",
          "spearman_worst_family", "worst_family")  # fmt: skip
 

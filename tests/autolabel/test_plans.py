@@ -12,6 +12,7 @@ from autolabel.label_bank import LabelBank, merge_banks
 from autolabel.plan_board import boards_of, normal_scores, plan_matrix
 from autolabel.plan_oracle import MOMENTS, PlanBench, PlanOracle
 from autolabel.plan_sampling import sample_plans
+from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import PlanSummarizer, PlanSummary
 from compress.allocator import Constraints
 from compress.counting import unit_costs
@@ -257,3 +258,38 @@ def test_the_matrix_of_plans_compares_them_with_one_another():
     assert column("z_macs") == pytest.approx([0, 0, 0])
     with pytest.raises(CompressError, match="at least two"):
         plan_matrix(PlanSummary(("a", "b"), names, values[:1], ("macs",), np.full((1, 1), 0.5, dtype=np.float32)))
+
+
+class KeepsTheFirst:
+    """A stand-in for a labeler, whose favourite is known: plans that keep much of the first group."""
+
+    def predict(self, summary, reference=None):
+        kept = summary.values[:, 0, summary.names.index("kept")].astype(np.float64)
+        assert reference is not None
+        assert len(reference.plan_values) > 1
+        return -kept, np.zeros(len(kept))
+
+
+@pytest.mark.parametrize("size", ["macs", "weight_bytes"])
+def test_a_search_finds_the_favourite_within_the_size(case, size):
+    structure, costs, statistics = case
+    summarizer = PlanSummarizer(statistics, costs, CRITERIA)
+    rounds = []
+    search = PlanSearch(rounds=6, children=24, population=8, reference=12, seed=1)
+    constraints, column = Constraints(floor=0.2), ("macs", "weight_bytes").index(size)
+    found = search.run(summarizer, KeepsTheFirst(), size, 0.6, constraints, lambda *done: rounds.append(done))
+    cost = costs.total(found.removed)[column]
+    dense = {"macs": costs.dense_macs, "weight_bytes": costs.dense_weight_bytes}[size]
+    assert cost <= 0.6 * dense
+    groups = structure.units.group
+    # All of the first group stays, as far as the floor of the second lets it.
+    second = (~found.removed[groups == "2:out"]).sum()
+    assert second == 2
+    more = found.removed.copy()
+    more[np.flatnonzero((groups == "0:out") & found.removed)[:1]] = False
+    assert not found.removed[groups == "0:out"].any() or costs.total(more)[column] > 0.6 * dense
+    assert list(found.history) == sorted(found.history, reverse=True)
+    assert found.n_judged == 6 * 24
+    assert rounds[-1] == (6, 6)
+    again = search.run(summarizer, KeepsTheFirst(), size, 0.6, constraints)
+    np.testing.assert_array_equal(again.removed, found.removed)

@@ -1,0 +1,28 @@
+"""The plan labeler that ships with the package, or one of a folder."""
+
+from pathlib import Path
+
+from autolabel.plan_labeler import PlanLabeler
+from autolabel.plan_labeler_files import INDEX_FILE
+from autolabel.plan_labelers import GBDTPlanLabeler, RidgePlanLabeler, SetPlanLabeler
+from compress.errors import ArtifactError
+from compress.files import read_json
+
+PRETRAINED = Path(__file__).parent / "pretrained_plans"
+KINDS = {kind.name: kind for kind in (GBDTPlanLabeler, RidgePlanLabeler, SetPlanLabeler)}
+
+
+def load_plan_labeler(path: str | Path | None = None) -> PlanLabeler:
+    """The plan labeler in a folder that its `save` wrote; None for the pretrained one.
+
+    Raises:
+        ArtifactError: if it is missing, damaged, or of a kind that is not known.
+    """
+    path = PRETRAINED if path is None else Path(path)
+    index = read_json(path / INDEX_FILE)
+    kind = index.get("plan_labeler") if isinstance(index, dict) else None
+    if kind not in KINDS:
+        raise ArtifactError(
+            f"{path / INDEX_FILE} is no plan labeler of a known kind ({', '.join(KINDS)}). Got {kind!r}."
+        )
+    return KINDS[kind].load(path)

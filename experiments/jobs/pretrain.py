@@ -1,0 +1,59 @@
+"""The job that fits a plan labeler on a whole label bank, for the package or for `plan_labeler=FOLDER`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autolabel.label_bank import LabelBank
+from autolabel.plan_board import boards_of
+from autolabel.plan_oracle import MOMENTS
+from compress.files import write_json
+from experiments.config import ConfigError
+from experiments.manifest import hash_file
+from experiments.plan_labelers import LABELERS
+from experiments.run_dir import RunDir
+from experiments.settings import Config
+from experiments.tracker import Tracker
+
+
+class PretrainJob:
+    """Writes `plan_labeler/` into the run folder, with its card.
+
+    Args:
+        bank: file of a label bank that `experiment=bank` measured.
+        labeler: name out of `experiments.plan_labelers.LABELERS`, the best that `experiment=who_predicts` found.
+        truth: moment that it learns.
+    """
+
+    name = "pretrain"
+
+    def __init__(self, bank: str, labeler: str = "labeler/gbdt", truth: str = "finetuned") -> None:
+        self.bank, self.labeler, self.truth = bank, labeler, truth
+
+    def check(self, config: Config) -> None:
+        """The bank must be there, and the names known."""
+        if not Path(self.bank).is_file():
+            raise ConfigError(f"job.bank: there is no {self.bank}. Measure it first: experiment=bank")
+        for key, value, known in (("labeler", self.labeler, tuple(LABELERS)), ("truth", self.truth, MOMENTS)):
+            if value not in known:
+                raise ConfigError(f"job.{key} must be out of {known}. Got {value!r}.")
+
+    def run(self, config: Config, run_dir: RunDir, tracker: Tracker) -> dict[str, Any]:
+        """Fit on all boards of the bank."""
+        run_dir.add_input(self.bank)
+        bank = LabelBank.load(self.bank)
+        boards = boards_of(bank, MOMENTS)
+        labeler = LABELERS[self.labeler]().fit(boards, self.truth)
+        folder = run_dir.path / "plan_labeler"
+        labeler.save(folder)
+        card = {
+            "labeler": self.labeler, "truth": self.truth, "boards": len(boards),
+            "plans": int(sum(len(board.loss[self.truth]) for board in boards)),
+            "families": sorted({board.family for board in boards}), "tasks": sorted({board.task for board in boards}),
+            "fractions": sorted(np.unique(bank.plans["fraction"]).tolist()), "bank_sha256": hash_file(self.bank),
+            "code": bank.about["code"],
+        }  # fmt: skip
+        write_json(folder / "card.json", card)
+        run_dir.add_output(folder)
+        return {"pretrain": {"boards": card["boards"], "plans": card["plans"]}}
