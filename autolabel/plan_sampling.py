@@ -60,7 +60,7 @@ def sample_plans(
         fraction: of the dense cost, in (0, 1).
         n_plans: how many are wanted; fewer come back where there are no more.
         seed: of everything random.
-        constraints: `floor` and `pinned` are respected.
+        constraints: `floor` and `pinned` (whole groups) are respected.
         tolerance: how far below the fraction a plan may cost, as a part of it; a plan beyond it is drawn again.
 
     Raises:
@@ -109,6 +109,12 @@ class PlanDraw:
         names, self.group = np.unique(units.group[self.removable].astype(str), return_inverse=True)
         self.sizes = np.bincount(self.group)
         floors = np.maximum(np.ceil(constraints.floor * self.sizes), 1).astype(int)
+        unknown = sorted(set(constraints.pinned) - set(names))
+        if unknown or constraints.round_to > 1:
+            raise CompressError(
+                "Plans are drawn with whole groups pinned and round_to=1. Got "
+                f"{f'pinned={unknown[0]!r}' if unknown else f'round_to={constraints.round_to}'}."
+            )
         pinned = np.isin(names, constraints.pinned)
         self.floors = np.where(pinned, self.sizes, floors)
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 LABELER = "labeler"
 CRITERION = "criterion"
-ALLOCATORS = {"mac": "greedy", "uniform": "uniform", "threshold": "threshold", "knapsack": "knapsack"}
+PLANS = "plans"
+SEARCH = "search"
+ALLOCATORS = {"mac": "greedy", "uniform": "uniform", "threshold": "threshold", "knapsack": "knapsack", SEARCH: SEARCH}
 STAGES = ("pruned", "recovered", "fine_tuned")
 
 
@@ -22,7 +24,8 @@ class Method:
     """Whose scores, and how the budget is spent on them.
 
     `"taylor"` removes below one threshold; `"taylor/mac"` spends by score per cost; `"taylor/uniform"` keeps the same
-    fraction of every group; `"labeler/knapsack"` solves for everything together.
+    fraction of every group; `"labeler/knapsack"` solves for everything together; `"plans/search"` asks a plan labeler
+    about thousands of whole plans.
     """
 
     name: str
@@ -45,6 +48,16 @@ class Method:
         return ALLOCATORS[short]
 
 
+def _check_search(config: Config) -> None:
+    """A plan labeler compares plans of one size that removes units and nothing else."""
+    bounds = [name for name, value in vars(config.budget).items() if value is not None]
+    if len(bounds) != 1 or config.quantize.enabled or config.constraints.round_to > 1:
+        raise ConfigError(
+            "compare.methods: 'plans/search' needs exactly one bound in budget, quantize.enabled=false and "
+            f"constraints.round_to=1. Got {bounds}, {config.quantize.enabled} and {config.constraints.round_to}."
+        )
+
+
 def methods_of(config: Config, parts: "Components") -> list[Method]:
     """The methods that a run compares: those of `compare.methods`, and what else the configuration names.
 
@@ -58,11 +71,14 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
     methods = [Method(name) for name in dict.fromkeys(compare.methods)]
     if not methods:
         raise ConfigError("compare.methods must name at least one method.")
-    known = {LABELER, CRITERION, *parts.baselines}
+    known = {LABELER, CRITERION, PLANS, *parts.baselines}
     for method in methods:
         if method.source not in known:
             raise ConfigError(f"compare.methods: no scores are called {method.source!r}. Known: {sorted(known)}.")
-        assert method.allocator
+        if (method.source == PLANS) != (method.allocator == SEARCH):
+            raise ConfigError(f"compare.methods: only plans are searched, as 'plans/search'. Got {method.name!r}.")
+        if method.source == PLANS:
+            _check_search(config)
     sources = {method.source for method in methods}
     for short, name in ALLOCATORS.items():
         own = LABELER if short == "threshold" else f"{LABELER}/{short}"

@@ -15,6 +15,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from autolabel.learning import join_scores, learn_labels
+from autolabel.plan_criteria import plan_criteria
+from autolabel.plan_search import PlanSearch
+from autolabel.plan_summary import PlanSummarizer
+from autolabel.pretrained import load_plan_labeler
 from autolabel.tables import LabelTable
 from compress.allocation import allocate
 from compress.criterion import score_units
@@ -24,7 +28,7 @@ from compress.plan import CompressionPlan
 from compress.scores import Scores
 from compress.statistics import Statistics
 from compress.task import evaluate
-from experiments.compared_methods import CRITERION, LABELER, Method, methods_of
+from experiments.compared_methods import CRITERION, LABELER, PLANS, SEARCH, Method, methods_of
 from experiments.components import build_components
 from experiments.manifest import describe_code, library_versions
 from experiments.progress import progress
@@ -208,6 +212,8 @@ class _Seed:
     def plan(self, method: Method) -> CompressionPlan:
         """The plan of a method on this seed's data."""
         experiment = self.comparison.experiment
+        if method.source == PLANS:
+            return self._searched_plan()
         scores = join_scores(experiment.structure, self._scores(method), self.comparison.formats)
         allocator: Any = method.allocator
         adds = allocator in ("greedy", "knapsack")
@@ -230,6 +236,31 @@ class _Seed:
             always_quantize=always,
         )
         return plan if damages else replace(plan, predicted_damage=None)
+
+    def _searched_plan(self) -> CompressionPlan:
+        """The favourite of the plan labeler among plans of the budget's size. No label is measured for it."""
+        experiment = self.comparison.experiment
+        ((size, bound),) = ((n, v) for n, v in vars(experiment.parts.budget).items() if v is not None)
+        dense = {"macs": experiment.costs.dense_macs, "weight_bytes": experiment.costs.dense_weight_bytes}[size]
+        labeler = load_plan_labeler(experiment.config.plan_labeler)
+        summarizer = PlanSummarizer(self.statistics, experiment.costs, plan_criteria())
+        with progress("searching plans") as on_round:
+            found = PlanSearch(seed=self.seed).run(
+                summarizer,
+                labeler,
+                size,
+                bound if bound <= 1 else bound / dense,
+                experiment.parts.constraints,
+                on_round,
+            )
+        units = experiment.structure.units
+        macs, weight_bytes = experiment.costs.total(found.removed)
+        searched = {"score": found.score, "spread": found.spread, "judged": found.n_judged}
+        return CompressionPlan.removing(
+            units, [units.ids[row] for row in np.flatnonzero(found.removed)],
+            predicted_cost={"macs": macs, "weight_bytes": weight_bytes},
+            provenance={"allocator": SEARCH, "plan_labeler": labeler.name, "search": searched, "seed": self.seed},
+        )  # fmt: skip
 
     def _scores(self, method: Method) -> Scores | LabelTable:
         if method.source == LABELER:

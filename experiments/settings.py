@@ -128,6 +128,7 @@ class Config:
         threads: of torch; results repeat bit for bit only at the same number.
         device: of torch, for training; everything else is computed on the CPU.
         traceback: show the whole traceback of an error instead of one line.
+        plan_labeler: folder of the plan labeler that the method `plans/search` asks; null for the pretrained one.
         objective: dotted names in the final metrics that the run returns to a sweeper.
         job: what the run does.
         baselines: name -> criterion node, compared with the labeler at the same budget.
@@ -140,6 +141,7 @@ class Config:
     threads: int = 2
     device: str = "cpu"
     traceback: bool = False
+    plan_labeler: str | None = None
     objective: list[str] = field(default_factory=lambda: ["compressed.metric.value"])
     job: Any = MISSING
     model: Any = MISSING

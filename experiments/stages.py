@@ -146,7 +146,7 @@ class Experiment(Workbench):
     def compare_settings(self) -> dict[str, Any]:
         """What the comparison depends on besides its input files."""
         names = ["data", "measure", "labeler", "oracles", "criterion", "baselines", "allocator", "budget",
-                 "constraints", "recovery", "quantize", "compare", "seeds"]  # fmt: skip
+                 "constraints", "recovery", "quantize", "compare", "seeds", "plan_labeler"]  # fmt: skip
         return self._settings(*names, *(["finetune"] if self.config.compare.finetune_epochs else []))
 
     def train_dense(self) -> None:

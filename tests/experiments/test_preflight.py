@@ -36,6 +36,9 @@ def names(*overrides):
         ("compare.methods=[]", "compare.methods must name at least one"),
         ("compare.methods=[labeller]", "no scores are called 'labeller'"),
         ("compare.methods=[labeler/cost]", "must end in one of"),
+        ("compare.methods=[plans/mac]", "only plans are searched"),
+        ("compare.methods=[fisher/search]", "only plans are searched"),
+        ("compare.methods=[plans/search]", "needs exactly one bound in budget"),
         ("compare.finetune_methods=[fisher]", "compare.finetune_methods: 'fisher' is not compared"),
         ("compare.choose_after=finetuned", "compare.choose_after must be one of"),
         ("compare.choose_after=fine_tuned", "needs every method fine-tuned"),
@@ -75,8 +78,8 @@ def test_every_part_of_the_configuration_belongs_to_a_stage(tmp_path, monkeypatc
     monkeypatch.setattr(experiment, "_run_stage", lambda name, work, **files: seen.update(files.get("settings", {})))
     monkeypatch.setattr(experiment, "load_dense", lambda: None)
     experiment.run()
-    # What says how a run is told, not what it does.
-    free = {"name", "traceback", "objective", "tracker"}
+    # What says how a run is told, not what it does; and the job, whose stages these are.
+    free = {"job", "name", "traceback", "objective", "tracker"}
     assert seen == {field.name for field in dataclasses.fields(Config)} - free
 
 
