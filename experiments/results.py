@@ -1,14 +1,15 @@
-"""The raw table of a comparison that stays in the repository: one row per method, seed and stage."""
+"""Raw tables that stay in the repository: one row per method, seed and stage of a comparison, and those of jobs."""
 
 import csv
 import io
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from compress.errors import ArtifactError
-from compress.files import read_json, write_atomic
+from compress.files import read_json, write_atomic, write_json
 from experiments.comparison import read_rows
 from experiments.run_dir import read_manifest, stage_key
 
@@ -41,9 +42,7 @@ def collect_results(folder: str | Path, path: str | Path) -> int:
                 made = {"commit": manifest["code"].get("commit", ""), "versions": json.dumps(manifest["libraries"])}
                 rows.append({**made, "method": key[0], "seed": key[1], "stage": stage, "macs": result["macs"],
                              "weight_bytes": result["weight_bytes"], **result["stages"][stage]})  # fmt: skip
-    # Where the run lay says nothing to others.
-    words = [word for word in shlex.split(manifest["command"]) if not word.startswith("hydra.run.dir=")]
-    constant = {"command": shlex.join(words)}
+    constant = {"command": _command(manifest)}
     rows.sort(key=lambda row: (row["method"], row["seed"]))
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="")
@@ -51,3 +50,38 @@ def collect_results(folder: str | Path, path: str | Path) -> int:
     writer.writerows({**row, **constant} for row in rows)
     write_atomic(path, lambda file: file.write(text.getvalue().encode()))
     return len(rows)
+
+
+def collect_table(folder: str | Path, name: str, path: str | Path) -> int:
+    """Copy the table `name` that a finished run wrote to the CSV file `path`; returns how many rows it has.
+
+    What made it (command, commit, versions, configuration, hashes of its inputs) goes into `made.json` beside it.
+
+    Raises:
+        ArtifactError: if the folder is no finished run, or has no such table.
+    """
+    folder, path = Path(folder), Path(path)
+    manifest = read_manifest(folder)
+    if manifest["status"] != "finished":
+        raise ArtifactError(f"The run in {folder} is {manifest['status']}, not finished. Finish it first.")
+    try:
+        content = (folder / name).read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"Cannot read {folder / name}: {error.strerror or error}.") from error
+    write_atomic(path, lambda file: file.write(content))
+    made = {"command": _command(manifest), "code": manifest["code"], "libraries": manifest["libraries"],
+            "job": {key: _nameless(value) for key, value in manifest["config"]["job"].items()}, "seed": manifest["seeds"]["seed"],
+            "inputs_sha256": sorted(manifest["inputs"].values())}  # fmt: skip
+    write_json(path.with_name("made.json"), made)
+    return content.count(b"\n") - 1
+
+
+def _command(manifest: Mapping[str, Any]) -> str:
+    """The command of a run; where it and its inputs lay says nothing to others."""
+    words = shlex.split(manifest["command"])
+    return shlex.join(word for word in words if not word.startswith("hydra.run.dir=") and "=/" not in word)
+
+
+def _nameless(value: Any) -> Any:
+    """A setting, an absolute path without its folders."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

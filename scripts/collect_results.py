@@ -1,10 +1,17 @@
-"""Write the raw table of a run:  python scripts/collect_results.py RUN results/cifar10_resnet20/raw.csv"""
+"""Write the raw table of a run, of its comparison or of the job's own table:
+
+python scripts/collect_results.py RUN results/cifar10_resnet20/raw.csv
+python scripts/collect_results.py RUN results/who_predicts/raw.csv who_predicts.csv
+"""
 
 import sys
 
-from experiments.results import collect_results
+from experiments.results import collect_results, collect_table
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) == 3:
+        print(f"{collect_results(*sys.argv[1:])} rows")
+    elif len(sys.argv) == 4:
+        print(f"{collect_table(sys.argv[1], sys.argv[3], sys.argv[2])} rows")
+    else:
         sys.exit(__doc__)
-    print(f"{collect_results(sys.argv[1], sys.argv[2])} rows")

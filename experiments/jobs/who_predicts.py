@@ -66,7 +66,7 @@ class WhoPredictsJob:
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        writer.writerows({name: _rounded(value) for name, value in asdict(row).items()} for row in rows)
         path = run_dir.file("who_predicts.csv")
         write_atomic(path, lambda file: file.write(text.getvalue().encode()))
         run_dir.add_output(path)
@@ -80,3 +80,7 @@ class WhoPredictsJob:
         best = {f"{line['predictor']} {line['zero_shot']}".strip(): line["spearman_median"] for line in lines
                 if line["scope"] == PLANS}  # fmt: skip
         return {"who_predicts": {"boards": len(boards), "spearman_median": best}}
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value

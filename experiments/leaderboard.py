@@ -1,0 +1,107 @@
+"""The leaderboard of who predicts what: a page and a figure, drawn from the raw table that stays in the repository."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from compress.errors import ArtifactError
+from experiments.figure_style import FAINT, INK, MUTED, SERIES, new_figure, plain_rows
+from experiments.who_predicts import PLANS, Row, summarize
+
+_TITLES = {
+    "plans": "Plans of equal size",
+    "within_layers": "Units within layers",
+    "across_layers": "Units of all layers together",
+}
+_TRUTHS = {
+    "finetuned": "loss after repair and fine-tuning",
+    "at_once": "damage at once",
+    "in_context": "damage in thinned company",
+    "repaired": "damage in thinned company after a refit",
+}
+_MOST = 14
+_EXPLANATION = """Spearman of each predictor with the truth within a network: median over networks with a 95 % bootstrap
+interval, mean of the medians of the families, and the worst family. A labeler judges networks of a *new family and
+task*, or of *known families* (only the network is new). *Measured* losses need the plan to be run on the judged
+network; all others need no forward pass per plan. Regret: points of accuracy lost by taking the predictor's favourite
+plan instead of the best one of the board."""
+
+
+def read_table(path: str | Path) -> list[Row]:
+    """The rows of a `raw.csv`. Raises ArtifactError if it is missing or not such a table."""
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            found = list(csv.DictReader(file))
+        return [_row(line) for line in found]
+    except OSError as error:
+        raise ArtifactError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except (KeyError, ValueError, TypeError) as error:
+        raise ArtifactError(f"{path} is not a table of who predicts what ({error!r}).") from error
+
+
+def _row(line: dict[str, str]) -> Row:
+    numbers = {"spearman", "kendall", "regret"}
+    values = {f.name: float(line[f.name] or "nan") if f.name in numbers else line[f.name] for f in fields(Row)}
+    return Row(**{**values, "regret": None if line["regret"] == "" else values["regret"]})
+
+
+def write_page(rows: Sequence[Row], command: str) -> str:
+    """A Markdown page with one table for each scope and truth, the best on the mean over families first."""
+    lines = summarize(rows)
+    page = ["# Who predicts what", "", f"Drawn from `results/who_predicts/raw.csv` ({command}).", ""]
+    page += [_EXPLANATION, ""]
+    for scope, truth in dict.fromkeys((line["scope"], line["truth"]) for line in lines):
+        mine = [line for line in lines if (line["scope"], line["truth"]) == (scope, truth)]
+        page += [f"## {_TITLES[str(scope)]}: {_TRUTHS[str(truth)]}", ""]
+        regret = scope == PLANS
+        head = [
+            "predictor",
+            "sees",
+            "median",
+            "95 %",
+            "mean of families",
+            "worst family",
+            *(["regret"] if regret else []),
+        ]
+        page += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        for line in mine if regret else mine[:_MOST]:
+            cells = [
+                line["predictor"], _sees(str(line["zero_shot"])), f"{line['spearman_median']:.2f}",
+                f"{line['low']:.2f} to {line['high']:.2f}", f"{line['spearman_mean_of_families']:.2f}",
+                f"{line['spearman_worst_family']:.2f} ({line['worst_family']})",
+                *([f"{line['regret_mean']:.1f}"] if regret else []),
+            ]  # fmt: skip
+            page.append("| " + " | ".join(map(str, cells)) + " |")
+        page.append("")
+    return "\n".join(page)
+
+
+def _sees(split: str) -> str:
+    return {"": "nothing", "measured": "measured", "network": "known families"}.get(split, "new family and task")
+
+
+def draw_plans(rows: Sequence[Row]) -> Figure:
+    """Spearman with the loss after fine-tuning and regret of every predictor of plans, a dot for each family."""
+    lines = [line for line in summarize(rows) if line["scope"] == PLANS and line["truth"] == "finetuned"]
+    figure = new_figure(1.0 + 0.24 * len(lines))
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=[2, 1])
+    names = [f"{line['predictor']} ({_sees(str(line['zero_shot']))})" for line in lines]
+    for i, line in enumerate(lines):
+        learned = str(line["predictor"]).startswith("labeler")
+        colour = SERIES[1] if learned else FAINT if line["zero_shot"] == "measured" else SERIES[0]
+        for axes, prefix in ((left, "spearman/"), (right, "regret/")):
+            values = [float(v) for key, v in line.items() if key.startswith(prefix)]
+            axes.scatter(values, np.full(len(values), i), s=9, color=colour, alpha=0.55, linewidths=0)
+            axes.scatter([np.mean(values)], [i], s=34, color=colour, edgecolors=INK, linewidths=0.6, zorder=3)
+    for axes in (left, right):
+        plain_rows(axes, len(lines))
+    left.set_yticks(range(len(lines)), names)
+    left.set_xlabel("Spearman with the loss after fine-tuning; small: medians of families, large: their mean")
+    right.set_xlabel("points of accuracy lost by its favourite plan")
+    left.axvline(0, color=MUTED, linewidth=0.8)
+    return figure

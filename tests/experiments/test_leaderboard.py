@@ -1,0 +1,80 @@
+"""The leaderboard: read from its raw table, told as a page, drawn as a figure."""
+
+import csv
+import dataclasses
+import json
+
+import pytest
+
+from compress.errors import ArtifactError
+from experiments.figure_style import figure_style, render_file_svg
+from experiments.leaderboard import draw_plans, read_table, write_page
+from experiments.results import collect_table
+from experiments.run_dir import RunDir
+from experiments.who_predicts import COLUMNS, Row
+
+ROWS = [
+    Row("finetuned", "plans", family, "t", f"{family}{i}", predictor, split, value, value - 0.1, regret)
+    for predictor, split, value, regret in (
+        ("fisher", "", 0.5, 3.0),
+        ("labeler/gbdt", "family_and_task", 0.8, 1.0),
+        ("loss_refitted", "measured", 0.9, 0.5),
+    )
+    for family in ("mlp", "conv")
+    for i in range(3)
+]
+ROWS += [Row("repaired", "within_layers", "mlp", "t", f"mlp{i}", "taylor", "", 0.3, 0.2, None) for i in range(3)]
+
+
+def write_table(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(row) for row in rows)
+
+
+def test_the_table_is_read_as_it_was_written(tmp_path):
+    write_table(tmp_path / "raw.csv", ROWS)
+    assert read_table(tmp_path / "raw.csv") == ROWS
+
+
+def test_the_page_tells_the_best_first():
+    page = write_page(ROWS, "`command`")
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in lines] == ["| predictor", "| loss_refitted", "| labeler/gbdt", "| fisher",
+                                                       "| predictor", "| taylor"]  # fmt: skip
+    assert "| labeler/gbdt | new family and task | 0.80 | 0.80 to 0.80 | 0.80 | 0.80 (conv) | 1.0 |" in page
+    assert "Units within layers: damage in thinned company after a refit" in page
+
+
+def test_the_figure_names_every_predictor():
+    with figure_style():
+        svg = render_file_svg(draw_plans(ROWS)).decode()
+    for name in ("fisher (nothing)", "labeler/gbdt (new family and task)", "loss_refitted (measured)"):
+        assert name in svg
+
+
+def test_a_table_that_is_none_is_named(tmp_path):
+    with pytest.raises(ArtifactError, match="Cannot read"):
+        read_table(tmp_path / "raw.csv")
+    (tmp_path / "raw.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ArtifactError, match="is not a table of who predicts what"):
+        read_table(tmp_path / "raw.csv")
+
+
+def test_a_table_is_collected_with_what_made_it(tmp_path):
+    record = {"command": "python -m experiments.run experiment=who_predicts job.bank=/a/b hydra.run.dir=/x",
+              "config": {"job": {"truths": ["finetuned"], "bank": "/a/b.npz"}}, "seeds": {"seed": 0}}  # fmt: skip
+    with RunDir(tmp_path / "run", record) as run_dir:
+        write_table(run_dir.file("who_predicts.csv"), ROWS)
+        with pytest.raises(ArtifactError, match="is running, not finished"):
+            collect_table(tmp_path / "run", "who_predicts.csv", tmp_path / "raw.csv")
+    assert collect_table(tmp_path / "run", "who_predicts.csv", tmp_path / "out" / "raw.csv") == len(ROWS)
+    assert read_table(tmp_path / "out" / "raw.csv") == ROWS
+    made = json.loads((tmp_path / "out" / "made.json").read_text())
+    assert made["command"] == "python -m experiments.run experiment=who_predicts"
+    assert made["job"] == {"truths": ["finetuned"], "bank": "b.npz"}
+    assert made["libraries"]
+    with pytest.raises(ArtifactError, match=r"no\.csv"):
+        collect_table(tmp_path / "run", "no.csv", tmp_path / "raw.csv")
