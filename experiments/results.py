@@ -69,9 +69,9 @@ def collect_table(folder: str | Path, name: str, path: str | Path) -> int:
     except OSError as error:
         raise ArtifactError(f"Cannot read {folder / name}: {error.strerror or error}.") from error
     write_atomic(path, lambda file: file.write(content))
-    made = {"command": _command(manifest), "code": manifest["code"], "libraries": manifest["libraries"],
-            "job": {key: _nameless(value) for key, value in manifest["config"]["job"].items()}, "seed": manifest["seeds"]["seed"],
-            "inputs_sha256": sorted(manifest["inputs"].values())}  # fmt: skip
+    job = {key: _nameless(value) for key, value in manifest["config"]["job"].items()}
+    made = {"command": _command(manifest), "code": manifest["code"], "libraries": manifest["libraries"], "job": job,
+            "seed": manifest["seeds"]["seed"], "inputs_sha256": sorted(manifest["inputs"].values())}  # fmt: skip
     write_json(path.with_name("made.json"), made)
     return content.count(b"\n") - 1
 
