@@ -34,19 +34,19 @@ def run_pieces(work: Callable[..., Any], pieces: Sequence[tuple[Any, ...]], work
         yield from ((number, work(*piece)) for number, piece in enumerate(pieces))
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(pieces)), context, initializer=_begin) as pool:
+    pool = ProcessPoolExecutor(min(workers, len(pieces)), context, initializer=_begin)
+    try:
         running = {pool.submit(work, *piece): number for number, piece in enumerate(pieces)}
-        try:
-            for future in as_completed(running):
-                yield running[future], future.result()
-        except BrokenProcessPool as error:
-            raise CompressError(
-                "A worker process ended in the middle of its work (memory may have run out). Start again with fewer "
-                "workers; what is finished is kept."
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for future in as_completed(running):
+            yield running[future], future.result()
+    except BrokenProcessPool as error:
+        raise CompressError(
+            "A worker process ended in the middle of its work (memory may have run out). Start again with fewer "
+            "workers; what is finished is kept."
+        ) from error
+    finally:
+        # As a context manager the pool would shut down a second time and do what was cancelled all the same.
+        pool.shutdown(cancel_futures=True)
 
 
 def _begin() -> None:

@@ -17,8 +17,9 @@ class ContextOracle:
     """Marginal effect of each unit among random masks around the target size, nothing being repaired.
 
     Every example meets its own masks, and every mask tells of all units at once, so the cost does not grow with the
-    number of units; the standard error does not shrink with it either. Rows come when all masks are done: a killed
-    measuring begins anew.
+    number of units; the standard error does not shrink with it either. In a network where it is unknown which values
+    belong to which example (recurrent layers), the examples of a batch share a mask. Rows come when all masks are done:
+    a killed measuring begins anew.
 
     Args:
         kept: fraction of each group that stays on average.
@@ -49,17 +50,20 @@ class ContextOracle:
                               replay.n_examples, spent / len(rows), 2 * spent)  # fmt: skip
 
     def _losses(self, structure: Structure, replay: Replay) -> tuple[np.ndarray, np.ndarray]:
-        """Masks and what each costs its example, `(n_examples * masks, n_units)` and as many losses."""
+        """Masks and what each costs its example or batch, `(n_masks, n_units)` and `(n_masks,)`."""
         rng = np.random.default_rng([self.seed, 3])
         dtype = next((p.dtype for p in structure.traced.module.parameters() if p.is_floating_point()), torch.float32)
         module = gated_module(structure).eval()
+        shared = any(site.batch is None for site in structure.sites)
         removed, losses = [], []
         with torch.no_grad():
             for number, batch in enumerate(replay.batches):
                 for _ in range(self.masks):
-                    masks = random_masks(structure.units, self.kept, replay.sizes[number], rng)
+                    n_masks = 1 if shared else replay.sizes[number]
+                    masks = random_masks(structure.units, self.kept, n_masks, rng)
                     module.gates = torch.from_numpy(~masks[:, : structure.n_removable]).to(dtype)
                     found = replay.task.loss(module(*replay.task.inputs(batch)), batch)
                     removed.append(masks)
-                    losses.append(found.double().cpu().numpy() - replay.dense[number])
+                    damage = found.double().cpu().numpy() - replay.dense[number]
+                    losses.append(damage.mean(keepdims=True) if shared else damage)
         return np.concatenate(removed), np.concatenate(losses)

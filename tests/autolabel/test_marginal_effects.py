@@ -124,3 +124,28 @@ def test_settings_out_of_range_are_refused(make, message):
 def test_one_batch_cannot_be_halved(twins):
     with pytest.raises(CompressError, match="at least two batches"):
         removal(twins[0], twins[1][:1], RepairedOracle())
+
+
+class Recurrent(nn.Module):
+    """A GRU in front of two linear layers: which of its values belong to which example is not known."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(3, 6, batch_first=True)
+        self.hidden, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.hidden(self.gru(x)[0][:, -1])))
+
+
+def test_examples_that_cannot_be_told_apart_share_a_mask():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Recurrent().eval()
+    generator = torch.Generator().manual_seed(1)
+    batches = [(torch.randn(8, 4, 3, generator=generator), torch.randint(0, 3, (8,), generator=generator))
+               for _ in range(3)]  # fmt: skip
+    table = measure(model, None, TASK, batches, ContextOracle(masks=40))
+    found = table.damage[:, 0]
+    assert np.isfinite(found).sum() == 8
+    assert np.ptp(found[np.isfinite(found)]) > 0

@@ -40,6 +40,19 @@ def test_an_error_comes_through(workers):
         torch.set_num_threads(threads)
 
 
+def leave_a_mark(folder, number):
+    if number == 0:
+        raise CompressError("the first is bad")
+    time.sleep(0.2)
+    Path(folder, str(number)).touch()
+
+
+def test_after_an_error_the_pieces_that_wait_are_left(tmp_path):
+    with pytest.raises(CompressError, match="the first is bad"):
+        list(run_pieces(leave_a_mark, [(tmp_path, number) for number in range(40)], 2))
+    assert len(list(tmp_path.iterdir())) < 20
+
+
 def test_a_wrong_number_of_workers_is_refused():
     with pytest.raises(CompressError, match="at least 1"):
         list(run_pieces(describe, [(1, "a")], 0))
