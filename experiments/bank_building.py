@@ -18,7 +18,7 @@ from autolabel.measuring import measure
 from autolabel.oracles import ContextOracle, RemovalOracle, RepairedOracle
 from autolabel.plan_criteria import plan_criteria
 from autolabel.plan_oracle import MOMENTS, PlanBench, PlanOracle
-from autolabel.plan_sampling import SIZES, SampledPlans, sample_plans
+from autolabel.plan_sampling import SIZES, PlanDraw, SampledPlans, sample_plans
 from autolabel.plan_summary import PlanSummarizer
 from compress.allocator import Constraints
 from compress.costs import CostTable
@@ -164,11 +164,17 @@ class Subject:
         """The plans of this network: what is held fixed and at which fraction depends on its name alone."""
         rng = np.random.default_rng(derive_seed(f"{name}/size", self.settings.seed))
         self.size = SIZES[int(rng.integers(len(SIZES)))]
+        constraints = Constraints(floor=self.settings.floor)
+        draw = PlanDraw(self.structure.units, self.costs, self.size, constraints)
         self.fraction = float(rng.choice(self.settings.fractions))
+        least = draw.cost(draw.strictest()) / draw.dense
+        if self.fraction < 1.1 * least:
+            # Where most of a network must stay (a recurrent layer), the fraction is of what may go.
+            self.fraction = least + self.fraction * (1 - least)
         scores = {**self.summarizer.scores, "random": RandomCriterion(seed=self.seed).score(self.statistics)}
         return sample_plans(
             self.structure.units, self.costs, scores, self.size, self.fraction, self.settings.plans, seed=self.seed,
-            constraints=Constraints(floor=self.settings.floor),
+            constraints=constraints,
         )  # fmt: skip
 
 
