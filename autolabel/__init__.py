@@ -2,28 +2,43 @@
 
 from autolabel.extraction import extract_features, extract_layer_features
 from autolabel.feature import describe_features
+from autolabel.label_bank import LabelBank
 from autolabel.labelers import GBDTLabeler, MeanLabeler, MLPLabeler, RidgeLabeler
 from autolabel.learning import Learned, learn_labels
 from autolabel.measuring import measure
-from autolabel.oracles import LayerChoiceOracle, RemovalOracle
+from autolabel.oracles import ContextOracle, LayerChoiceOracle, RemovalOracle, RepairedOracle
 from autolabel.pipeline import Compressed, auto_compress
+from autolabel.plan_oracle import PlanBench, PlanOracle
+from autolabel.plan_sampling import sample_plans
+from autolabel.plan_search import PlanSearch
+from autolabel.plan_summary import PlanSummarizer
+from autolabel.pretrained import load_plan_labeler
 from autolabel.tables import FeatureTable, LabelTable
 
 __all__ = [
     "Compressed",
+    "ContextOracle",
     "FeatureTable",
     "GBDTLabeler",
+    "LabelBank",
     "LabelTable",
     "LayerChoiceOracle",
     "Learned",
     "MLPLabeler",
     "MeanLabeler",
+    "PlanBench",
+    "PlanOracle",
+    "PlanSearch",
+    "PlanSummarizer",
     "RemovalOracle",
+    "RepairedOracle",
     "RidgeLabeler",
     "auto_compress",
     "describe_features",
     "extract_features",
     "extract_layer_features",
     "learn_labels",
+    "load_plan_labeler",
     "measure",
+    "sample_plans",
 ]

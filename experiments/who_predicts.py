@@ -10,6 +10,7 @@ from scipy.stats import kendalltau, spearmanr
 from autolabel.plan_board import PlanBoard
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_oracle import MOMENTS
+from compress.errors import CompressError
 
 log = logging.getLogger(__name__)
 COLUMNS = ("truth", "scope", "family", "task", "network", "predictor", "zero_shot", "spearman", "kendall", "regret")
@@ -81,8 +82,18 @@ def judge_labelers(
     splits: Sequence[str] = SPLITS,
     on_fit: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
-    """Rows of labelers, each board judged by one that never saw its network, or its family and its task."""
+    """Rows of labelers, each board judged by one that never saw its network, or its family and its task.
+
+    Raises:
+        CompressError: if there are not two families and two tasks.
+    """
     rows = []
+    families, tasks = {board.family for board in boards}, {board.task for board in boards}
+    if len(families) < 2 or len(tasks) < 2:
+        raise CompressError(
+            f"Labelers are judged on families and tasks they never saw: at least two of each are needed. Got "
+            f"{sorted(families)} and {sorted(tasks)}."
+        )
     folds = [(split, test) for split in splits for test in held_out(boards, split)]
     for number, (split, test) in enumerate(folds):
         train = seen_with(boards, test, split)

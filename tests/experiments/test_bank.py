@@ -1,0 +1,127 @@
+"""The label bank, end to end on two small networks of the zoo: what is measured, what is not measured twice."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from autolabel.label_bank import LabelBank
+from autolabel.plan_board import boards_of
+from autolabel.plan_labelers import RidgePlanLabeler
+from autolabel.plan_oracle import MOMENTS
+from autolabel.pretrained import load_plan_labeler
+from compress.errors import ArtifactError, CompressError
+from experiments import bank_building
+from experiments.bank_building import BankSettings, build_bank
+from experiments.config import ConfigError
+from experiments.jobs.bank import BankJob
+from experiments.jobs.pretrain import PretrainJob
+from experiments.jobs.who_predicts import WhoPredictsJob
+from experiments.run_dir import RunDir
+from experiments.settings import Config
+from experiments.tracker import RunInfo
+from experiments.trackers.null import NullTracker
+from experiments.unit_predictors import judge_units
+from experiments.who_predicts import judge_formulas, judge_labelers
+from experiments.zoo import Recipe, build_zoo
+
+SETTINGS = BankSettings(plans=6, fractions=(0.5,), images=64, steps=4, brief_steps=2, batch_size=32, context_masks=2,
+                        repaired_masks=4)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    base = Recipe("mlp-digits-000", "mlp", "digits", 1, 16, 2, "relu", "none", "adamw", 0.01, 0.0, 2, 64, 0.5)
+    folder = tmp_path_factory.mktemp("zoo")
+    build_zoo(folder, [base, dataclasses.replace(base, name="conv2d-digits-001", family="conv2d", width=8)], workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(zoo, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bank")
+    return folder, build_bank(folder, zoo, SETTINGS, workers=1)
+
+
+def test_every_network_has_its_rows(built):
+    folder, bank = built
+    assert bank.networks["name"].tolist() == ["mlp-digits-000", "conv2d-digits-001"]
+    assert np.bincount(bank.plans["network"]).tolist() == [6, 6]
+    for moment in MOMENTS:
+        for part in ("validation", "test"):
+            assert np.isfinite(bank.plans[f"loss_{moment}_{part}"]).all()
+            assert ((bank.plans[f"metric_{moment}_{part}"] >= 0) & (bank.plans[f"metric_{moment}_{part}"] <= 100)).all()
+    macs = np.stack([bank.plans[f"macs_{moment}"] for moment in MOMENTS])
+    assert (np.diff(macs, axis=0) > 0).all()
+    for moment in ("at_once", "in_context", "repaired"):
+        assert np.isfinite(bank.units[f"damage_{moment}"]).all()
+    assert len(bank.units["network"]) == bank.networks["n_units"].sum()
+    sizes = np.where(bank.plans["size"] == "macs", bank.plans["macs"], bank.plans["weight_bytes"])
+    assert (sizes <= 0.5 + 1e-6).all()
+    read = LabelBank.load(folder / "label_bank.npz")
+    np.testing.assert_array_equal(read.plans["loss_finetuned_test"], bank.plans["loss_finetuned_test"])
+    assert read.about["settings"]["steps"] == 4
+    assert read.about["code"]
+
+
+def test_what_is_labelled_is_not_labelled_again(built, zoo, monkeypatch, tmp_path):
+    folder, bank = built
+    calls = []
+    monkeypatch.setattr(bank_building, "label_network", lambda *args: calls.append(args))
+    again = build_bank(folder, zoo, SETTINGS, workers=1)
+    assert not calls
+    np.testing.assert_array_equal(again.plans["loss_finetuned_test"], bank.plans["loss_finetuned_test"])
+    with pytest.raises(ArtifactError, match="other settings"):
+        build_bank(folder, zoo, dataclasses.replace(SETTINGS, steps=5), workers=1)
+    with pytest.raises(ArtifactError, match="holds no network"):
+        build_bank(tmp_path / "b", tmp_path / "nothing", SETTINGS)
+
+
+def test_its_labels_repeat(built, zoo, tmp_path):
+    _, bank = built
+    again = build_bank(tmp_path, zoo, SETTINGS, workers=1, limit=1)
+    mine = bank.plans["network"] == 0
+    np.testing.assert_array_equal(again.plans["loss_finetuned_test"], bank.plans["loss_finetuned_test"][mine])
+    units = bank.units["network"] == 0
+    np.testing.assert_array_equal(again.units["damage_repaired"], bank.units["damage_repaired"][units])
+
+
+def test_boards_are_judged(built):
+    boards = boards_of(built[1], MOMENTS)
+    rows = judge_formulas(boards[0], "finetuned")
+    assert {"magnitude", "fisher/normalised", "refit_residual", "loss_finetuned", "chance"} <= {
+        r.predictor for r in rows
+    }
+    assert {row.truth for row in judge_units(built[1])} == {"at_once", "in_context", "repaired"}
+    # One task: nothing is left for a labeler that must not have seen it.
+    with pytest.raises(CompressError, match="at least two of each"):
+        judge_labelers(boards, {"ridge": RidgePlanLabeler}, "finetuned")
+
+
+def test_a_labeler_is_fitted_on_the_bank_and_read_back(built, tmp_path):
+    folder, bank = built
+    job = PretrainJob(str(folder / "label_bank.npz"), "labeler/ridge")
+    job.check(Config())
+    with RunDir(tmp_path / "run", {"command": "x"}) as run_dir:
+        metrics = job.run(Config(), run_dir, NullTracker(RunInfo("test", tmp_path)))
+    assert metrics == {"pretrain": {"boards": 2, "plans": 12}}
+    labeler = load_plan_labeler(tmp_path / "run" / "plan_labeler")
+    score, _ = labeler.predict(boards_of(bank, MOMENTS)[0].summary)
+    assert np.isfinite(score).all()
+    with pytest.raises(ArtifactError, match="Cannot read"):
+        load_plan_labeler(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        (BankJob("nowhere"), "job.zoo: nowhere is no zoo"),
+        (WhoPredictsJob("nowhere"), "job.bank: there is no nowhere"),
+        (PretrainJob("nowhere"), "job.bank: there is no nowhere"),
+        (PretrainJob(__file__, "labeler/unknown"), "job.labeler must be out of"),
+        (WhoPredictsJob(__file__, truths=["later"]), "job.truths must be out of"),
+    ],
+)
+def test_a_job_that_cannot_run_is_refused_at_once(job, message):
+    with pytest.raises(ConfigError, match=message):
+        job.check(Config())
