@@ -28,7 +28,9 @@ _EXPLANATION = """Spearman of each predictor with the truth within a network: me
 interval, mean of the medians of the families, and the worst family. A labeler judges networks of a *new family and
 task*, or of *known families* (only the network is new). *Measured* losses need the plan to be run on the judged
 network; all others need no forward pass per plan. Regret: points of accuracy lost by taking the predictor's favourite
-plan instead of the best one of the board."""
+plan instead of the best one of the board. The row *loss_finetuned* is the truth itself on other examples: what noise
+leaves to be predicted. Damage in thinned company is measured with standard errors as large as most units' damage, so
+there nothing orders single units well."""
 
 
 def read_table(path: str | Path) -> list[Row]:
@@ -53,7 +55,8 @@ def _row(line: dict[str, str]) -> Row:
 def write_page(rows: Sequence[Row], command: str) -> str:
     """A Markdown page with one table for each scope and truth, the best on the mean over families first."""
     lines = summarize(rows)
-    page = ["# Who predicts what", "", f"Drawn from `results/who_predicts/raw.csv` ({command}).", ""]
+    n = len({row.network for row in rows})
+    page = ["# Who predicts what", "", f"{n} networks; drawn from `results/who_predicts/raw.csv` ({command}).", ""]
     page += [_EXPLANATION, ""]
     for scope, truth in dict.fromkeys((line["scope"], line["truth"]) for line in lines):
         mine = [line for line in lines if (line["scope"], line["truth"]) == (scope, truth)]
@@ -82,11 +85,14 @@ def write_page(rows: Sequence[Row], command: str) -> str:
 
 
 def _sees(split: str) -> str:
-    return {"": "nothing", "measured": "measured", "network": "known families"}.get(split, "new family and task")
+    return {"": "formula", "measured": "measured", "network": "known families"}.get(split, "new family and task")
 
 
 def draw_plans(rows: Sequence[Row]) -> Figure:
-    """Spearman with the loss after fine-tuning and regret of every predictor of plans, a dot for each family."""
+    """Spearman with the loss after fine-tuning, and regret, of every predictor of plans.
+
+    A small dot for the median of each family, a large one for their mean.
+    """
     lines = [line for line in summarize(rows) if line["scope"] == PLANS and line["truth"] == "finetuned"]
     figure = new_figure(1.0 + 0.24 * len(lines))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[2, 1])
@@ -101,7 +107,7 @@ def draw_plans(rows: Sequence[Row]) -> Figure:
     for axes in (left, right):
         plain_rows(axes, len(lines))
     left.set_yticks(range(len(lines)), names)
-    left.set_xlabel("Spearman with the loss after fine-tuning; small: medians of families, large: their mean")
-    right.set_xlabel("points of accuracy lost by its favourite plan")
+    left.set_xlabel("Spearman with the loss after fine-tuning")
+    right.set_xlabel("points lost by its favourite")
     left.axvline(0, color=MUTED, linewidth=0.8)
     return figure

@@ -92,3 +92,9 @@ def test_the_generated_pages_are_up_to_date():
     for name in ("features", "criteria"):
         told = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
         assert told == pages[name](), f"docs/{name}.md is old. Run: python scripts/write_docs.py"
+
+
+def test_the_leaderboard_is_that_of_its_raw_table():
+    script = runpy.run_path(str(ROOT / "scripts" / "write_leaderboard.py"), run_name="write_leaderboard")
+    told = (ROOT / "docs" / "who_predicts.md").read_text(encoding="utf-8")
+    assert told == script["page"](), "docs/who_predicts.md is old. Run: python scripts/write_leaderboard.py"

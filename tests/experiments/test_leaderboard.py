@@ -51,7 +51,7 @@ def test_the_page_tells_the_best_first():
 def test_the_figure_names_every_predictor():
     with figure_style():
         svg = render_file_svg(draw_plans(ROWS)).decode()
-    for name in ("fisher (nothing)", "labeler/gbdt (new family and task)", "loss_refitted (measured)"):
+    for name in ("fisher (formula)", "labeler/gbdt (new family and task)", "loss_refitted (measured)"):
         assert name in svg
 
 
