@@ -1,4 +1,4 @@
-"""The plan labeler that ships with the package, or one of a folder."""
+"""The plan labeler that ships with the package (its `card.json` says what it learned from), or one of a folder."""
 
 from pathlib import Path
 

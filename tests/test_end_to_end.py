@@ -361,3 +361,19 @@ def test_a_folder_that_cannot_be_written_is_one_line(refuse, tmp_path):
     assert code == 1
     assert len(told) == 1
     assert "Cannot write into the run folder" in told[0]
+
+
+def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(tmp_path):
+    run = tmp_path / "run"
+    call(*FAST, "compare.methods=[plans/search,random]", "quantize.enabled=false", "budget.weight_bytes=null",
+         "budget.macs=0.5", "export.formats=[]", f"hydra.run.dir={run}")  # fmt: skip
+    with (run / "comparison.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == "plans/search"]
+    assert {row["stage"] for row in rows} == {"pruned", "recovered"}
+    (path,) = run.glob("comparison/*/plans-search_0.plan.json")
+    plan, units = CompressionPlan.load(path), UnitTable.load(run / "units.npz")
+    assert plan.removed_mask(units).any()
+    assert plan.predicted_cost["macs"] <= 0.5 * read(run / "costs.json")["dense_macs"] * (1 + 1e-9)
+    assert plan.provenance["plan_labeler"] == "ridge"
+    assert plan.provenance["search"]["judged"] > 500
+    assert "plans/search" in (run / "report.html").read_text()

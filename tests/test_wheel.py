@@ -25,6 +25,8 @@ def test_the_wheel_holds_the_packages_and_the_configuration(tmp_path):
         assert sources <= names, sorted(sources - names)
     settings = {path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
     assert settings <= names, sorted(settings - names)
+    pretrained = {path.relative_to(ROOT).as_posix() for path in (ROOT / "autolabel" / "pretrained_plans").iterdir()}
+    assert pretrained <= names, sorted(pretrained - names)
     assert not [name for name in names if name.startswith(("tests/", "scripts/", "results/"))]
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
     assert "autolabel = experiments.run:main" in zipfile.ZipFile(wheel).read(entry_points).decode()
