@@ -24,7 +24,7 @@ from compress.allocator import Constraints
 from compress.costs import CostTable
 from compress.counting import unit_costs
 from compress.criteria import RandomCriterion
-from compress.errors import ArtifactError
+from compress.errors import ArtifactError, CompressError
 from compress.statistics import Statistics, collect_statistics
 from compress.structure import Structure, analyze
 from compress.task import ClassificationTask, evaluate
@@ -83,6 +83,7 @@ def build_bank(
 
     Raises:
         ArtifactError: if the zoo is empty or damaged.
+        CompressError: naming the networks that could not be labelled, after all others are stored.
     """
     folder = Path(folder)
     names = [row["name"] for row in read_rows(zoo)][:limit]
@@ -94,11 +95,21 @@ def build_bank(
     if done:
         log.info("%d of %d networks are labelled already.", done, len(names))
     pieces = [(str(zoo), names[i], str(files[i]), settings) for i in missing]
-    for number, seconds in run_pieces(label_network, pieces, workers):
+    failures = []
+    for number, result in run_pieces(_try_network, pieces, workers):
+        if isinstance(result, str):
+            failures.append(f"{pieces[number][1]}: {result}")
+            log.error("Network %s", failures[-1])
+            continue
         done += 1
-        log.info("%s: labelled in %.1f s (%d of %d)", pieces[number][1], seconds, done, len(names))
+        log.info("%s: labelled in %.1f s (%d of %d)", pieces[number][1], result, done, len(names))
         if on_network is not None:
             on_network(done, len(names))
+    if failures:
+        raise CompressError(
+            f"{len(failures)} of {len(names)} networks could not be labelled, the others are stored. "
+            f"{' '.join(failures[:5])}"
+        )
     banks = [LabelBank.load(file) for file in files]
     for file, bank in zip(files, banks, strict=True):
         if bank.about["settings"] != _plain(settings):
@@ -107,6 +118,14 @@ def build_bank(
     whole = merge_banks(banks, about)
     whole.save(folder / "label_bank.npz")
     return whole
+
+
+def _try_network(zoo: str, name: str, file: str, settings: BankSettings) -> float | str:
+    """The seconds it took, or what is wrong with this network: one must not stop the others."""
+    try:
+        return label_network(zoo, name, file, settings)
+    except CompressError as error:
+        return str(error)
 
 
 def label_network(zoo: str, name: str, file: str, settings: BankSettings) -> float:

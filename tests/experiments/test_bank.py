@@ -1,6 +1,7 @@
 """The label bank, end to end on two small networks of the zoo: what is measured, what is not measured twice."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -75,6 +76,16 @@ def test_what_is_labelled_is_not_labelled_again(built, zoo, monkeypatch, tmp_pat
         build_bank(folder, zoo, dataclasses.replace(SETTINGS, steps=5), workers=1)
     with pytest.raises(ArtifactError, match="holds no network"):
         build_bank(tmp_path / "b", tmp_path / "nothing", SETTINGS)
+
+
+def test_one_bad_network_does_not_stop_the_others(zoo, tmp_path):
+    copy = tmp_path / "zoo"
+    shutil.copytree(zoo, copy)
+    weights = copy / "networks" / "mlp-digits-000.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"0000")
+    with pytest.raises(CompressError, match=r"1 of 2 networks could not be labelled.*mlp-digits-000.*is damaged"):
+        build_bank(tmp_path / "bank", copy, SETTINGS, workers=1)
+    assert [path.stem for path in (tmp_path / "bank" / "networks").iterdir()] == ["conv2d-digits-001"]
 
 
 def test_its_labels_repeat(built, zoo, tmp_path):
