@@ -79,14 +79,15 @@ def build_bank(
 ) -> LabelBank:
     """Label every network of the zoo in `zoo` and write `label_bank.npz` and its data card into `folder`.
 
-    Networks that are labelled already, with the same weights and settings, are not labelled again.
+    Networks that are labelled already are not labelled again; labels of other weights or settings are refused.
 
     Raises:
-        ArtifactError: if the zoo is empty or damaged.
+        ArtifactError: if the zoo is empty or damaged, or the folder holds labels of other weights or settings.
         CompressError: naming the networks that could not be labelled, after all others are stored.
     """
     folder = Path(folder)
-    names = [row["name"] for row in read_rows(zoo)][:limit]
+    rows = read_rows(zoo)[:limit]
+    names = [row["name"] for row in rows]
     if not names:
         raise ArtifactError(f"{zoo} holds no networks. Build them first: python -m experiments.run experiment=zoo")
     files = [folder / "networks" / f"{name}.npz" for name in names]
@@ -111,7 +112,11 @@ def build_bank(
             f"{' '.join(failures[:5])}"
         )
     banks = [LabelBank.load(file) for file in files]
-    for file, bank in zip(files, banks, strict=True):
+    for file, bank, row in zip(files, banks, rows, strict=True):
+        if json.loads(str(bank.networks["recipe"][0])) != row:
+            raise ArtifactError(
+                f"{file} was measured on another network of this name. Delete it or take another folder."
+            )
         if bank.about["settings"] != _plain(settings):
             raise ArtifactError(f"{file} was measured with other settings. Delete it or take another folder.")
     about = {**banks[0].about, "networks": len(banks), "plans": sum(len(bank.plans["network"]) for bank in banks)}

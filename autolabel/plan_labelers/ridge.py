@@ -21,13 +21,11 @@ class RidgePlanLabeler:
 
     Args:
         strength: of the penalty, as a part of the number of rows.
-        seed: without effect; all plan labelers take one.
     """
 
     name: ClassVar[str] = "ridge"
 
     strength: float = 0.3
-    seed: int = 0
     _weight: np.ndarray | None = field(default=None, repr=False)
     _names: tuple[str, ...] = field(default=(), repr=False)
 

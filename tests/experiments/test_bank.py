@@ -12,6 +12,7 @@ from autolabel.plan_labelers import RidgePlanLabeler
 from autolabel.plan_oracle import MOMENTS
 from autolabel.pretrained import load_plan_labeler
 from compress.errors import ArtifactError, CompressError
+from compress.files import read_json, write_json
 from experiments import bank_building
 from experiments.bank_building import BankSettings, build_bank
 from experiments.config import ConfigError
@@ -74,6 +75,12 @@ def test_what_is_labelled_is_not_labelled_again(built, zoo, monkeypatch, tmp_pat
     np.testing.assert_array_equal(again.plans["loss_finetuned_test"], bank.plans["loss_finetuned_test"])
     with pytest.raises(ArtifactError, match="other settings"):
         build_bank(folder, zoo, dataclasses.replace(SETTINGS, steps=5), workers=1)
+    other = tmp_path / "zoo"
+    shutil.copytree(zoo, other)
+    row = read_json(other / "networks" / "mlp-digits-000.json")
+    write_json(other / "networks" / "mlp-digits-000.json", {**row, "weights_sha256": "0" * 64})
+    with pytest.raises(ArtifactError, match="another network of this name"):
+        build_bank(folder, other, SETTINGS, workers=1)
     with pytest.raises(ArtifactError, match="holds no network"):
         build_bank(tmp_path / "b", tmp_path / "nothing", SETTINGS)
 
