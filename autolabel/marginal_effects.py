@@ -26,21 +26,39 @@ def random_masks(units: UnitTable, kept: float, n_masks: int, rng: np.random.Gen
     return removed
 
 
-def marginal_effects(removed: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`(effect, std_err)`, each `(n_units,)`: mean loss of the masks without a unit minus that of the masks with it.
+def marginal_effects(
+    removed: np.ndarray, losses: np.ndarray, blocks: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`(effect, std_err)`, each `(n_units,)`: what a unit's removal adds to the loss on average over the masks.
 
-    With masks that are drawn unit by unit this is the Banzhaf value with every mask used for every unit (Wang and Jia
-    2023, "Data Banzhaf", arXiv:2205.15466). A unit that is always there, or never, has effect 0 and an infinite error.
+    With masks that are drawn unit by unit this is the Banzhaf value, every mask being used for every unit (Wang and Jia
+    2023, "Data Banzhaf", arXiv:2205.15466). Where there are at least twice as many masks as units, all effects are
+    solved for together by least squares, so that what the other units of a mask do is not noise any more; else each is
+    the difference between the masks without the unit and those with it. A unit that is always there, or never, has
+    effect 0 and an infinite error.
 
     Args:
         removed: `(n_masks, n_units)` bool.
         losses: `(n_masks,)`.
+        blocks: `(n_masks,)` which masks were judged on the same examples; what differs between blocks is taken out.
     """
     gone = removed.astype(np.float64)
     n_gone, n_there = gone.sum(axis=0), (1 - gone).sum(axis=0)
     known = (n_gone > 1) & (n_there > 1)
     # Around the mean, so that sums of squares lose nothing to cancellation.
     y = losses - losses.mean()
+    x = gone - gone.mean(axis=0)
+    n_blocks = 1
+    if blocks is not None:
+        names, block = np.unique(blocks, return_inverse=True)
+        n_blocks, size = len(names), np.bincount(block)
+        y = y - (np.bincount(block, y) / size)[block]
+        means = np.zeros((n_blocks, gone.shape[1]))
+        np.add.at(means, block, x)
+        x = x - (means / size[:, None])[block]
+    free = len(y) - n_blocks - int(known.sum())
+    if len(y) >= 2 * known.sum() + n_blocks and free > 0:
+        return _regression(x, y, known, free)
     means, errors = [], []
     for part, n in ((gone, n_gone), (1 - gone, n_there)):
         mean = (y @ part) / np.maximum(n, 1)
@@ -49,3 +67,12 @@ def marginal_effects(removed: np.ndarray, losses: np.ndarray) -> tuple[np.ndarra
         errors.append(variance / np.maximum(n, 1))
     effect = np.where(known, means[0] - means[1], 0.0)
     return effect, np.where(known, np.sqrt(errors[0] + errors[1]), np.inf)
+
+
+def _regression(x: np.ndarray, y: np.ndarray, known: np.ndarray, free: int) -> tuple[np.ndarray, np.ndarray]:
+    effect, error = np.zeros(len(known)), np.full(len(known), np.inf)
+    inverse = np.linalg.pinv(x[:, known].T @ x[:, known], hermitian=True)
+    effect[known] = inverse @ (x[:, known].T @ y)
+    left = float(((y - x[:, known] @ effect[known]) ** 2).sum())
+    error[known] = np.sqrt(np.maximum(inverse.diagonal(), 0.0) * left / free)
+    return effect, error

@@ -65,7 +65,8 @@ class PlanOracle:
 
     Args:
         moments: which to measure, out of `MOMENTS`, in this order.
-        steps, ridge, max_rows: of the repair, see `recover_`.
+        steps, ridge, max_rows: of the repair, see `recover_`. Batch norms learn their statistics anew after the refit:
+            training would begin with a jump to them otherwise.
         brief_steps: optimizer steps of the moment `"briefly_tuned"`.
         epochs: of the moment `"finetuned"`.
         finetune: other settings of `finetune_`; the same for the brief training.
@@ -73,8 +74,8 @@ class PlanOracle:
     """
 
     moments: tuple[str, ...] = MOMENTS
-    steps: tuple[str, ...] = ("refit",)
-    ridge: float = 1e-4
+    steps: tuple[str, ...] = ("refit", "batch_norm")
+    ridge: float | None = None
     max_rows: int = 20_000
     brief_steps: int = 20
     epochs: int = 2

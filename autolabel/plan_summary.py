@@ -1,6 +1,6 @@
 """What a plan keeps of every group, in numbers that need no forward pass: the features of plan labels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +11,13 @@ from compress.costs import CostTable
 from compress.criterion import Criterion
 from compress.elimination import Reading, readings
 from compress.errors import CompressError
+from compress.output_sensitivity import OutputSensitivity
 from compress.statistics import Statistics
 
 # Plans whose covariances are in memory together.
 _ELEMENTS = 2**24
+# What is done about the units that go: they are silenced, replaced by their mean, or made up for by least squares.
+_REMEDIES = ("silenced", "averaged", "refitted")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,19 +56,22 @@ class PlanSummarizer:
     Per group: its size, place, shares of cost and of sensitivity; the fraction kept; of every criterion the share that
     stays, as it is and between the worst and the best share that so many units could keep; the damage in nats that the
     formulas add up to; and of the layers that read the group the error left if the units that go are silenced, replaced
-    by their mean, or made up for by least squares (as parts of these layers' variance), and the effective rank of what
-    stays (Roy and Vetterli 2007, "The effective rank").
+    by their mean, or made up for by least squares (as parts of these layers' variance, and carried to the end: as parts
+    of the variance of the network's outputs, and in nats), and the effective rank of what stays (Roy and Vetterli 2007,
+    "The effective rank"). Errors of a whole plan are added up over reading layers.
 
     Args:
         statistics: of the model, with activations, gradients and moments.
+        sensitivity: of the same model.
         costs: of the model.
         criteria: name -> criterion.
         ridge: of the least squares, as a part of the mean variance.
     """
 
     def __init__(
-        self, statistics: Statistics, costs: CostTable, criteria: Mapping[str, Criterion], ridge: float = 1e-3
-    ) -> None:
+        self, statistics: Statistics, sensitivity: OutputSensitivity, costs: CostTable,
+        criteria: Mapping[str, Criterion], ridge: float = 1e-3,
+    ) -> None:  # fmt: skip
         self.statistics, self.costs, self.ridge = statistics, costs, ridge
         self.n = statistics.n_units
         self.rows = list(statistics.group_rows.values())
@@ -76,7 +82,7 @@ class PlanSummarizer:
             "fisher": 0.5 * (gates**2).mean(axis=0),
             "second_order": -gates.mean(axis=0) + 0.5 * (gates**2).mean(axis=0),
         }
-        self.readings = readings(statistics)
+        self.readers = [_Reader(reading, sensitivity, self.n, ridge) for reading in readings(statistics)]
         self.fixed = self._fixed()
 
     def summarize(self, removed: np.ndarray) -> PlanSummary:
@@ -86,10 +92,11 @@ class PlanSummarizer:
         columns: dict[str, np.ndarray] = {}
         for name, values in self.fixed.items():
             columns[name] = np.broadcast_to(values, (len(kept), len(self.rows)))
-        columns |= self._counts(kept) | self._shares(kept) | self._damages(kept) | self._errors(kept)
+        errors = [reader.errors(kept) for reader in self.readers]
+        columns |= self._counts(kept) | self._shares(kept) | self._damages(kept) | self._errors(errors, len(kept))
         for name in ("refitted", "averaged"):
             columns[f"{name}_nats"] = columns[f"{name}_error"] * np.expm1(columns["log1p_group_nats"])
-        plan = self._whole(removed, columns) | self._removed_shares(kept)
+        plan = self._whole(removed, columns) | self._removed_shares(kept) | self._sums(errors, len(kept))
         return PlanSummary(
             self.groups,
             tuple(columns),
@@ -165,25 +172,40 @@ class PlanSummarizer:
         """Damage in nats that the formulas add up to over what goes."""
         return {f"{name}_nats": self._by_group(~kept * values) for name, values in self.nats.items()}
 
-    def _errors(self, kept: np.ndarray) -> dict[str, np.ndarray]:
+    def _errors(self, errors: Sequence[Mapping[str, np.ndarray]], n_plans: int) -> dict[str, np.ndarray]:
         """What the readers of each group see of what goes; the mean over its readers."""
-        names = ("silenced_error", "averaged_error", "refitted_error", "effective_rank", "rank_kept")
-        total = np.zeros((len(names), len(kept), len(self.rows)))
+        total = {name: np.zeros((n_plans, len(self.rows))) for name in _Reader.NAMES}
         count = np.zeros(len(self.rows))
         of_unit = np.full(self.n, -1)
         for g, rows in enumerate(self.rows):
             of_unit[rows] = g
-        for reading in self.readings:
-            own = reading.rows[(reading.rows >= 0) & (reading.rows < self.n)]
-            groups = np.unique(of_unit[own])
+        for reader, found in zip(self.readers, errors, strict=True):
+            groups = np.unique(of_unit[reader.units])
             groups = groups[groups >= 0]
-            if len(groups):
-                total[:, :, groups] += _reading_errors(reading, kept, self.n, self.ridge)[:, :, None]
-                count[groups] += 1
+            count[groups] += 1
+            for name, values in found.items():
+                total[name][:, groups] += values[:, None]
         # A group that no linear layer reads has no error and loses no rank.
-        default = np.array([0.0, 0.0, 0.0, 1.0, 1.0])[:, None, None]
-        mean = np.where(count > 0, total / np.maximum(count, 1), default)
-        return dict(zip(names, mean, strict=True))
+        mean = {name: np.where(count > 0, values / np.maximum(count, 1), float(name in ("effective_rank", "rank_kept")))
+                for name, values in total.items()}  # fmt: skip
+        for remedy in _REMEDIES:
+            for what in ("output", "loss"):
+                mean[f"{remedy}_{what}"] = log_size(np.maximum(mean[f"{remedy}_{what}"], 0.0), 1e-6)
+        return mean
+
+    def _sums(self, errors: Sequence[Mapping[str, np.ndarray]], n_plans: int) -> dict[str, np.ndarray]:
+        """Errors of whole plans: each reader counts once, whatever it reads."""
+        found: dict[str, np.ndarray] = {}
+        none = np.zeros((1, n_plans))
+        for remedy in _REMEDIES:
+            of = {what: np.stack([*none, *(e[f"{remedy}_{what}"] for e in errors)]) for what in ("error", "output",
+                                                                                                "loss")}  # fmt: skip
+            found[f"{remedy}_kept_variance"] = np.log(np.clip(1.0 - of["error"], 1e-3, 1.0)).sum(axis=0)
+            found[f"{remedy}_output_sum"] = log_size(np.maximum(of["output"].sum(axis=0), 0.0), 1e-6)
+            found[f"{remedy}_output_largest"] = log_size(np.maximum(of["output"].max(axis=0), 0.0), 1e-6)
+            found[f"{remedy}_output_capped"] = np.log1p(np.maximum(of["output"], 0.0)).sum(axis=0)
+            found[f"{remedy}_loss_sum"] = log_size(np.maximum(of["loss"].sum(axis=0), 0.0), 1e-6)
+        return found
 
     def _removed_shares(self, kept: np.ndarray) -> dict[str, np.ndarray]:
         """Share of every criterion, over all groups together, that goes."""
@@ -209,38 +231,73 @@ class PlanSummarizer:
         return plan
 
 
-def _reading_errors(reading: Reading, kept: np.ndarray, n_units: int, ridge: float) -> np.ndarray:
-    """`(5, n_plans)`: silenced, averaged, refitted error, effective rank of what stays and its part of the dense one.
+class _Reader:
+    """One layer that reads units, and what it loses.
 
-    Errors are parts of the variance of the layer's outputs.
+    Errors are parts of the variance of the layer's outputs (`error`), of that of the network's outputs (`output`), or
+    nats (`loss`).
     """
-    rows = reading.rows
-    stays = np.ones((len(kept), len(rows)), dtype=bool)
-    own = (rows >= 0) & (rows < n_units)
-    stays[:, own] = kept[:, rows[own]]
-    covariance, weight = torch.from_numpy(reading.covariance), torch.from_numpy(reading.weight)
-    n = len(rows)
-    second = covariance + torch.outer(*[torch.from_numpy(reading.mean)] * 2)
-    energy = max(float(((covariance @ weight) * weight).sum()), 1e-300)
-    strength = max(ridge * float(covariance.diagonal().mean()), 1e-12)
-    dense_rank = _effective_rank(covariance[None])
-    parts = []
-    step = max(_ELEMENTS // max(n * max(n, weight.shape[1]), 1), 1)
-    for start in range(0, len(stays), step):
-        mask = torch.from_numpy(stays[start : start + step]).double()
-        gone = (1 - mask)[:, :, None] * weight
-        moved = covariance @ gone
-        averaged = (gone * moved).sum((1, 2))
-        silenced = (gone * (second @ gone)).sum((1, 2))
-        inner = mask[:, :, None] * covariance * mask[:, None, :]
-        inner = inner + torch.diag_embed(strength * mask + (1 - mask) * max(float(covariance.diagonal().mean()), 1e-12))
+
+    NAMES = (*(f"{remedy}_{what}" for what in ("error", "output", "loss") for remedy in _REMEDIES), "effective_rank",
+             "rank_kept")  # fmt: skip
+
+    def __init__(self, reading: Reading, sensitivity: OutputSensitivity, n_units: int, ridge: float) -> None:
+        self.rows = reading.rows
+        self.own = (self.rows >= 0) & (self.rows < n_units)
+        self.units = np.unique(self.rows[self.own])
+        self.covariance, self.weight = torch.from_numpy(reading.covariance), torch.from_numpy(reading.weight)
+        self.second = self.covariance + torch.outer(*[torch.from_numpy(reading.mean)] * 2)
+        self.variance = max(float(self.covariance.diagonal().mean()), 1e-12)
+        self.strength = max(ridge * self.variance, 1e-12)
+        self.dense_rank = _effective_rank(self.covariance[None])
+        energy = max(float(((self.covariance @ self.weight) * self.weight).sum()), 1e-300)
+        # What each error is measured with, from the side of the outputs.
+        self.metrics = {
+            "error": self.weight / energy,
+            "output": self._weighted(reading, sensitivity.outputs.get(reading.call)) / sensitivity.output_energy,
+            "loss": self._weighted(reading, sensitivity.loss.get(reading.call)) / 2,
+        }
+
+    def _weighted(self, reading: Reading, matrix: torch.Tensor | None) -> torch.Tensor:
+        """`(n_columns, n_weights)`: the weight times a matrix over output channels; zero without one."""
+        if matrix is None:
+            return torch.zeros_like(self.weight)
+        weight = self.weight.reshape(len(self.weight), reading.n_outputs, -1)
+        found = weight * matrix[:, None] if matrix.dim() == 1 else torch.einsum("nok,op->npk", weight, matrix)
+        return found.reshape(self.weight.shape)
+
+    def errors(self, kept: np.ndarray) -> dict[str, np.ndarray]:
+        """Name -> `(n_plans,)` under `(n_plans, n_units)` bool."""
+        stays = np.ones((len(kept), len(self.rows)), dtype=bool)
+        stays[:, self.own] = kept[:, self.rows[self.own]]
+        n = len(self.rows)
+        parts: dict[str, list[torch.Tensor]] = {name: [] for name in self.NAMES}
+        step = max(_ELEMENTS // max(n * max(n, self.weight.shape[1]), 1), 1)
+        for start in range(0, len(stays), step):
+            mask = torch.from_numpy(stays[start : start + step]).double()
+            for name, values in self._errors(mask).items():
+                parts[name].append(values)
+        return {name: torch.cat(values).numpy() for name, values in parts.items()}
+
+    def _errors(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        gone = (1 - mask)[:, :, None] * self.weight
+        moved, alone = self.covariance @ gone, self.second @ gone
         known = mask[:, :, None] * moved
-        explained = (known * torch.linalg.solve(inner, known)).sum((1, 2))
-        rank = _effective_rank(mask[:, :, None] * covariance * mask[:, None, :])
-        refitted = (averaged - explained).clamp_min(0.0)
-        parts.append(torch.stack([silenced / energy, averaged / energy, refitted / energy,
-                                  rank / mask.sum(1).clamp_min(1.0), rank / dense_rank]))  # fmt: skip
-    return torch.cat(parts, dim=1).numpy()
+        inner = mask[:, :, None] * self.covariance * mask[:, None, :]
+        rank = _effective_rank(inner)
+        inner = inner + torch.diag_embed(self.strength * mask + (1 - mask) * self.variance)
+        solved = torch.linalg.solve(inner, known)
+        found = {}
+        for name, metric in self.metrics.items():
+            lost = (1 - mask)[:, :, None] * metric
+            averaged = (lost * moved).sum((1, 2))
+            explained = ((mask[:, :, None] * (self.covariance @ lost)) * solved).sum((1, 2))
+            found[f"silenced_{name}"] = (lost * alone).sum((1, 2))
+            found[f"averaged_{name}"] = averaged
+            found[f"refitted_{name}"] = (averaged - explained).clamp_min(0.0)
+        found["effective_rank"] = rank / mask.sum(1).clamp_min(1.0)
+        found["rank_kept"] = rank / self.dense_rank
+        return found
 
 
 def _effective_rank(matrices: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,7 @@ def reestimate_batch_norm_(
             refit, whose solution holds for the old statistics only, this makes training mode agree with it.
 
     Returns:
-        Names of the running means that were set; empty, with a warning in the log, if there is no batch norm.
+        Names of the running means that were set; empty if there is no batch norm.
     """
     done: dict[str, fx.Node] = {}
     walk = Walk(module, batches)
@@ -45,7 +45,7 @@ def reestimate_batch_norm_(
             _set(module, node, mean, variance, keep_function)
             walk.run(node)
     if not done:
-        _log.warning("The model has no batch norm: there is nothing to re-estimate.")
+        _log.info("The model has no batch norm: there is nothing to re-estimate.")
     return list(done)
 
 

@@ -20,12 +20,16 @@ class Reading:
         covariance: `(n_columns, n_columns)` float64.
         weight: `(n_columns, n_outputs)` float64.
         mean: `(n_columns,)` float64.
+        call: name of the layer's node.
+        n_outputs: output channels; a conv's weight has several columns for each of them, one after another.
     """
 
     rows: np.ndarray
     covariance: np.ndarray
     weight: np.ndarray
     mean: np.ndarray
+    call: str = ""
+    n_outputs: int = 0
 
 
 def readings(statistics: Statistics) -> list[Reading]:
@@ -46,10 +50,11 @@ def readings(statistics: Statistics) -> list[Reading]:
             if layer is None or layer.kind == "embedding" or not len(place.rows):
                 continue
             weight = statistics.parameter(layer.weight)
-            weight = weight.movedim(0 if layer.kind == "conv_transpose" else 1, 0).flatten(1).numpy()
+            weight = weight.movedim(0 if layer.kind == "conv_transpose" else 1, 0)
+            n_outputs, weight = weight.shape[1], weight.flatten(1).numpy()
             # A grouped convolution has fewer input columns than channels: it does not mix them.
             if len(weight) == len(place.rows):
-                found.append(Reading(place.rows, place.covariance, weight, place.mean))
+                found.append(Reading(place.rows, place.covariance, weight, place.mean, node.name, n_outputs))
     return found
 
 

@@ -1,11 +1,14 @@
 """The change of a linear layer that brings its outputs closest to a target, in closed form."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 _CHUNK = 4096
+# Penalties that cross-validation chooses from: from as good as none to one that leaves the layer nearly as it is.
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,12 +19,14 @@ class Change:
         matrix: `(groups, n_inputs, n_outputs)` float64.
         offset: `(groups, n_outputs)` float64, zero if the layer has no offset to change.
         error_before, error_after: mean squared error, as a part of the target's variance.
+        ridge: the penalty that was used.
     """
 
     matrix: Tensor
     offset: Tensor
     error_before: float
     error_after: float
+    ridge: float
 
 
 def solve_change(
@@ -29,7 +34,7 @@ def solve_change(
     current: Tensor,
     target: Tensor,
     *,
-    ridge: float,
+    ridge: float | None,
     offset: bool,
     limits: tuple[float, float] | None = None,
     steps: int = 4,
@@ -43,17 +48,22 @@ def solve_change(
     Args:
         inputs: `(groups, n_rows, n_inputs)`.
         current, target: `(groups, n_rows, n_outputs)`.
-        ridge: penalty on the change, relative to the mean square of the inputs times the number of rows.
+        ridge: penalty on the change, relative to the mean square of the inputs times the number of rows; None for the
+            one out of `RIDGES` that does best when each half of the rows is predicted from the other half.
         offset: whether `b` is free; it is not penalised.
         limits: between which values matter afterwards: `(0, inf)` before a ReLU.
         steps: number of solves with limits; one without.
     """
     groups, n_rows, n_inputs = inputs.shape
     x = torch.cat([inputs, inputs.new_ones(groups, n_rows, 1)], dim=2) if offset else inputs
-    gram = cross_product(x, x)
-    penalty = torch.zeros(x.shape[0], x.shape[2], dtype=torch.float64, device=x.device)
-    mean_square = gram.diagonal(dim1=1, dim2=2)[:, :n_inputs].mean(dim=1, keepdim=True)
-    penalty[:, :n_inputs] = ridge * mean_square
+    halves = x.tensor_split(2, dim=1)
+    grams = [cross_product(half, half) for half in halves]
+    gram = grams[0] + grams[1]
+    if ridge is None:
+        residuals = _residual(current, target, limits).tensor_split(2, dim=1)
+        crosses = [cross_product(half, residual) for half, residual in zip(halves, residuals, strict=True)]
+        ridge = cross_validated_ridge(grams, crosses, n_inputs)
+    penalty = _penalty(gram, n_inputs, ridge)
     factor = _factor(gram, penalty)
     total = gram.new_zeros(groups, x.shape[2], target.shape[2])
     value, before = current, None
@@ -67,7 +77,34 @@ def solve_change(
     used = target.clamp(*limits) if limits else target
     scale = used.double().var(correction=0).clamp_min(torch.finfo(torch.float64).tiny).item()
     shift = total[:, n_inputs] if offset else total.new_zeros(groups, target.shape[2])
-    return Change(total[:, :n_inputs], shift, before / scale, after / scale)
+    return Change(total[:, :n_inputs], shift, before / scale, after / scale, ridge)
+
+
+def cross_validated_ridge(grams: Sequence[Tensor], crosses: Sequence[Tensor], n_inputs: int) -> float:
+    """The penalty out of `RIDGES` with the least error where each half is predicted from the other half.
+
+    Args:
+        grams: `x^T x` of each half, `(groups, n, n)` float64.
+        crosses: `x^T residual` of each half, `(groups, n, n_outputs)` float64.
+        n_inputs: how many of the n columns, the first ones, are penalised.
+    """
+    errors = []
+    for ridge in RIDGES:
+        error = 0.0
+        for fitted, judged in ((0, 1), (1, 0)):
+            factor = _factor(grams[fitted], _penalty(grams[fitted], n_inputs, ridge))
+            found = torch.cholesky_solve(crosses[fitted], factor)
+            # The square of the residual itself is the same for all penalties.
+            error += float((found * (grams[judged] @ found - 2 * crosses[judged])).sum())
+        errors.append(error)
+    return RIDGES[min(range(len(RIDGES)), key=errors.__getitem__)]
+
+
+def _penalty(gram: Tensor, n_inputs: int, ridge: float) -> Tensor:
+    """`(groups, n)`: on the diagonal, zero for the offset."""
+    penalty = gram.new_zeros(gram.shape[:2])
+    penalty[:, :n_inputs] = ridge * gram.diagonal(dim1=1, dim2=2)[:, :n_inputs].mean(dim=1, keepdim=True)
+    return penalty
 
 
 def cross_product(a: Tensor, b: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def recover_(
     layers: str = "changed",
     through_sums: bool = True,
     relu_steps: int = 4,
-    ridge: float = 1e-4,
+    ridge: float | None = None,
     max_rows: int = 100_000,
     seed: int = 0,
 ) -> RecoveryReport:

@@ -36,11 +36,13 @@ class LayerRepair:
         layer: its name.
         error_before, error_after: mean squared difference to the dense model where it was looked at, on the rows used,
             as a part of the dense values' variance.
+        ridge: the penalty that was used.
     """
 
     layer: str
     error_before: float
     error_after: float
+    ridge: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +75,7 @@ def refit_(
     layers: str = "changed",
     through_sums: bool = True,
     relu_steps: int = 4,
-    ridge: float = 1e-4,
+    ridge: float | None = None,
     max_rows: int = 100_000,
     seed: int = 0,
 ) -> list[LayerRepair]:
@@ -94,7 +96,8 @@ def refit_(
         through_sums: a layer that is added to a residual stream is fitted to the dense sum, and so corrects what the
             stream got wrong before.
         relu_steps: solves of a layer in front of a ReLU, whose negative values need not agree; 0 ignores the ReLU.
-        ridge: penalty relative to the mean square of the layer's inputs.
+        ridge: penalty relative to the mean square of the layer's inputs; None for the one that cross-validation chooses
+            for each layer, see `solve_change`.
         max_rows: rows (examples x positions) of each least-squares problem; positions are drawn at random above it.
         seed: of that drawing.
 
@@ -127,7 +130,7 @@ def refit_(
                 rows = _Rows(place.map, inputs.pop(name), outputs.pop(name), max_rows, generator)
                 change = _solve(run, place, rows, relu_steps, ridge)
                 _apply(run, place, change, rows.inputs)
-                repairs.append(LayerRepair(place.layer.name, change.error_before, change.error_after))
+                repairs.append(LayerRepair(place.layer.name, change.error_before, change.error_after, change.ridge))
     return repairs
 
 
@@ -242,7 +245,7 @@ class _Rows:
         return torch.cat([self.how.output_rows(y, chosen) for y, chosen in parts], dim=1)
 
 
-def _solve(run: Lockstep, place: Place, rows: _Rows, relu_steps: int, ridge: float) -> Change:
+def _solve(run: Lockstep, place: Place, rows: _Rows, relu_steps: int, ridge: float | None) -> Change:
     name = place.at.name
     return solve_change(
         rows.of_inputs(),

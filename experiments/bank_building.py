@@ -25,6 +25,7 @@ from compress.costs import CostTable
 from compress.counting import unit_costs
 from compress.criteria import RandomCriterion
 from compress.errors import ArtifactError, CompressError
+from compress.output_sensitivity import collect_output_sensitivity
 from compress.statistics import Statistics, collect_statistics
 from compress.structure import Structure, analyze
 from compress.task import ClassificationTask, evaluate
@@ -65,7 +66,7 @@ class BankSettings:
     batch_size: int = 64
     context_masks: int = 16
     repaired_masks: int = 32
-    finetune: dict[str, Any] = field(default_factory=lambda: {"optimizer": "adamw", "lr": 1e-3})
+    finetune: dict[str, Any] = field(default_factory=lambda: {"optimizer": "adamw", "lr": 2e-3})
     seed: int = 0
 
 
@@ -182,7 +183,8 @@ class Subject:
             brief_steps=settings.brief_steps, epochs=1, finetune=settings.finetune, seed=seed % 2**31
         )
         self.features = extract_features(self.structure, statistics=self.statistics)
-        self.summarizer = PlanSummarizer(self.statistics, self.costs, plan_criteria())
+        sensitivity = collect_output_sensitivity(self.structure, self.task, calibration)
+        self.summarizer = PlanSummarizer(self.statistics, sensitivity, self.costs, plan_criteria())
 
     def sample(self, name: str) -> SampledPlans:
         """The plans of this network: what is held fixed and at which fraction depends on its name alone."""

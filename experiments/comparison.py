@@ -24,6 +24,7 @@ from compress.allocation import allocate
 from compress.criterion import score_units
 from compress.errors import ArtifactError, CompressError
 from compress.files import read_json, write_atomic, write_json
+from compress.output_sensitivity import collect_output_sensitivity
 from compress.plan import CompressionPlan
 from compress.scores import Scores
 from compress.statistics import Statistics
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from experiments.workbench import Workbench
 
 log = logging.getLogger(__name__)
+# Enough for a matrix of second moments of gradients; each costs several backward passes.
+_SENSITIVITY_BATCHES = 8
 COLUMNS = (
     "method",
     "seed",
@@ -243,7 +246,9 @@ class _Seed:
         ((size, bound),) = ((n, v) for n, v in vars(experiment.parts.budget).items() if v is not None)
         dense = {"macs": experiment.costs.dense_macs, "weight_bytes": experiment.costs.dense_weight_bytes}[size]
         labeler = load_plan_labeler(experiment.config.plan_labeler)
-        summarizer = PlanSummarizer(self.statistics, experiment.costs, plan_criteria())
+        few = self._pool()[0][:_SENSITIVITY_BATCHES]
+        sensitivity = collect_output_sensitivity(experiment.structure, experiment.task, few, seed=self.seed)
+        summarizer = PlanSummarizer(self.statistics, sensitivity, experiment.costs, plan_criteria())
         with progress("searching plans") as on_round:
             found = PlanSearch(seed=self.seed).run(
                 summarizer,

@@ -53,11 +53,12 @@ class RecoverySettings:
     """Repair without labels: steps of `compress.recover_`, on this many calibration images (null for all).
 
     `augment` shifts and mirrors them: a network that knows its training images by heart treats others differently.
+    `ridge` is the penalty of the refit, null for the one that cross-validation chooses for each layer.
     """
 
     steps: list[str] = field(default_factory=lambda: ["refit", "batch_norm"])
     layers: str = "changed"
-    ridge: float = 1e-4
+    ridge: float | None = None
     max_rows: int = 100_000
     images: int | None = 512
     augment: bool = False

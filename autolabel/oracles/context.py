@@ -17,7 +17,8 @@ class ContextOracle:
     """Marginal effect of each unit among random masks around the target size, nothing being repaired.
 
     Every example meets its own masks, and every mask tells of all units at once, so the cost does not grow with the
-    number of units; the standard error does not shrink with it either. In a network where it is unknown which values
+    number of units; the standard error does not shrink with it either. Masks are compared with others of the same
+    example. In a network where it is unknown which values
     belong to which example (recurrent layers), the examples of a batch share a mask. Rows come when all masks are done:
     a killed measuring begins anew.
 
@@ -49,13 +50,13 @@ class ContextOracle:
             yield Measurement(structure.units.ids[row], "removed", float(effect[row]), float(std_err[row]),
                               replay.n_examples, spent / len(rows), 2 * spent)  # fmt: skip
 
-    def _losses(self, structure: Structure, replay: Replay) -> tuple[np.ndarray, np.ndarray]:
-        """Masks and what each costs its example or batch, `(n_masks, n_units)` and `(n_masks,)`."""
+    def _losses(self, structure: Structure, replay: Replay) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Masks, what each costs its example or batch, and which that is: `(n_masks, n_units)`, twice `(n_masks,)`."""
         rng = np.random.default_rng([self.seed, 3])
         dtype = next((p.dtype for p in structure.traced.module.parameters() if p.is_floating_point()), torch.float32)
         module = gated_module(structure).eval()
         shared = any(site.batch is None for site in structure.sites)
-        removed, losses = [], []
+        removed, losses, blocks = [], [], []
         with torch.no_grad():
             for number, batch in enumerate(replay.batches):
                 for _ in range(self.masks):
@@ -66,4 +67,6 @@ class ContextOracle:
                     removed.append(masks)
                     damage = found.double().cpu().numpy() - replay.dense[number]
                     losses.append(damage.mean(keepdims=True) if shared else damage)
-        return np.concatenate(removed), np.concatenate(losses)
+                    first = sum(replay.sizes[:number])
+                    blocks.append(np.array([first]) if shared else first + np.arange(n_masks))
+        return np.concatenate(removed), np.concatenate(losses), np.concatenate(blocks)

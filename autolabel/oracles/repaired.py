@@ -34,8 +34,9 @@ class RepairedOracle:
     choices = ("removed",)
 
     def __init__(
-        self, kept: float = 0.5, masks: int = 64, ridge: float = 1e-3, max_rows: int = 10_000, seed: int = 0
-    ) -> None:
+        self, kept: float = 0.5, masks: int = 64, ridge: float | None = None, max_rows: int = 10_000,
+        seed: int = 0,
+    ) -> None:  # fmt: skip
         if not 0 < kept < 1:
             raise CompressError(f"The 'kept' parameter of RepairedOracle must be in (0, 1). Got {kept}.")
         if masks < 4:

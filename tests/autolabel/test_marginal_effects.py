@@ -39,8 +39,28 @@ def test_over_all_masks_it_is_the_banzhaf_value():
     losses = 5 + 2 * x[:, 0] - 1 * x[:, 1] + 4 * x[:, 0] * x[:, 2]
     effect, std_err = marginal_effects(masks, losses)
     assert effect == pytest.approx([2 + 4 / 2, -1, 4 / 2])
+    # What effects leave is 4 (x0 - 1/2) (x2 - 1/2) = +-1: eight of it over four degrees of freedom, x^T x being 8 / 4.
+    assert std_err == pytest.approx(np.full(3, np.sqrt(8 / 4 / 2)))
+
+
+def test_few_masks_are_compared_by_difference():
+    masks = np.array(list(itertools.product([False, True], repeat=3)))[[0, 1, 3, 5, 6, 7]]
+    losses = np.array([1.0, 4, 2, 8, 5, 7])
+    effect, std_err = marginal_effects(masks, losses)
     gone, there = losses[masks[:, 1]], losses[~masks[:, 1]]
-    assert std_err[1] == pytest.approx(np.sqrt(gone.var(ddof=1) / 4 + there.var(ddof=1) / 4))
+    assert effect[1] == pytest.approx(gone.mean() - there.mean())
+    assert std_err[1] == pytest.approx(np.sqrt(gone.var(ddof=1) / 3 + there.var(ddof=1) / 3))
+
+
+def test_what_examples_differ_by_is_no_noise():
+    rng = np.random.default_rng(0)
+    masks, blocks = rng.random((400, 5)) < 0.5, np.repeat(np.arange(40), 10)
+    true = np.array([1.0, -2, 0, 0.5, 3])
+    losses = masks @ true + 100 * rng.standard_normal(40)[blocks]
+    effect, std_err = marginal_effects(masks, losses, blocks)
+    assert effect == pytest.approx(true, abs=1e-9)
+    assert std_err.max() < 1e-6
+    assert marginal_effects(masks, losses)[1].min() > 1
 
 
 def test_a_unit_that_never_goes_is_not_known():

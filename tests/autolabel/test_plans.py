@@ -18,6 +18,7 @@ from compress.allocator import Constraints
 from compress.counting import unit_costs
 from compress.criteria import FisherCriterion, MagnitudeCriterion, TaylorCriterion
 from compress.errors import ArtifactError, BudgetError, CompressError
+from compress.output_sensitivity import collect_output_sensitivity
 from compress.statistics import collect_statistics
 from compress.structure import analyze
 from compress.task import evaluate
@@ -44,6 +45,11 @@ def case():
     compress.finetune_(model, TASK, batches, epochs=20, lr=0.01, optimizer="adamw", progress=False)
     structure = analyze(model.eval(), (batches[0][0][:2],))
     return structure, unit_costs(structure), collect_statistics(structure, TASK, batches)
+
+
+@pytest.fixture(scope="module")
+def sensitivity(case):
+    return collect_output_sensitivity(case[0], TASK, make_batches())
 
 
 def scores_of(statistics):
@@ -92,11 +98,11 @@ def test_a_size_that_no_plan_has_is_refused(case):
         sample_plans(structure.units, costs, {"bad": np.full(20, np.nan)}, "macs", 0.5, 3)
 
 
-def test_the_refitted_error_is_that_of_least_squares(case):
+def test_the_refitted_error_is_that_of_least_squares(case, sensitivity):
     structure, costs, statistics = case
     removed = np.zeros((1, len(structure.units)), dtype=bool)
     removed[0, [1, 4, 7]] = True
-    summary = PlanSummarizer(statistics, costs, CRITERIA, ridge=1e-9).summarize(removed)
+    summary = PlanSummarizer(statistics, sensitivity, costs, CRITERIA, ridge=1e-9).summarize(removed)
     layers = dict(structure.traced.module.named_parameters())
     x = torch.cat([batch[0] for batch in make_batches()]).double()
     hidden = (x @ layers["0.weight"].double().T + layers["0.bias"].double()).relu().detach()
@@ -118,14 +124,14 @@ def test_the_refitted_error_is_that_of_least_squares(case):
     assert value("kept") == pytest.approx(9 / 12)
 
 
-def test_shares_by_hand(case):
+def test_shares_by_hand(case, sensitivity):
     structure, costs, statistics = case
     score = CRITERIA["magnitude"].score(statistics)[:12]
     order = np.argsort(score)
     best, worst = np.zeros((2, len(structure.units)), dtype=bool)
     best[order[:6]] = True  # the six least important go
     worst[order[6:]] = True
-    summary = PlanSummarizer(statistics, costs, CRITERIA).summarize(np.stack([best, worst]))
+    summary = PlanSummarizer(statistics, sensitivity, costs, CRITERIA).summarize(np.stack([best, worst]))
     share = summary.values[:, 0, summary.names.index("magnitude_share")]
     assert share == pytest.approx(
         [score[order[6:]].sum() / score.sum(), score[order[:6]].sum() / score.sum()], rel=1e-5
@@ -138,10 +144,10 @@ def test_shares_by_hand(case):
     assert macs == pytest.approx([(6 * 6 + 6 * 8 + 24) / (6 * 12 + 12 * 8 + 24)] * 2)
 
 
-def test_a_plan_that_removes_nothing_loses_nothing(case):
+def test_a_plan_that_removes_nothing_loses_nothing(case, sensitivity):
     structure, costs, statistics = case
     nothing = np.zeros((1, len(structure.units)), dtype=bool)
-    summary = PlanSummarizer(statistics, costs, CRITERIA).summarize(nothing)
+    summary = PlanSummarizer(statistics, sensitivity, costs, CRITERIA).summarize(nothing)
     for name, expected in (
         ("kept", 1),
         ("fisher_share", 1),
@@ -271,9 +277,9 @@ class KeepsTheFirst:
 
 
 @pytest.mark.parametrize("size", ["macs", "weight_bytes"])
-def test_a_search_finds_the_favourite_within_the_size(case, size):
+def test_a_search_finds_the_favourite_within_the_size(case, sensitivity, size):
     structure, costs, statistics = case
-    summarizer = PlanSummarizer(statistics, costs, CRITERIA)
+    summarizer = PlanSummarizer(statistics, sensitivity, costs, CRITERIA)
     rounds = []
     search = PlanSearch(rounds=6, children=24, population=8, reference=12, seed=1)
     constraints, column = Constraints(floor=0.2), ("macs", "weight_bytes").index(size)
