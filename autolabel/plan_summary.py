@@ -73,6 +73,7 @@ class PlanSummarizer:
         criteria: Mapping[str, Criterion], ridge: float = 1e-3,
     ) -> None:  # fmt: skip
         self.statistics, self.costs, self.ridge = statistics, costs, ridge
+        self.forward_macs = sensitivity.forward_macs
         self.n = statistics.n_units
         self.rows = list(statistics.group_rows.values())
         self.groups = tuple(statistics.group_rows)

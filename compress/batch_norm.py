@@ -45,7 +45,7 @@ def reestimate_batch_norm_(
             _set(module, node, mean, variance, keep_function)
             walk.run(node)
     if not done:
-        _log.info("The model has no batch norm: there is nothing to re-estimate.")
+        _log.debug("The model has no batch norm: there is nothing to re-estimate.")
     return list(done)
 
 

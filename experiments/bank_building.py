@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +15,20 @@ from autolabel.extraction import extract_features
 from autolabel.label_bank import LabelBank, merge_banks
 from autolabel.measuring import measure
 from autolabel.oracles import ContextOracle, RemovalOracle, RepairedOracle
-from autolabel.plan_criteria import plan_criteria
-from autolabel.plan_oracle import MOMENTS, PlanBench, PlanOracle
+from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_sampling import SIZES, PlanDraw, SampledPlans, sample_plans
-from autolabel.plan_summary import PlanSummarizer
+from autolabel.tables import FeatureTable
 from compress.allocator import Constraints
-from compress.costs import CostTable
-from compress.counting import unit_costs
 from compress.criteria import RandomCriterion
 from compress.errors import ArtifactError, CompressError
-from compress.output_sensitivity import collect_output_sensitivity
-from compress.statistics import Statistics, collect_statistics
-from compress.structure import Structure, analyze
-from compress.task import ClassificationTask, evaluate
-from experiments.data import DataSplits, ShuffledBatches, make_batches
+from compress.task import evaluate
 from experiments.manifest import describe_code, library_versions
 from experiments.seeding import derive_seed
-from experiments.teacher import RememberingTeacher
+from experiments.subject import PARTS, RepairSettings, Subject
 from experiments.worker_pool import run_pieces
 from experiments.zoo import load_network, read_rows
 
 log = logging.getLogger(__name__)
-# Labelers learn from outcomes on validation (and label) examples; outcomes on test examples only judge them.
-PARTS = ("validation", "test")
-_EVALUATION_BATCH = 1000
 
 
 @dataclass(frozen=True)
@@ -139,18 +128,24 @@ def label_network(zoo: str, name: str, file: str, settings: BankSettings) -> flo
     start = time.monotonic()
     torch.use_deterministic_algorithms(True, warn_only=True)
     model, data, row = load_network(zoo, name)
-    subject = Subject(model, data, settings, derive_seed(name, settings.seed) % 2**31)
-    plans = subject.sample(name)
+    repair = RepairSettings(
+        settings.images, settings.steps, settings.brief_steps, settings.batch_size, finetune=settings.finetune,
+        constraints=Constraints(floor=settings.floor),
+    )  # fmt: skip
+    subject = Subject(model, data, repair, derive_seed(name, settings.seed) % 2**31)
+    drawn = draw_plans(subject, name, settings)
+    plans = drawn.plans
+    features = extract_features(subject.structure, statistics=subject.statistics)
     bank = LabelBank(
         networks=_network_table(row, subject),
-        plans=_plan_table(subject, plans),
+        plans=_plan_table(subject, drawn),
         groups=_group_table(subject, plans),
-        units=_unit_table(subject),
+        units=_unit_table(subject, features, drawn.fraction, settings),
         about={
             "settings": _plain(settings),
             "group_columns": list(subject.summarizer.summarize(plans.removed[:1]).names),
             "plan_columns": list(subject.summarizer.summarize(plans.removed[:1]).plan_names),
-            "unit_columns": list(subject.features.names),
+            "unit_columns": list(features.names),
             "code": describe_code(),
             "libraries": library_versions(),
         },
@@ -159,49 +154,37 @@ def label_network(zoo: str, name: str, file: str, settings: BankSettings) -> flo
     return time.monotonic() - start
 
 
-class Subject:
-    """One network with everything that its plans are drawn and judged with."""
+@dataclass(frozen=True, eq=False)
+class DrawnPlans:
+    """Plans of one network.
 
-    def __init__(self, model: torch.nn.Module, data: DataSplits, settings: BankSettings, seed: int) -> None:
-        self.settings, self.seed, self.task = settings, seed, ClassificationTask()
-        size = settings.batch_size
-        calibration = make_batches(data.calibration, size, settings.images)
-        self.structure: Structure = analyze(model, tuple(x[:2] for x in self.task.inputs(calibration[0])))
-        self.costs: CostTable = unit_costs(self.structure)
-        self.statistics: Statistics = collect_statistics(self.structure, self.task, calibration)
-        self.label = make_batches(data.label, size, settings.images)
-        # As many steps for every network, whatever the size of its data.
-        endless = chain.from_iterable(repeat(ShuffledBatches(data.train, size, seed, augment=False)))
-        train = list(islice(endless, settings.steps))
-        judged = {part: make_batches(getattr(data, part), _EVALUATION_BATCH) for part in PARTS}
-        judged["validation"] += make_batches(data.label, _EVALUATION_BATCH)
-        self.bench = PlanBench(
-            self.structure, self.costs, self.task, calibration, lambda epoch: train, judged,
-            RememberingTeacher(self.structure.traced.module),
-        )  # fmt: skip
-        self.oracle = PlanOracle(
-            brief_steps=settings.brief_steps, epochs=1, finetune=settings.finetune, seed=seed % 2**31
-        )
-        self.features = extract_features(self.structure, statistics=self.statistics)
-        sensitivity = collect_output_sensitivity(self.structure, self.task, calibration)
-        self.summarizer = PlanSummarizer(self.statistics, sensitivity, self.costs, plan_criteria())
+    Attributes:
+        plans: all of one size.
+        size, fraction: what is held fixed, and at which part of the dense cost.
+    """
 
-    def sample(self, name: str) -> SampledPlans:
-        """The plans of this network: what is held fixed and at which fraction depends on its name alone."""
-        rng = np.random.default_rng(derive_seed(f"{name}/size", self.settings.seed))
-        self.size = SIZES[int(rng.integers(len(SIZES)))]
-        constraints = Constraints(floor=self.settings.floor)
-        draw = PlanDraw(self.structure.units, self.costs, self.size, constraints)
-        self.fraction = float(rng.choice(self.settings.fractions))
-        least = draw.cost(draw.strictest()) / draw.dense
-        if self.fraction < 1.1 * least:
-            # Where most of a network must stay (a recurrent layer), the fraction is of what may go.
-            self.fraction = least + self.fraction * (1 - least)
-        scores = {**self.summarizer.scores, "random": RandomCriterion(seed=self.seed).score(self.statistics)}
-        return sample_plans(
-            self.structure.units, self.costs, scores, self.size, self.fraction, self.settings.plans, seed=self.seed,
-            constraints=constraints,
-        )  # fmt: skip
+    plans: SampledPlans
+    size: str
+    fraction: float
+
+
+def draw_plans(subject: Subject, name: str, settings: BankSettings) -> DrawnPlans:
+    """The plans of a network: what is held fixed and at which fraction depends on its name alone."""
+    rng = np.random.default_rng(derive_seed(f"{name}/size", settings.seed))
+    size = SIZES[int(rng.integers(len(SIZES)))]
+    constraints = subject.settings.constraints
+    draw = PlanDraw(subject.structure.units, subject.costs, size, constraints)
+    fraction = float(rng.choice(settings.fractions))
+    least = draw.cost(draw.strictest()) / draw.dense
+    if fraction < 1.1 * least:
+        # Where most of a network must stay (a recurrent layer), the fraction is of what may go.
+        fraction = least + fraction * (1 - least)
+    scores = {**subject.summarizer.scores, "random": RandomCriterion(seed=subject.seed).score(subject.statistics)}
+    plans = sample_plans(
+        subject.structure.units, subject.costs, scores, size, fraction, settings.plans, seed=subject.seed,
+        constraints=constraints,
+    )  # fmt: skip
+    return DrawnPlans(plans, size, fraction)
 
 
 def _network_table(row: dict[str, Any], subject: Subject) -> dict[str, np.ndarray]:
@@ -219,7 +202,8 @@ def _network_table(row: dict[str, Any], subject: Subject) -> dict[str, np.ndarra
     return {name: np.array([value]) for name, value in table.items()}
 
 
-def _plan_table(subject: Subject, plans: SampledPlans) -> dict[str, np.ndarray]:
+def _plan_table(subject: Subject, drawn: DrawnPlans) -> dict[str, np.ndarray]:
+    plans = drawn.plans
     columns: dict[str, list[Any]] = {f"{what}_{moment}_{part}": [] for what in ("loss", "metric") for moment in MOMENTS
                                      for part in PARTS}  # fmt: skip
     columns |= {f"macs_{moment}": [] for moment in MOMENTS}
@@ -236,8 +220,8 @@ def _plan_table(subject: Subject, plans: SampledPlans) -> dict[str, np.ndarray]:
     return {
         "network": np.zeros(n, dtype=np.int64),
         "origin": np.array(plans.origin, dtype=str),
-        "size": np.full(n, subject.size),
-        "fraction": np.full(n, subject.fraction),
+        "size": np.full(n, drawn.size),
+        "fraction": np.full(n, drawn.fraction),
         "removed": np.array(masks, dtype=str),
         **{name: np.array(values, dtype=np.float64) for name, values in columns.items()},
         **{name: summary.plan_values[:, i] for i, name in enumerate(summary.plan_names)},
@@ -254,12 +238,13 @@ def _group_table(subject: Subject, plans: SampledPlans) -> dict[str, np.ndarray]
     }
 
 
-def _unit_table(subject: Subject) -> dict[str, np.ndarray]:
+def _unit_table(
+    subject: Subject, features: FeatureTable, fraction: float, settings: BankSettings
+) -> dict[str, np.ndarray]:
     """Features of every unit, and its damage in three moments on the label examples."""
-    features, settings = subject.features, subject.settings
     rows = subject.structure.units.positions(features.unit_ids)
     # MACs fall with the square of the units that stay, bytes too.
-    kept = subject.fraction**0.5
+    kept = fraction**0.5
     oracles = {
         "at_once": RemovalOracle(),
         "in_context": ContextOracle(kept, settings.context_masks, subject.seed),

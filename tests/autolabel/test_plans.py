@@ -1,5 +1,7 @@
 """Plans as data: sampling them at one size, summarising them in numbers, measuring what becomes of them, the bank."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ import compress
 from autolabel.label_bank import LabelBank, merge_banks
 from autolabel.plan_board import boards_of, normal_scores, plan_matrix
 from autolabel.plan_oracle import MOMENTS, PlanBench, PlanOracle
+from autolabel.plan_race import PlanRace
 from autolabel.plan_sampling import sample_plans
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import PlanSummarizer, PlanSummary
@@ -299,3 +302,67 @@ def test_a_search_finds_the_favourite_within_the_size(case, sensitivity, size):
     assert rounds[-1] == (6, 6)
     again = search.run(summarizer, KeepsTheFirst(), size, 0.6, constraints)
     np.testing.assert_array_equal(again.removed, found.removed)
+
+
+def bench_of(case):
+    structure, costs, _ = case
+    train = make_batches(8, seed=7)
+    judged = {"validation": make_batches(2, seed=5), "test": make_batches(2, seed=6)}
+    return PlanBench(structure, costs, TASK, make_batches(), lambda epoch: train, judged, structure.traced.module)
+
+
+def test_the_race_is_won_by_the_least_loss_of_the_last_round(case):
+    structure, costs, statistics = case
+    bench, oracle = bench_of(case), PlanOracle(finetune={"optimizer": "adamw", "lr": 2e-3})
+    plans = sample_plans(structure.units, costs, scores_of(statistics), "macs", 0.6, 6, seed=3, tolerance=0.2).removed
+    found = PlanRace(steps=(1, 3), keep=0.5).run(bench, oracle, plans)
+    first, second = found.losses
+    assert np.isfinite(first).all()
+    stayed = np.argsort(first)[:3]
+    assert sorted(np.flatnonzero(np.isfinite(second))) == sorted(stayed)
+    assert found.winner == int(np.nanargmin(second))
+    spent = 0.0
+    for steps, alive in ((1, range(6)), (3, stayed)):
+        brief = dataclasses.replace(oracle, moments=("briefly_tuned",), brief_steps=steps)
+        for i in alive:
+            (outcome,) = brief.measure(bench, plans[i])
+            assert outcome.loss["validation"] == (first if steps == 1 else second)[i]
+            spent += outcome.training_macs + 64 * costs.total(plans[i])[0]
+    assert found.forward_macs == pytest.approx(spent)
+
+
+def test_a_race_without_rivals_costs_nothing(case):
+    nothing = np.zeros((1, len(case[0].units)), dtype=bool)
+    found = PlanRace().run(bench_of(case), PlanOracle(), nothing)
+    assert (found.winner, found.losses, found.forward_macs) == (0, (), 0.0)
+    with pytest.raises(CompressError, match="at least one candidate"):
+        PlanRace().run(bench_of(case), PlanOracle(), [])
+    for wrong in ({"steps": ()}, {"steps": (0,)}, {"keep": 1.0}):
+        with pytest.raises(CompressError, match="PlanRace needs"):
+            PlanRace(**wrong)
+
+
+def test_errors_of_a_plan_are_added_up_over_readers(case, sensitivity):
+    structure, costs, statistics = case
+    removed = np.zeros((1, len(structure.units)), dtype=bool)
+    removed[0, [1, 4, 7]] = True
+    summarizer = PlanSummarizer(statistics, sensitivity, costs, CRITERIA, ridge=1e-9)
+    summary = summarizer.summarize(removed)
+    layers = dict(structure.traced.module.named_parameters())
+    x = torch.cat([batch[0] for batch in make_batches()]).double()
+    hidden = (x @ layers["0.weight"].double().T + layers["0.bias"].double()).relu().detach()
+    lost = hidden[:, [1, 4, 7]] @ layers["2.weight"].double().detach()[:, [1, 4, 7]].T
+    lost = lost - lost.mean(dim=0)
+    covariance = lost.T @ lost / len(lost)
+    output = float((covariance * sensitivity.outputs["linear_1"]).sum()) / sensitivity.output_energy
+    nats = float((covariance * sensitivity.loss["linear_1"]).sum()) / 2
+
+    def value(name):
+        return summary.plan_values[0, summary.plan_names.index(name)]
+
+    assert value("averaged_output_sum") == pytest.approx(np.log10(output), rel=1e-3)
+    assert value("averaged_loss_sum") == pytest.approx(np.log10(nats), rel=1e-3)
+    assert value("averaged_output_largest") == value("averaged_output_sum")
+    kept = 1 - summary.values[0, 0, summary.names.index("refitted_error")]
+    assert value("refitted_kept_variance") == pytest.approx(np.log(kept), rel=1e-3)
+    assert value("refitted_output_sum") < value("averaged_output_sum")

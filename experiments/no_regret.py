@@ -1,0 +1,280 @@
+"""Plans of formulas and of the labeler on many boards: same budget, same repair, same fine-tuning, several seeds."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from autolabel.label_bank import LabelBank
+from autolabel.plan_board import boards_of
+from autolabel.plan_labeler import PlanLabeler
+from autolabel.plan_oracle import MOMENTS
+from autolabel.plan_race import PlanRace
+from autolabel.plan_sampling import PlanDraw
+from autolabel.plan_search import PlanSearch
+from autolabel.pretrained import load_plan_labeler
+from compress.allocation import allocate
+from compress.budget import Budget
+from compress.criteria import (
+    FisherCriterion,
+    MagnitudeCriterion,
+    RandomCriterion,
+    ReconstructionCriterion,
+    SecondOrderCriterion,
+    TaylorCriterion,
+)
+from compress.criterion import score_units
+from compress.errors import CompressError
+from compress.files import read_json, write_json
+from compress.task import evaluate
+from experiments.board_networks import BOARD_NETWORKS, BoardNetwork, zoo_network
+from experiments.compared_methods import Method
+from experiments.manifest import describe_code, library_versions
+from experiments.plan_labelers import LABELERS
+from experiments.regret import DENSE
+from experiments.seeding import derive_seed
+from experiments.subject import Subject
+from experiments.who_predicts import assert_disjoint
+from experiments.worker_pool import run_pieces
+from experiments.zoo import read_rows
+
+log = logging.getLogger(__name__)
+COLUMNS = ("board", "network", "task", "budget", "method", "seed", "metric", "higher_is_better",
+           "label_cost_forward_macs")  # fmt: skip
+SEARCH = "labeler/search"
+RACE = "labeler/race"
+OURS = (SEARCH, RACE)
+CRITERIA: Mapping[str, Callable[[int], Any]] = {
+    "magnitude": lambda seed: MagnitudeCriterion(),
+    "taylor": lambda seed: TaylorCriterion(),
+    "fisher": lambda seed: FisherCriterion(),
+    "second_order": lambda seed: SecondOrderCriterion(),
+    "reconstruction": lambda seed: ReconstructionCriterion(),
+    "random": lambda seed: RandomCriterion(seed=seed),
+}
+_SEARCH = PlanSearch(rounds=8, children=48, reference=40)
+# Formulas that need no data.
+_FREE = ("magnitude", "random")
+
+
+@dataclass(frozen=True)
+class Board:
+    """One network at one budget.
+
+    Attributes:
+        network: name of a zoo network or out of `BOARD_NETWORKS`.
+        family, task: of the network.
+        fraction: of the dense MACs.
+        zoo: whether it is a zoo network.
+    """
+
+    network: str
+    family: str
+    task: str
+    fraction: float
+    zoo: bool
+
+    @property
+    def name(self) -> str:
+        """File and table name."""
+        return f"{self.network}@{self.fraction}"
+
+
+@dataclass(frozen=True)
+class BoardSettings:
+    """What is compared on every board.
+
+    Attributes:
+        zoo, bank: folder and file.
+        labeler: name out of `LABELERS`, fitted anew for each board without what the board's network is like.
+        methods: formulas with their allocators, see `Method`, and `OURS`.
+        race: how candidates are raced.
+        candidates: formula plans that enter the race, those that the labeler likes best.
+        searches: independent searches, whose favourites enter the race.
+        seed: of the choice of boards.
+    """
+
+    zoo: str
+    bank: str
+    labeler: str
+    methods: tuple[str, ...]
+    race: PlanRace
+    candidates: int
+    searches: int
+    seed: int = 0
+
+
+def zoo_boards(zoo: str | Path, per_family: int, fractions: Sequence[float]) -> list[Board]:
+    """Networks of every family on as many tasks as asked for, each at one budget, the fractions in turn."""
+    found: list[Board] = []
+    rows = read_rows(zoo)
+    for family in sorted({row["family"] for row in rows}):
+        tasks = sorted({row["task"] for row in rows if row["family"] == family})
+        # Each family begins with another task, so that all tasks are met alike.
+        start = len(found) // max(per_family, 1)
+        for i in range(min(per_family, len(tasks))):
+            task = tasks[(start + i) % len(tasks)]
+            own = [row for row in rows if row["family"] == family and row["task"] == task]
+            best = max(own, key=lambda row: row["test_accuracy_percent"])
+            found.append(Board(best["name"], family, task, fractions[len(found) % len(fractions)], True))
+    return found
+
+
+def trained_boards(names: Sequence[str], fractions: Sequence[float]) -> list[Board]:
+    """Networks that no zoo has, each at all fractions."""
+    unknown = [name for name in names if name not in BOARD_NETWORKS]
+    if unknown:
+        raise CompressError(f"No board network is called {unknown[0]!r}. Known: {', '.join(BOARD_NETWORKS)}.")
+    return [
+        Board(name, BOARD_NETWORKS[name].family, BOARD_NETWORKS[name].task, fraction, False)
+        for name in names
+        for fraction in fractions
+    ]
+
+
+def fit_for(board: Board, settings: BoardSettings, folder: Path) -> Path:
+    """The folder of a labeler that saw nothing like this board; fitted if it is not there yet.
+
+    For a zoo network its family and its task are left out; for another network, tasks with the same data.
+    """
+    hidden_tasks = (board.task,) if board.zoo else BOARD_NETWORKS[board.network].shares_data_with
+    families = (board.family,) if board.zoo else ()
+    path = folder / "labelers" / ("-".join([*families, *hidden_tasks]) or "all")
+    if path.exists():
+        return path
+    bank = LabelBank.load(settings.bank)
+    boards = boards_of(bank, MOMENTS)
+    seen = [b for b in boards if b.family not in families and b.task not in hidden_tasks and b.network != board.network]
+    if board.zoo:
+        assert_disjoint(seen, [b for b in boards if b.network == board.network], "family_and_task")
+    LABELERS[settings.labeler]().fit(seen, "finetuned").save(path)
+    return path
+
+
+def run_board(board: Board, seed: int, settings: BoardSettings, folder: str) -> list[dict[str, Any]]:
+    """Rows of all methods of one board and seed; stored, and read again the next time."""
+    path = Path(folder) / "rows" / f"{board.name}_{seed}.json"
+    key = {"board": asdict(board), "settings": asdict(settings)}
+    if path.exists():
+        found = read_json(path)
+        if found.get("key") == _plain(key):
+            return found["rows"]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    labeler = load_plan_labeler(fit_for(board, settings, Path(folder)))
+    network = zoo_network(settings.zoo, board.network) if board.zoo else BOARD_NETWORKS[board.network]
+    rows = _Runner(board, network, seed, settings, labeler, Path(folder)).rows()
+    made = {"commit": str(describe_code().get("commit", "")), "versions": library_versions()}
+    write_json(path, {"key": _plain(key), "made": made, "rows": rows})
+    return rows
+
+
+def run_boards(
+    boards: Sequence[Board], seeds: Sequence[int], settings: BoardSettings, folder: Path, workers: int,
+    on_row: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Rows of all boards and seeds, what is there being kept."""
+    for board in boards:
+        fit_for(board, settings, folder)
+    pieces = [(board, seed, settings, str(folder)) for seed in seeds for board in boards]
+    found: dict[int, list[dict[str, Any]]] = {}
+    for number, rows in run_pieces(run_board, pieces, workers):
+        found[number] = rows
+        log.info("%s, seed %d: done", pieces[number][0].name, pieces[number][1])
+        if on_row is not None:
+            on_row(len(found), len(pieces))
+    return [row for number in sorted(found) for row in found[number]]
+
+
+class _Runner:
+    """One board with one seed."""
+
+    def __init__(
+        self, board: Board, network: BoardNetwork, seed: int, settings: BoardSettings, labeler: PlanLabeler,
+        folder: Path,
+    ) -> None:  # fmt: skip
+        self.board, self.seed, self.settings, self.labeler = board, seed, settings, labeler
+        model, data, task = network.load(folder / "networks")
+        repair = network.repair
+        self.subject = Subject(model, data, repair, derive_seed(board.name, seed), task, deal=seed)
+        draw = PlanDraw(self.subject.structure.units, self.subject.costs, "macs", repair.constraints)
+        least = draw.cost(draw.strictest()) / draw.dense
+        # Where most of a network must stay (a recurrent layer), the fraction is of what may go.
+        small = board.fraction < 1.1 * least
+        self.fraction = least + board.fraction * (1 - least) if small else board.fraction
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each method, and one of the dense network."""
+        bench = self.subject.bench
+        dense = evaluate(self.subject.structure.traced.module, bench.task, bench.judged["test"])[0]
+        found = [self._row(DENSE, dense, 0.0)]
+        formulas = {name: self._formula(Method(name)) for name in self.settings.methods if name not in OURS}
+        plans = {name: (mask, self._feature_macs(name)) for name, mask in formulas.items()}
+        plans |= self._ours(formulas)
+        known: dict[bytes, float] = {}
+        for name, (mask, macs) in plans.items():
+            key = mask.tobytes()
+            if key not in known:
+                (outcome,) = replace(self.subject.oracle, moments=("finetuned",)).measure(bench, mask)
+                known[key] = outcome.metric["test"]
+            found.append(self._row(name, known[key], macs))
+        return found
+
+    def _row(self, method: str, metric: float, macs: float) -> dict[str, Any]:
+        board = self.board
+        return {
+            "board": board.name, "network": board.network, "task": board.task, "budget": f"macs={self.fraction:.4f}",
+            "method": method, "seed": self.seed, "metric": round(metric, 4),
+            "higher_is_better": self.subject.task.higher_is_better, "label_cost_forward_macs": round(macs),
+        }  # fmt: skip
+
+    def _feature_macs(self, name: str) -> float:
+        """What the scores of a formula cost."""
+        return 0.0 if Method(name).source in _FREE else self.subject.statistics.forward_macs
+
+    def _formula(self, method: Method) -> np.ndarray:
+        """`(n_units,)` bool: what a formula removes."""
+        subject = self.subject
+        scores = score_units(subject.structure, CRITERIA[method.source](self.seed), subject.statistics)
+        if method.allocator != "threshold":
+            # A criterion that only orders is spent as if it were damage: that is what comparing it per MAC means.
+            scores = replace(scores, scale="nats")
+        plan = allocate(
+            subject.structure.units, scores, subject.costs, Budget(macs=self.fraction), allocator=method.allocator,
+            constraints=subject.settings.constraints,
+        )  # fmt: skip
+        return plan.removed_mask(subject.structure.units)
+
+    def _ours(self, formulas: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, float]]:
+        """The labeler's favourite, and the winner among its favourites and the formulas that it likes best."""
+        subject, settings = self.subject, self.settings
+        wanted = [name for name in OURS if name in settings.methods]
+        if not wanted:
+            return {}
+        features = subject.statistics.forward_macs + subject.summarizer.forward_macs
+        found = []
+        for i in range(settings.searches):
+            search = replace(_SEARCH, seed=derive_seed(f"{self.board.name}/{i}", self.seed))
+            constraints = subject.settings.constraints
+            found.append(search.run(subject.summarizer, self.labeler, "macs", self.fraction, constraints))
+        searched = min(found, key=lambda plan: plan.score).removed
+        plans = {SEARCH: (searched, features)}
+        if RACE in wanted:
+            masks = np.stack([searched, *(plan.removed for plan in found), *formulas.values()])
+            score, _ = self.labeler.predict(subject.summarizer.summarize(masks))
+            best = [*range(1 + len(found)), *(1 + len(found) + np.argsort(score[1 + len(found) :]))]
+            distinct = {masks[i].tobytes(): masks[i] for i in best[: 1 + len(found) + settings.candidates]}
+            entrants = list(distinct.values())
+            race = settings.race.run(subject.bench, subject.oracle, entrants)
+            plans[RACE] = entrants[race.winner], features + race.forward_macs
+        return {name: plans[name] for name in wanted}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

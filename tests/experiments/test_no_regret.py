@@ -1,0 +1,141 @@
+"""Boards on which plans are compared: who is behind by how much, what a labeler may have seen, resuming."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from autolabel.label_bank import LabelBank
+from autolabel.plan_board import boards_of
+from autolabel.plan_oracle import MOMENTS
+from autolabel.plan_race import PlanRace
+from experiments import no_regret
+from experiments.bank_building import BankSettings, build_bank
+from experiments.config import ConfigError
+from experiments.jobs.no_regret import NoRegretJob
+from experiments.no_regret import BoardSettings, fit_for, run_board, zoo_boards
+from experiments.regret import summarize
+from experiments.run_dir import RunDir
+from experiments.settings import Config
+from experiments.tracker import RunInfo
+from experiments.trackers.null import NullTracker
+from experiments.zoo import Recipe, build_zoo
+
+METHODS = ("magnitude", "taylor/mac", "random/uniform", "labeler/search", "labeler/race")
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    base = Recipe("mlp-digits-000", "mlp", "digits", 1, 12, 2, "relu", "none", "adamw", 0.01, 0.0, 2, 64, 0.5)
+    recipes = [base, dataclasses.replace(base, name="conv1d-mnist1d-001", family="conv1d", task="mnist1d", width=4)]
+    folder = tmp_path_factory.mktemp("zoo")
+    build_zoo(folder, recipes, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bank(zoo, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bank")
+    settings = BankSettings(plans=6, fractions=(0.5,), images=64, steps=4, brief_steps=2, batch_size=32,
+                            context_masks=2, repaired_masks=4)  # fmt: skip
+    build_bank(folder, zoo, settings, workers=1)
+    return folder / "label_bank.npz"
+
+
+def settings_of(zoo, bank):
+    return BoardSettings(str(zoo), str(bank), "labeler/ridge", METHODS, PlanRace((1, 2)), 2, 1)
+
+
+def test_a_labeler_saw_nothing_like_its_board(zoo, bank, tmp_path, monkeypatch):
+    seen = []
+
+    class Recorder:
+        def fit(self, boards, moment):
+            seen.append([board.network for board in boards])
+            return self
+
+        def save(self, path):
+            path.mkdir(parents=True)
+
+    monkeypatch.setitem(no_regret.LABELERS, "labeler/ridge", Recorder)
+    boards = zoo_boards(zoo, 1, [0.5])
+    assert [board.name for board in boards] == ["conv1d-mnist1d-001@0.5", "mlp-digits-000@0.5"]
+    for board in boards:
+        fit_for(board, settings_of(zoo, bank), tmp_path)
+        fit_for(board, settings_of(zoo, bank), tmp_path)
+    assert seen == [["mlp-digits-000"], ["conv1d-mnist1d-001"]]
+    assert {board.network for board in boards_of(LabelBank.load(bank), MOMENTS)} == {n for names in seen for n in names}
+
+
+def test_every_method_has_a_row_and_nothing_is_done_twice(zoo, bank, tmp_path, monkeypatch):
+    settings = settings_of(zoo, bank)
+    (_, board) = zoo_boards(zoo, 1, [0.5])
+    rows = run_board(board, 0, settings, str(tmp_path))
+    assert [row["method"] for row in rows] == ["dense", *METHODS]
+    cost = {row["method"]: row["label_cost_forward_macs"] for row in rows}
+    assert cost["magnitude"] == cost["random/uniform"] == cost["dense"] == 0
+    assert 0 < cost["taylor/mac"] < cost["labeler/search"] < cost["labeler/race"]
+    assert all(0 <= row["metric"] <= 100 for row in rows)
+    other = run_board(board, 1, settings, str(tmp_path))
+    assert {row["seed"] for row in other} == {1}
+    monkeypatch.setattr(no_regret, "_Runner", None)
+    assert run_board(board, 0, settings, str(tmp_path)) == rows
+    with pytest.raises(TypeError):
+        # Other settings are measured anew.
+        run_board(board, 0, dataclasses.replace(settings, candidates=1), str(tmp_path))
+
+
+def test_the_job_writes_its_table(zoo, bank, tmp_path):
+    job = NoRegretJob(str(zoo), str(bank), ("magnitude", "labeler/search"), "labeler/ridge", 1, (), (0.5,),
+                      race_steps=(1,), searches=1, workers=1)  # fmt: skip
+    job.check(Config())
+    with RunDir(tmp_path / "run", {"command": "x"}) as run_dir:
+        metrics = job.run(Config(), run_dir, NullTracker(RunInfo("test", tmp_path)))
+    assert set(metrics["no_regret"]) == {"magnitude", "labeler/search"}
+    lines = (tmp_path / "run" / "no_regret.csv").read_text().splitlines()
+    assert lines[0] == "board,network,task,budget,method,seed,metric,higher_is_better,label_cost_forward_macs"
+    assert len(lines) == 1 + 2 * 3
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["boards"]
+
+
+def row(board, method, seed, metric, better=True, cost=0):
+    return {"board": board, "method": method, "seed": seed, "metric": metric, "higher_is_better": better,
+            "label_cost_forward_macs": cost}  # fmt: skip
+
+
+def test_ranks_and_distances_by_hand():
+    rows = [row("a", m, s, v) for m, values in {"x": (90, 92), "y": (90, 91), "z": (80, 81), "dense": (99, 99)}.items()
+            for s, v in enumerate(values)]  # fmt: skip
+    rows += [row("b", m, s, str(v), "False", 5) for m, values in {"x": (2.0, 2.0), "y": (1.0, 1.0)}.items()
+             for s, v in enumerate(values)]  # fmt: skip
+    found = summarize(rows)
+    first, second = found["boards"]
+    assert (first["best"], first["dense"], first["rank"]) == ("x", 99, {"x": 1, "y": 2, "z": 3})
+    assert first["spread"] == pytest.approx(np.sqrt(2))
+    assert first["behind"] == pytest.approx({"x": 0, "y": 0.5, "z": 10.5})
+    assert second["rank"] == {"x": 2, "y": 1}
+    overall = found["overall"]
+    assert overall["y"]["within_one_deviation"] == 1.0
+    assert overall["x"]["within_one_deviation"] == 0.5
+    assert overall["x"]["mean_rank"] == overall["y"]["mean_rank"] == 1.5
+    assert overall["z"]["boards"] == 1
+    assert overall["x"]["worst_behind"] == 1.0
+    assert overall["y"]["label_cost_forward_macs"] == 2.5
+    assert "dense" not in overall
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"zoo": "nowhere"}, "job.zoo: nowhere is no zoo"),
+        ({"bank": "nowhere"}, "job.bank: there is no nowhere"),
+        ({"labeler": "unknown"}, "job.labeler must be out of"),
+        ({"methods": ("best",)}, "no scores are called 'best'"),
+        ({"methods": ("taylor/best",)}, "must end in one of"),
+        ({"trained": ("vgg",)}, "No board network is called 'vgg'"),
+    ],
+)
+def test_a_job_that_cannot_run_is_refused_at_once(zoo, bank, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        NoRegretJob(**{"zoo": str(zoo), "bank": str(bank), "methods": ("magnitude",), **changes}).check(Config())
