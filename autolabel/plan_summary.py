@@ -14,6 +14,8 @@ from compress.errors import CompressError
 from compress.output_sensitivity import OutputSensitivity
 from compress.statistics import Statistics
 
+# Raised with every change of what the columns mean: stored summaries of another version are made anew.
+FEATURES_VERSION = 2
 # Plans whose covariances are in memory together.
 _ELEMENTS = 2**24
 # What is done about the units that go: they are silenced, replaced by their mean, or made up for by least squares.

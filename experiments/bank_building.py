@@ -17,6 +17,7 @@ from autolabel.measuring import measure
 from autolabel.oracles import ContextOracle, RemovalOracle, RepairedOracle
 from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_sampling import SIZES, PlanDraw, SampledPlans, sample_plans
+from autolabel.plan_summary import FEATURES_VERSION
 from autolabel.tables import FeatureTable
 from compress.allocator import Constraints
 from compress.criteria import RandomCriterion
@@ -29,6 +30,7 @@ from experiments.worker_pool import run_pieces
 from experiments.zoo import load_network, read_rows
 
 log = logging.getLogger(__name__)
+_MASKS = {"context_masks", "repaired_masks"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class BankSettings:
     steps: int = 128
     brief_steps: int = 20
     batch_size: int = 64
-    context_masks: int = 16
+    context_masks: int = 128
     repaired_masks: int = 32
     finetune: dict[str, Any] = field(default_factory=lambda: {"optimizer": "adamw", "lr": 2e-3})
     seed: int = 0
@@ -69,7 +71,8 @@ def build_bank(
 ) -> LabelBank:
     """Label every network of the zoo in `zoo` and write `label_bank.npz` and its data card into `folder`.
 
-    Networks that are labelled already are not labelled again; labels of other weights or settings are refused.
+    Networks that are labelled already are not labelled again; labels of other weights or settings are refused. Where
+    only features or the masks of unit labels are others, these are made anew, and the plan labels stay.
 
     Raises:
         ArtifactError: if the zoo is empty or damaged, or the folder holds labels of other weights or settings.
@@ -81,7 +84,7 @@ def build_bank(
     if not names:
         raise ArtifactError(f"{zoo} holds no networks. Build them first: python -m experiments.run experiment=zoo")
     files = [folder / "networks" / f"{name}.npz" for name in names]
-    missing = [i for i, file in enumerate(files) if not file.exists()]
+    missing = [i for i, file in enumerate(files) if not file.exists() or _is_behind(file, settings)]
     done = len(names) - len(missing)
     if done:
         log.info("%d of %d networks are labelled already.", done, len(names))
@@ -115,6 +118,14 @@ def build_bank(
     return whole
 
 
+def _is_behind(file: Path, settings: BankSettings) -> bool:
+    """Whether a file holds other features, or labels that differ by the masks of unit labels and by nothing else."""
+    about, wanted = LabelBank.load(file).about, _plain(settings)
+    found = about["settings"]
+    differs = {name for name in wanted if found.get(name) != wanted[name]} | (set(found) - set(wanted))
+    return differs <= _MASKS and bool(differs or about.get("features_version") != FEATURES_VERSION)
+
+
 def _try_network(zoo: str, name: str, file: str, settings: BankSettings) -> float | str:
     """The seconds it took, or what is wrong with this network: one must not stop the others."""
     try:
@@ -127,6 +138,7 @@ def label_network(zoo: str, name: str, file: str, settings: BankSettings) -> flo
     """Write the labels of one network into `file`; return the seconds it took."""
     start = time.monotonic()
     torch.use_deterministic_algorithms(True, warn_only=True)
+    known = LabelBank.load(file) if Path(file).exists() else None
     model, data, row = load_network(zoo, name)
     repair = RepairSettings(
         settings.images, settings.steps, settings.brief_steps, settings.batch_size, finetune=settings.finetune,
@@ -136,17 +148,21 @@ def label_network(zoo: str, name: str, file: str, settings: BankSettings) -> flo
     drawn = draw_plans(subject, name, settings)
     plans = drawn.plans
     features = extract_features(subject.structure, statistics=subject.statistics)
+    labels = _plan_labels(subject, drawn) if known is None else _labels_of(known)
+    if labels["removed"].tolist() != _masks(subject, plans):
+        raise ArtifactError(f"{file} holds labels of other plans than are drawn now. Delete it to measure them.")
     bank = LabelBank(
         networks=_network_table(row, subject),
-        plans=_plan_table(subject, drawn),
+        plans={**labels, **_plan_columns(subject, plans)},
         groups=_group_table(subject, plans),
         units=_unit_table(subject, features, drawn.fraction, settings),
         about={
             "settings": _plain(settings),
+            "features_version": FEATURES_VERSION,
             "group_columns": list(subject.summarizer.summarize(plans.removed[:1]).names),
             "plan_columns": list(subject.summarizer.summarize(plans.removed[:1]).plan_names),
             "unit_columns": list(features.names),
-            "code": describe_code(),
+            "code": describe_code() if known is None else known.about["code"],
             "libraries": library_versions(),
         },
     )
@@ -202,7 +218,22 @@ def _network_table(row: dict[str, Any], subject: Subject) -> dict[str, np.ndarra
     return {name: np.array([value]) for name, value in table.items()}
 
 
-def _plan_table(subject: Subject, drawn: DrawnPlans) -> dict[str, np.ndarray]:
+def _labels_of(known: LabelBank) -> dict[str, np.ndarray]:
+    """The columns of plans that are no features."""
+    return {name: column for name, column in known.plans.items() if name not in known.about["plan_columns"]}
+
+
+def _masks(subject: Subject, plans: SampledPlans) -> list[str]:
+    """As text: masks differ in length from network to network."""
+    return [np.packbits(mask[: subject.structure.n_removable]).tobytes().hex() for mask in plans.removed]
+
+
+def _plan_columns(subject: Subject, plans: SampledPlans) -> dict[str, np.ndarray]:
+    summary = subject.summarizer.summarize(plans.removed)
+    return {name: summary.plan_values[:, i] for i, name in enumerate(summary.plan_names)}
+
+
+def _plan_labels(subject: Subject, drawn: DrawnPlans) -> dict[str, np.ndarray]:
     plans = drawn.plans
     columns: dict[str, list[Any]] = {f"{what}_{moment}_{part}": [] for what in ("loss", "metric") for moment in MOMENTS
                                      for part in PARTS}  # fmt: skip
@@ -214,17 +245,13 @@ def _plan_table(subject: Subject, drawn: DrawnPlans) -> dict[str, np.ndarray]:
                 columns[f"loss_{outcome.moment}_{part}"].append(outcome.loss[part])
                 columns[f"metric_{outcome.moment}_{part}"].append(outcome.metric[part])
     n = len(plans)
-    summary = subject.summarizer.summarize(plans.removed)
-    # One text column: masks differ in length from network to network.
-    masks = [np.packbits(mask[: subject.structure.n_removable]).tobytes().hex() for mask in plans.removed]
     return {
         "network": np.zeros(n, dtype=np.int64),
         "origin": np.array(plans.origin, dtype=str),
         "size": np.full(n, drawn.size),
         "fraction": np.full(n, drawn.fraction),
-        "removed": np.array(masks, dtype=str),
+        "removed": np.array(_masks(subject, plans), dtype=str),
         **{name: np.array(values, dtype=np.float64) for name, values in columns.items()},
-        **{name: summary.plan_values[:, i] for i, name in enumerate(summary.plan_names)},
     }
 
 

@@ -85,6 +85,23 @@ def test_what_is_labelled_is_not_labelled_again(built, zoo, monkeypatch, tmp_pat
         build_bank(tmp_path / "b", tmp_path / "nothing", SETTINGS)
 
 
+def test_other_masks_measure_units_anew_and_leave_plans(built, zoo, tmp_path, monkeypatch):
+    folder, bank = built
+    copy = tmp_path / "bank"
+    shutil.copytree(folder, copy)
+    monkeypatch.setattr(bank_building, "_plan_labels", None)
+    again = build_bank(copy, zoo, dataclasses.replace(SETTINGS, context_masks=8), workers=1)
+    np.testing.assert_array_equal(again.plans["loss_finetuned_test"], bank.plans["loss_finetuned_test"])
+    np.testing.assert_array_equal(again.units["damage_at_once"], bank.units["damage_at_once"])
+    assert np.median(again.units["std_err_in_context"]) < 0.8 * np.median(bank.units["std_err_in_context"])
+    assert again.about["settings"]["context_masks"] == 8
+    monkeypatch.setattr(bank_building, "FEATURES_VERSION", -1)
+    newer = build_bank(copy, zoo, dataclasses.replace(SETTINGS, context_masks=8), workers=1)
+    assert newer.about["features_version"] == -1
+    assert set(newer.plans) == set(bank.plans)
+    np.testing.assert_array_equal(newer.plans["refitted_loss_sum"], bank.plans["refitted_loss_sum"])
+
+
 def test_one_bad_network_does_not_stop_the_others(zoo, tmp_path):
     copy = tmp_path / "zoo"
     shutil.copytree(zoo, copy)
