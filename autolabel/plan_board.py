@@ -14,6 +14,7 @@ from compress.errors import CompressError
 _POOLS = ("min", "mean", "max", "spread", "first", "last", "by_macs", "by_sensitivity")
 _FIXED = ("log_units", "first_layer", "last_layer", "n_makers", "n_readers", "is_head", "macs_share", "bytes_share",
           "sensitivity_share", "log1p_group_nats")  # fmt: skip
+_WHOLE = ("log_dense_macs", "log_dense_bytes", "n_groups")
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +106,12 @@ def _pooled(summary: PlanSummary) -> tuple[np.ndarray, list[str]]:
     pooled = _pool(summary.values[:, :, moving].astype(np.float64), weights)
     names = [f"{summary.names[i]}_{pool}" for pool in _POOLS for i in moving]
     return np.concatenate([pooled, summary.plan_values.astype(np.float64)], axis=1), [*names, *summary.plan_names]
+
+
+def network_vector(summary: PlanSummary) -> np.ndarray:
+    """What is known of the network itself, `(n_numbers,)` float64: its groups, and how large it is."""
+    whole = [summary.plan_names.index(name) for name in _WHOLE]
+    return np.concatenate([_fixed_values(summary), summary.plan_values[0, whole].astype(np.float64)])
 
 
 def _fixed_values(summary: PlanSummary) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Searches plans of one size with a plan labeler: thousands are summarised and judged, none is run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,16 +57,19 @@ class PlanSearch:
     def run(
         self, summarizer: PlanSummarizer, labeler: PlanLabeler, size: str, fraction: float,
         constraints: Constraints | None = None, on_round: Callable[[int, int], None] | None = None,
+        orders: Mapping[str, np.ndarray] | None = None,
     ) -> FoundPlan:  # fmt: skip
         """The best plan that costs at most `fraction` of the dense network.
+
+        `orders` are more importances, `(n_removable,)`, that may order the units of a group; a labeler's, for instance.
 
         Raises:
             BudgetError: if no plan does.
         """
         constraints = constraints or Constraints()
         units, costs = summarizer.statistics.units, summarizer.costs
-        scores = summarizer.scores
-        random = sample_plans(units, costs, scores, size, fraction, self.reference, seed=self.seed,
+        scores = {**summarizer.scores, **(orders or {})}
+        random = sample_plans(units, costs, summarizer.scores, size, fraction, self.reference, seed=self.seed,
                               constraints=constraints)  # fmt: skip
         known = summarizer.summarize(random.removed)
         draw = PlanDraw(units, costs, size, constraints)

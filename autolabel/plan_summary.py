@@ -15,11 +15,13 @@ from compress.output_sensitivity import OutputSensitivity
 from compress.statistics import Statistics
 
 # Raised with every change of what the columns mean: stored summaries of another version are made anew.
-FEATURES_VERSION = 2
+FEATURES_VERSION = 3
 # Plans whose covariances are in memory together.
 _ELEMENTS = 2**24
 # What is done about the units that go: they are silenced, replaced by their mean, or made up for by least squares.
 _REMEDIES = ("silenced", "averaged", "refitted")
+# Where the error is looked at: in the reading layer, in the network's outputs, in its loss.
+_ERRORS = ("error", "output", "loss")
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +99,6 @@ class PlanSummarizer:
             columns[name] = np.broadcast_to(values, (len(kept), len(self.rows)))
         errors = [reader.errors(kept) for reader in self.readers]
         columns |= self._counts(kept) | self._shares(kept) | self._damages(kept) | self._errors(errors, len(kept))
-        for name in ("refitted", "averaged"):
-            columns[f"{name}_nats"] = columns[f"{name}_error"] * np.expm1(columns["log1p_group_nats"])
         plan = self._whole(removed, columns) | self._removed_shares(kept) | self._sums(errors, len(kept))
         return PlanSummary(
             self.groups,
@@ -201,8 +201,7 @@ class PlanSummarizer:
         found: dict[str, np.ndarray] = {}
         none = np.zeros((1, n_plans))
         for remedy in _REMEDIES:
-            of = {what: np.stack([*none, *(e[f"{remedy}_{what}"] for e in errors)]) for what in ("error", "output",
-                                                                                                "loss")}  # fmt: skip
+            of = {what: np.stack([*none, *(e[f"{remedy}_{what}"] for e in errors)]) for what in _ERRORS}
             found[f"{remedy}_kept_variance"] = np.log(np.clip(1.0 - of["error"], 1e-3, 1.0)).sum(axis=0)
             found[f"{remedy}_output_sum"] = log_size(np.maximum(of["output"].sum(axis=0), 0.0), 1e-6)
             found[f"{remedy}_output_largest"] = log_size(np.maximum(of["output"].max(axis=0), 0.0), 1e-6)
@@ -227,10 +226,8 @@ class PlanSummarizer:
             "log_dense_bytes": np.full(len(removed), np.log10(self.costs.dense_weight_bytes)),
             "n_groups": np.full(len(removed), float(len(self.rows))),
         }
-        for name in ("fisher_nats", "second_order_nats", "refitted_nats", "averaged_nats"):
+        for name in ("fisher_nats", "second_order_nats"):
             plan[f"log_{name}"] = log_size(np.maximum(columns[name].sum(axis=1), 0.0), 1e-6)
-        kept_variance = np.maximum(1.0 - columns["refitted_error"], 1e-6)
-        plan["log_kept_variance"] = np.log(kept_variance).sum(axis=1)
         return plan
 
 
@@ -241,7 +238,7 @@ class _Reader:
     nats (`loss`).
     """
 
-    NAMES = (*(f"{remedy}_{what}" for what in ("error", "output", "loss") for remedy in _REMEDIES), "effective_rank",
+    NAMES = (*(f"{remedy}_{what}" for what in _ERRORS for remedy in _REMEDIES), "effective_rank",
              "rank_kept")  # fmt: skip
 
     def __init__(self, reading: Reading, sensitivity: OutputSensitivity, n_units: int, ridge: float) -> None:

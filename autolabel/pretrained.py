@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from autolabel.competence import Competence
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_labeler_files import INDEX_FILE
 from autolabel.plan_labelers import GBDTPlanLabeler, RidgePlanLabeler, SetPlanLabeler
@@ -26,3 +27,12 @@ def load_plan_labeler(path: str | Path | None = None) -> PlanLabeler:
             f"{path / INDEX_FILE} is no plan labeler of a known kind ({', '.join(KINDS)}). Got {kind!r}."
         )
     return KINDS[kind].load(path)
+
+
+def load_competence(path: str | Path | None = None) -> Competence:
+    """The networks that the plan labeler in a folder learned from; None for the pretrained one.
+
+    Raises:
+        ArtifactError: if they are missing or damaged.
+    """
+    return Competence.load(PRETRAINED if path is None else Path(path))

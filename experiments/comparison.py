@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from autolabel.allocators import LearnedSearchAllocator
 from autolabel.learning import join_scores, learn_labels
 from autolabel.plan_criteria import plan_criteria
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import PlanSummarizer
-from autolabel.pretrained import load_plan_labeler
+from autolabel.pretrained import load_competence, load_plan_labeler
 from autolabel.tables import LabelTable
 from compress.allocation import allocate
 from compress.criterion import score_units
@@ -29,7 +30,7 @@ from compress.plan import CompressionPlan
 from compress.scores import Scores
 from compress.statistics import Statistics
 from compress.task import evaluate
-from experiments.compared_methods import CRITERION, LABELER, PLANS, SEARCH, Method, methods_of
+from experiments.compared_methods import CRITERION, LABELER, PLANS, Method, methods_of
 from experiments.components import build_components
 from experiments.manifest import describe_code, library_versions
 from experiments.progress import progress
@@ -243,29 +244,27 @@ class _Seed:
     def _searched_plan(self) -> CompressionPlan:
         """The favourite of the plan labeler among plans of the budget's size. No label is measured for it."""
         experiment = self.comparison.experiment
-        ((size, bound),) = ((n, v) for n, v in vars(experiment.parts.budget).items() if v is not None)
-        dense = {"macs": experiment.costs.dense_macs, "weight_bytes": experiment.costs.dense_weight_bytes}[size]
         labeler = load_plan_labeler(experiment.config.plan_labeler)
         few = self._pool()[0][:_SENSITIVITY_BATCHES]
         sensitivity = collect_output_sensitivity(experiment.structure, experiment.task, few, seed=self.seed)
         summarizer = PlanSummarizer(self.statistics, sensitivity, experiment.costs, plan_criteria())
-        with progress("searching plans") as on_round:
-            found = PlanSearch(seed=self.seed).run(
-                summarizer,
-                labeler,
-                size,
-                bound if bound <= 1 else bound / dense,
-                experiment.parts.constraints,
-                on_round,
+        verdict = load_competence(experiment.config.plan_labeler).judge(
+            summarizer.summarize(np.zeros((1, len(experiment.structure.units)), dtype=bool))
+        )
+        log.info("This network lies %s.", verdict)
+        if not verdict.inside and self.seed == experiment.config.seed:
+            experiment.warnings.append(
+                f"This network lies {verdict}. The searched plan competes, and validation chooses among all methods."
             )
-        units = experiment.structure.units
-        macs, weight_bytes = experiment.costs.total(found.removed)
-        searched = {"score": found.score, "spread": found.spread, "judged": found.n_judged}
-        return CompressionPlan.removing(
-            units, [units.ids[row] for row in np.flatnonzero(found.removed)],
-            predicted_cost={"macs": macs, "weight_bytes": weight_bytes},
-            provenance={"allocator": SEARCH, "plan_labeler": labeler.name, "search": searched, "seed": self.seed},
-        )  # fmt: skip
+        with progress("searching plans") as on_round:
+            search = LearnedSearchAllocator(summarizer, labeler, PlanSearch(seed=self.seed), on_round)
+            return search.allocate(
+                experiment.structure.units,
+                None,
+                experiment.costs,
+                experiment.parts.budget,
+                experiment.parts.constraints,
+            )
 
     def _scores(self, method: Method) -> Scores | LabelTable:
         if method.source == LABELER:

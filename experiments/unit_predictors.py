@@ -1,15 +1,23 @@
-"""Who predicts the damage of single units, in each of three moments: formulas, within layers and across them."""
+"""Who predicts the damage of single units, in each of three moments: formulas and labelers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy.stats import kendalltau, rankdata, spearmanr
 
 from autolabel.label_bank import LabelBank
-from experiments.who_predicts import Row
+from autolabel.unit_board import UnitBoard
+from autolabel.unit_labeler import UnitLabeler
+from autolabel.unit_labelers import GBDTUnitLabeler, SetUnitLabeler
+from experiments.who_predicts import SPLITS, Row, assert_disjoint, held_out, seen_with
 
 TRUTHS = ("at_once", "in_context", "repaired")
 SCOPES = ("within_layers", "across_layers")
+UNIT_LABELERS: Mapping[str, Callable[[], UnitLabeler]] = {
+    "labeler/gbdt": GBDTUnitLabeler,
+    "labeler/lambdarank": lambda: GBDTUnitLabeler(objective="lambdarank"),
+    "labeler/set_network": SetUnitLabeler,
+}
 # Columns of the feature table that are criteria: as they are, and over their mean in the group.
 _RAW, _RELATIVE = "_raw", "_relative"
 _FEWEST = 8
@@ -33,6 +41,29 @@ def judge_units(bank: LabelBank, truths: Sequence[str] = TRUTHS) -> list[Row]:
                     if found is not None:
                         seen = _zero_shot(predictor)
                         rows.append(Row(truth, scope, family, task, name, predictor, seen, *found, None))
+    return rows
+
+
+def judge_unit_labelers(
+    boards: Sequence[UnitBoard], labelers: Mapping[str, Callable[[], UnitLabeler]], truths: Sequence[str],
+    splits: Sequence[str] = SPLITS, on_fit: Callable[[int, int], None] | None = None,
+) -> list[Row]:  # fmt: skip
+    """Rows of unit labelers within layers, each network judged by one that never saw it, or its family and its task."""
+    rows = []
+    folds = [(truth, split, test) for truth in truths for split in splits for test in held_out(boards, split)]
+    for number, (truth, split, test) in enumerate(folds):
+        train = seen_with(boards, test, split)
+        assert_disjoint(train, [boards[i] for i in test], split)
+        for name, make in labelers.items():
+            labeler = make().fit(train, truth)
+            for i in test:
+                board = boards[i]
+                found = _agreement(labeler.predict(board), board.damage[truth].copy(), board.group, "within_layers")
+                if found is not None:
+                    rows.append(Row(truth, "within_layers", board.family, board.task, board.network, name, split,
+                                    *found, None))  # fmt: skip
+        if on_fit is not None:
+            on_fit(number + 1, len(folds))
     return rows
 
 

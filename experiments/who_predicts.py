@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
@@ -10,6 +11,7 @@ from scipy.stats import kendalltau, spearmanr
 from autolabel.plan_board import PlanBoard
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_oracle import MOMENTS
+from autolabel.unit_board import UnitBoard
 from compress.errors import CompressError
 
 log = logging.getLogger(__name__)
@@ -18,6 +20,7 @@ PLANS = "plans"
 # What is held out when a labeler judges a board.
 SPLITS = ("family_and_task", "network")
 _FOLDS = 10
+Board = TypeVar("Board", PlanBoard, UnitBoard)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,11 @@ def formulas(board: PlanBoard) -> dict[str, np.ndarray]:
     macs = summary.values[:, :, summary.names.index("macs_share")]
     found["refit_residual"] = residual.mean(axis=1)
     found["refit_residual/macs"] = (residual * macs).sum(axis=1)
-    found["kept_variance"] = -summary.plan_values[:, summary.plan_names.index("log_kept_variance")]
+    found["kept_variance"] = -summary.plan_values[:, summary.plan_names.index("refitted_kept_variance")]
+    # The same, as the network's outputs and its loss see it; each reading layer counts once.
+    for what in ("output", "loss"):
+        name = f"refitted_{what}_sum"
+        found[f"refit_residual/{what}"] = summary.plan_values[:, summary.plan_names.index(name)]
     found["uniformity"] = -summary.values[:, :, summary.names.index("log_kept")].min(axis=1)
     return found
 
@@ -106,7 +113,7 @@ def judge_labelers(
     return rows
 
 
-def held_out(boards: Sequence[PlanBoard], split: str) -> list[list[int]]:
+def held_out(boards: Sequence[Board], split: str) -> list[list[int]]:
     """Which boards are judged together by one labeler."""
     if split == "network":
         return [list(range(fold, len(boards), _FOLDS)) for fold in range(min(_FOLDS, len(boards)))]
@@ -116,7 +123,7 @@ def held_out(boards: Sequence[PlanBoard], split: str) -> list[list[int]]:
     return list(cells.values())
 
 
-def seen_with(boards: Sequence[PlanBoard], test: Sequence[int], split: str) -> list[PlanBoard]:
+def seen_with(boards: Sequence[Board], test: Sequence[int], split: str) -> list[Board]:
     """The boards that a labeler may learn from before it judges those in `test`."""
     if split == "network":
         return [board for i, board in enumerate(boards) if i not in set(test)]
@@ -124,7 +131,7 @@ def seen_with(boards: Sequence[PlanBoard], test: Sequence[int], split: str) -> l
     return [board for board in boards if board.family not in families and board.task not in tasks]
 
 
-def assert_disjoint(train: Sequence[PlanBoard], test: Sequence[PlanBoard], split: str) -> None:
+def assert_disjoint(train: Sequence[Board], test: Sequence[Board], split: str) -> None:
     """A labeler that saw what it is judged on makes the table worthless."""
     assert train, "nothing is left to learn from"
     assert not {b.network for b in train} & {b.network for b in test}

@@ -17,7 +17,7 @@ MODULES = {
 # Library -> where it may be imported (prefixes of module names). The owner of a library is the one place to look when
 # it changes, and what needs none of it can be used without it.
 CONFINED = {
-    "lightgbm": ("autolabel.labelers.", "autolabel.plan_labelers.", "autolabel.evaluation"),
+    "lightgbm": ("autolabel.unit_labelers.", "autolabel.labelers.", "autolabel.plan_labelers.", "autolabel.evaluation"),
     "sklearn": ("autolabel.labelers.", "autolabel.evaluation", "experiments.data."),
     "hydra": ("experiments.",),
     "omegaconf": ("experiments.",),

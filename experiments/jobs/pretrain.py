@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from autolabel.competence import Competence
 from autolabel.label_bank import LabelBank
 from autolabel.plan_board import boards_of
 from autolabel.plan_oracle import MOMENTS
@@ -47,6 +48,7 @@ class PretrainJob:
         labeler = LABELERS[self.labeler]().fit(boards, self.truth)
         folder = run_dir.path / "plan_labeler"
         labeler.save(folder)
+        Competence.of(boards).save(folder)
         card = {
             "labeler": self.labeler, "truth": self.truth, "boards": len(boards),
             "plans": int(sum(len(board.loss[self.truth]) for board in boards)),

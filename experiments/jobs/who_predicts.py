@@ -11,6 +11,7 @@ from typing import Any
 from autolabel.label_bank import LabelBank
 from autolabel.plan_board import boards_of
 from autolabel.plan_oracle import MOMENTS
+from autolabel.unit_board import unit_boards_of
 from compress.files import write_atomic, write_json
 from experiments.config import ConfigError
 from experiments.plan_labelers import LABELERS
@@ -18,7 +19,7 @@ from experiments.progress import progress
 from experiments.run_dir import RunDir
 from experiments.settings import Config
 from experiments.tracker import Tracker
-from experiments.unit_predictors import judge_units
+from experiments.unit_predictors import TRUTHS, UNIT_LABELERS, judge_unit_labelers, judge_units
 from experiments.who_predicts import COLUMNS, PLANS, judge_formulas, judge_labelers, summarize
 
 log = logging.getLogger(__name__)
@@ -33,20 +34,29 @@ class WhoPredictsJob:
         bank: file of a label bank that `experiment=bank` measured.
         truths: moments that are predicted, out of `MOMENTS`.
         labelers: names out of `LABELERS`.
+        unit_labelers: names out of `UNIT_LABELERS`, of labelers that order single units.
+        unit_truths: damages that these predict, out of `TRUTHS`.
     """
 
     name = "who_predicts"
 
     def __init__(
-        self, bank: str, truths: Sequence[str] = ("finetuned",), labelers: Sequence[str] = tuple(LABELERS)
-    ) -> None:
+        self, bank: str, truths: Sequence[str] = ("finetuned",), labelers: Sequence[str] = tuple(LABELERS),
+        unit_labelers: Sequence[str] = tuple(UNIT_LABELERS), unit_truths: Sequence[str] = TRUTHS,
+    ) -> None:  # fmt: skip
         self.bank, self.truths, self.labelers = bank, tuple(truths), tuple(labelers)
+        self.unit_labelers, self.unit_truths = tuple(unit_labelers), tuple(unit_truths)
 
     def check(self, config: Config) -> None:
         """The bank must be there, and the names known."""
         if not Path(self.bank).is_file():
             raise ConfigError(f"job.bank: there is no {self.bank}. Measure it first: experiment=bank")
-        for key, values, known in (("truths", self.truths, MOMENTS), ("labelers", self.labelers, tuple(LABELERS))):
+        for key, values, known in (
+            ("truths", self.truths, MOMENTS),
+            ("labelers", self.labelers, tuple(LABELERS)),
+            ("unit_labelers", self.unit_labelers, tuple(UNIT_LABELERS)),
+            ("unit_truths", self.unit_truths, TRUTHS),
+        ):
             unknown = [value for value in values if value not in known]
             if unknown:
                 raise ConfigError(f"job.{key} must be out of {known}. Got {unknown[0]!r}.")
@@ -57,6 +67,9 @@ class WhoPredictsJob:
         bank = LabelBank.load(self.bank)
         boards = boards_of(bank, MOMENTS)
         rows = judge_units(bank)
+        with progress("judging labelers of units") as on_fit:
+            kinds = {name: UNIT_LABELERS[name] for name in self.unit_labelers}
+            rows += judge_unit_labelers(unit_boards_of(bank, TRUTHS), kinds, self.unit_truths, on_fit=on_fit)
         for truth in self.truths:
             for board in boards:
                 rows += judge_formulas(board, truth, config.seed)

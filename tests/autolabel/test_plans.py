@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import compress
+from autolabel.allocators import LearnedSearchAllocator
 from autolabel.label_bank import LabelBank, merge_banks
 from autolabel.plan_board import boards_of, normal_scores, plan_matrix
 from autolabel.plan_oracle import MOMENTS, PlanBench, PlanOracle
@@ -17,11 +18,13 @@ from autolabel.plan_race import PlanRace
 from autolabel.plan_sampling import sample_plans
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import PlanSummarizer, PlanSummary
-from compress.allocator import Constraints
+from compress.allocator import Allocator, Constraints
+from compress.budget import Budget
 from compress.counting import unit_costs
 from compress.criteria import FisherCriterion, MagnitudeCriterion, TaylorCriterion
 from compress.errors import ArtifactError, BudgetError, CompressError
 from compress.output_sensitivity import collect_output_sensitivity
+from compress.scores import Scores
 from compress.statistics import collect_statistics
 from compress.structure import analyze
 from compress.task import evaluate
@@ -272,6 +275,8 @@ def test_the_matrix_of_plans_compares_them_with_one_another():
 class KeepsTheFirst:
     """A stand-in for a labeler, whose favourite is known: plans that keep much of the first group."""
 
+    name = "keeps_the_first"
+
     def predict(self, summary, reference=None):
         kept = summary.values[:, 0, summary.names.index("kept")].astype(np.float64)
         assert reference is not None
@@ -366,3 +371,30 @@ def test_errors_of_a_plan_are_added_up_over_readers(case, sensitivity):
     kept = 1 - summary.values[0, 0, summary.names.index("refitted_error")]
     assert value("refitted_kept_variance") == pytest.approx(np.log(kept), rel=1e-3)
     assert value("refitted_output_sum") < value("averaged_output_sum")
+
+
+def test_the_allocator_writes_the_plan_of_the_search(case, sensitivity):
+    structure, costs, statistics = case
+    units = structure.units
+    summarizer = PlanSummarizer(statistics, sensitivity, costs, CRITERIA)
+    search = PlanSearch(rounds=3, children=12, population=6, reference=12, seed=1)
+    allocator = LearnedSearchAllocator(summarizer, KeepsTheFirst(), search)
+    assert isinstance(allocator, Allocator)
+    constraints = Constraints(floor=0.2)
+    plan = compress.allocate(units, None, costs, Budget(macs=0.6), allocator=allocator, constraints=constraints)
+    found = search.run(summarizer, KeepsTheFirst(), "macs", 0.6, constraints)
+    np.testing.assert_array_equal(plan.removed_mask(units), found.removed)
+    assert plan.predicted_cost["macs"] == costs.total(found.removed)[0] <= 0.6 * costs.dense_macs
+    assert plan.provenance["allocator"] == "learned_search"
+    # Scores join as one more order: here the only one that keeps the units that the formulas like least.
+    fisher = statistics.need_gradients()
+    values = np.full((len(units), 1), np.nan)
+    values[: len(fisher[0]), 0] = -(fisher**2).mean(axis=0)
+    ordered = allocator.allocate(units, Scores(units.ids, ("removed",), values, "order"), costs, Budget(macs=0.6),
+                                 constraints)  # fmt: skip
+    again = search.run(summarizer, KeepsTheFirst(), "macs", 0.6, constraints, None, {"scores": values[:20, 0]})
+    np.testing.assert_array_equal(ordered.removed_mask(units), again.removed)
+    with pytest.raises(CompressError, match="exactly one bound"):
+        allocator.allocate(units, None, costs, Budget(macs=0.5, weight_bytes=0.5), constraints)
+    with pytest.raises(BudgetError):
+        allocator.allocate(units, None, costs, Budget(macs=0.001), constraints)

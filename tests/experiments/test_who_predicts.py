@@ -24,12 +24,14 @@ from experiments.who_predicts import (
 
 NAMES = ("macs_share", "kept", "log_kept", "refitted_error", "fisher_share")
 
+PLAN_NAMES = ("refitted_kept_variance", "log_removed_fisher", "refitted_output_sum", "refitted_loss_sum")
+
 
 def board(network, family, task, seed=0):
     rng = np.random.default_rng(seed)
     values = rng.random((8, 2, len(NAMES))).astype(np.float32)
-    plan = rng.random((8, 2)).astype(np.float32)
-    summary = PlanSummary(("a", "b"), NAMES, values, ("log_kept_variance", "log_removed_fisher"), plan)
+    plan = rng.random((8, len(PLAN_NAMES))).astype(np.float32)
+    summary = PlanSummary(("a", "b"), NAMES, values, PLAN_NAMES, plan)
     loss = {moment: rng.random(8) for moment in MOMENTS}
     metric = {moment: 100 * rng.random(8) for moment in MOMENTS}
     return PlanBoard(network, family, task, summary, loss, loss, metric, 0.1)
