@@ -13,18 +13,17 @@ SCHEMA_VERSION = 1
 INDEX_FILE = "plan_labeler.json"
 
 
-def save_members(path: str | Path, labeler: Any, names: Sequence[str], members: Sequence[bytes], suffix: str) -> None:
+def save_members(path: str | Path, labeler: Any, names: Sequence[str], members: Sequence[tuple[str, bytes]]) -> None:
     """Write a labeler into the folder `path`, the index last: a crash leaves an older labeler whole.
 
     Args:
         labeler: a dataclass, whose fields are its settings but for those that begin with `_`.
         names: of the columns that it reads.
-        members: content of each member's file.
-        suffix: of these files' names.
+        members: suffix and content of each member's file.
     """
     path = Path(path)
     entries = []
-    for content in members:
+    for suffix, content in members:
         digest = hashlib.sha256(content).hexdigest()
         file_name = f"member.{digest[:12]}.{suffix}"
         write_atomic(path / file_name, lambda file, content=content: file.write(content))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from autolabel.competence import Competence
+from autolabel.plan_blend import BlendPlanLabeler
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_labeler_files import INDEX_FILE
 from autolabel.plan_labelers import GBDTPlanLabeler, RidgePlanLabeler, SetPlanLabeler
@@ -10,7 +11,7 @@ from compress.errors import ArtifactError
 from compress.files import read_json
 
 PRETRAINED = Path(__file__).parent / "pretrained_plans"
-KINDS = {kind.name: kind for kind in (GBDTPlanLabeler, RidgePlanLabeler, SetPlanLabeler)}
+KINDS = {kind.name: kind for kind in (BlendPlanLabeler, GBDTPlanLabeler, RidgePlanLabeler, SetPlanLabeler)}
 
 
 def load_plan_labeler(path: str | Path | None = None) -> PlanLabeler:

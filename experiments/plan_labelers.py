@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from autolabel.plan_blend import BlendPlanLabeler
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_labelers import GBDTPlanLabeler, RidgePlanLabeler, SetPlanLabeler
 
@@ -10,4 +11,5 @@ LABELERS: Mapping[str, Callable[[], PlanLabeler]] = {
     "labeler/lambdarank": lambda: GBDTPlanLabeler(objective="lambdarank"),
     "labeler/set_network": SetPlanLabeler,
     "labeler/ridge": RidgePlanLabeler,
+    "labeler/blend": BlendPlanLabeler,
 }

@@ -89,16 +89,7 @@ class GBDTPlanLabeler:
 
     def save(self, path: str | Path) -> None:
         """See `PlanLabeler`."""
-        if not self._models:
-            raise CompressError("This plan labeler was not fitted. Call fit first.")
-        members = [model.model_to_string(num_iteration=-1).encode() for model in self._models]
-        save_members(
-            path,
-            self,
-            self._names,
-            members,
-            "txt",
-        )
+        save_members(path, self, self._names, [("txt", text) for text in self.texts()])
 
     @classmethod
     def load(cls, path: str | Path) -> "GBDTPlanLabeler":
@@ -106,11 +97,29 @@ class GBDTPlanLabeler:
         settings, names, members = load_members(path, cls.name)
         try:
             labeler = cls(**settings)
-            labeler._models = [lgb.Booster(model_str=content.decode()) for content in members]
-        except (TypeError, ValueError, KeyError, IndexError, RuntimeError, lgb.basic.LightGBMError) as error:
+            labeler.restore(members, names)
+        except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
             raise ArtifactError(f"{path} is not a valid plan labeler ({error}). Fit and save it again.") from error
-        labeler._names = names
         return labeler
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of what the trees read."""
+        return self._names
+
+    def texts(self) -> list[bytes]:
+        """Each member in LightGBM's text format. Raises CompressError if it was not fitted."""
+        if not self._models:
+            raise CompressError("This plan labeler was not fitted. Call fit first.")
+        return [model.model_to_string(num_iteration=-1).encode() for model in self._models]
+
+    def restore(self, texts: Sequence[bytes], columns: tuple[str, ...]) -> None:
+        """Take over members that `texts` gave. Raises ValueError for a text that is no model."""
+        try:
+            self._models = [lgb.Booster(model_str=content.decode()) for content in texts]
+        except lgb.basic.LightGBMError as error:
+            raise ValueError(str(error)) from error
+        self._names = columns
 
     def _raw(self, x: np.ndarray) -> np.ndarray:
         """`(n_members, n_plans)`"""

@@ -55,10 +55,7 @@ class RidgePlanLabeler:
 
     def save(self, path: str | Path) -> None:
         """See `PlanLabeler`."""
-        if self._weight is None:
-            raise CompressError("This plan labeler was not fitted. Call fit first.")
-        members = [safetensors.numpy.save({"weight": self._weight})]
-        save_members(path, self, self._names, members, "safetensors")
+        save_members(path, self, self._names, [("safetensors", safetensors.numpy.save({"weight": self.weight}))])
 
     @classmethod
     def load(cls, path: str | Path) -> "RidgePlanLabeler":
@@ -66,11 +63,28 @@ class RidgePlanLabeler:
         settings, names, members = load_members(path, cls.name)
         try:
             labeler = cls(**settings)
-            labeler._weight = safetensors.numpy.load(members[0])["weight"]
+            labeler.restore(safetensors.numpy.load(members[0])["weight"], names)
         except (TypeError, ValueError, KeyError, IndexError, RuntimeError, SafetensorError) as error:
             raise ArtifactError(f"{path} is not a valid plan labeler ({error}). Fit and save it again.") from error
-        labeler._names = names
         return labeler
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of what the model reads."""
+        return self._names
+
+    @property
+    def weight(self) -> np.ndarray:
+        """`(n_columns,)`. Raises CompressError if it was not fitted."""
+        if self._weight is None:
+            raise CompressError("This plan labeler was not fitted. Call fit first.")
+        return self._weight
+
+    def restore(self, weight: np.ndarray, columns: tuple[str, ...]) -> None:
+        """Take over what `weight` and `columns` gave."""
+        if weight.shape != (len(columns),):
+            raise ValueError(f"{len(columns)} columns, {weight.shape} weights")
+        self._weight, self._names = weight, columns
 
     def _columns(
         self, summary: PlanSummary, reference: PlanSummary | None = None

@@ -124,14 +124,8 @@ class SetPlanLabeler:
         """See `PlanLabeler`."""
         if not self._models:
             raise CompressError("This plan labeler was not fitted. Call fit first.")
-        members = [safetensors.torch.save(dict(net.state_dict())) for net in self._models]
-        save_members(
-            path,
-            self,
-            self._names,
-            members,
-            "safetensors",
-        )
+        members = [("safetensors", safetensors.torch.save(dict(net.state_dict()))) for net in self._models]
+        save_members(path, self, self._names, members)
 
     @classmethod
     def load(cls, path: str | Path) -> "SetPlanLabeler":

@@ -1,5 +1,6 @@
 """One suite over every plan labeler that lies in `autolabel/plan_labelers/`."""
 
+import dataclasses
 import importlib
 import json
 import pkgutil
@@ -12,9 +13,10 @@ import torch
 from scipy.stats import spearmanr
 
 import autolabel.plan_labelers
+from autolabel.plan_blend import BlendPlanLabeler
 from autolabel.plan_board import PlanBoard
 from autolabel.plan_labeler import PlanLabeler
-from autolabel.plan_labelers import GBDTPlanLabeler
+from autolabel.plan_labelers import GBDTPlanLabeler, RidgePlanLabeler
 from autolabel.plan_summary import PlanSummary
 from compress.errors import ArtifactError, CompressError
 
@@ -38,6 +40,7 @@ def _kinds():
 
 
 MAKERS = {kind.name: lambda kind=kind: kind(**SMALL.get(kind.name, {})) for kind in _kinds()}
+MAKERS["blend"] = lambda: BlendPlanLabeler(members=1, rounds=60)
 MAKERS["gbdt-lambdarank"] = lambda: GBDTPlanLabeler(objective="lambdarank", **SMALL["gbdt"])
 
 
@@ -55,8 +58,8 @@ def board(seed, n_plans=24, noise=0.1):
     kept = rng.uniform(0.1, 0.9, (n_plans, n_groups))
     error = (1 - kept) ** 2 * rng.uniform(0.5, 1.5, (n_plans, n_groups))
     values[:, :, -3:] = np.stack([kept, np.log10(kept), error], axis=2)
-    summary = PlanSummary(tuple(f"g{i}" for i in range(n_groups)), NAMES, values, ("macs",),
-                          np.full((n_plans, 1), 0.5, dtype=np.float32))  # fmt: skip
+    summary = PlanSummary(tuple(f"g{i}" for i in range(n_groups)), NAMES, values, ("macs", "refitted_loss_sum"),
+                          np.stack([np.full(n_plans, 0.5), error.sum(axis=1)], axis=1).astype(np.float32))  # fmt: skip
     loss = np.exp(3 * error.max(axis=1) + noise * rng.standard_normal(n_plans)) * rng.uniform(0.1, 10)
     found = {"finetuned": loss}
     return PlanBoard(f"net{seed}", "f", "t", summary, found, found, found, 0.1)
@@ -153,3 +156,20 @@ def test_misuse_is_refused(make):
 def test_an_unknown_objective_is_refused():
     with pytest.raises(CompressError, match="must be one of"):
         GBDTPlanLabeler(objective="poisson")
+
+
+def test_the_formula_weighs_as_much_as_it_agrees():
+    blend = BlendPlanLabeler(members=1, rounds=20).fit(BOARDS)
+    new = board(100)
+    trees = GBDTPlanLabeler(members=1, rounds=20, leaves=8).fit(BOARDS).predict(new.summary)[0]
+    linear = RidgePlanLabeler(strength=1.0).fit(BOARDS).predict(new.summary)[0]
+    formula = new.summary.plan_values[:, 1].astype(np.float64)
+    opinions = [(x - x.mean()) / x.std() for x in (trees, linear, formula)]
+    weight = np.mean([np.corrcoef(b.summary.plan_values[:, 1], b.target("finetuned"))[0, 1] for b in BOARDS])
+    expected = (opinions[0] + opinions[1] + weight * opinions[2]) / (2 + weight)
+    score, spread = blend.predict(new.summary)
+    np.testing.assert_allclose(score, expected, atol=1e-6)
+    assert spread[np.argmax(np.std(opinions, axis=0))] > np.median(spread)
+    bare = PlanSummary(new.summary.groups, NAMES, new.summary.values, ("macs",), new.summary.plan_values[:, :1])
+    with pytest.raises(CompressError, match="without 'refitted_loss_sum'"):
+        BlendPlanLabeler(members=1, rounds=5).fit([dataclasses.replace(b, summary=bare) for b in BOARDS[:2]])
