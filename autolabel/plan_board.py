@@ -1,6 +1,6 @@
 """A board: plans of one network and one size, what is known of them, and what became of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.special import ndtri
@@ -27,6 +27,7 @@ class PlanBoard:
         loss: moment -> `(n_plans,)` loss after it, on the data that labelers learn from.
         judged_loss, judged_metric: the same on the data that decide nothing.
         dense_loss: of the network itself, on the data of `loss`.
+        macs: moment -> `(n_plans,)` MACs that measuring it took.
     """
 
     network: str
@@ -37,6 +38,7 @@ class PlanBoard:
     judged_loss: dict[str, np.ndarray]
     judged_metric: dict[str, np.ndarray]
     dense_loss: float
+    macs: dict[str, np.ndarray] = field(default_factory=dict)
 
     def target(self, moment: str) -> np.ndarray:
         """`(n_plans,)` normal scores of the ranks of the loss: 0 in the middle, higher is worse."""
@@ -60,6 +62,7 @@ def boards_of(bank: LabelBank, moments: tuple[str, ...]) -> list[PlanBoard]:
                 {moment: rows[f"loss_{moment}_test"] for moment in moments},
                 {moment: rows[f"metric_{moment}_test"] for moment in moments},
                 float(bank.networks["loss_validation"][i]),
+                {moment: rows[f"macs_{moment}"] for moment in moments},
             )
         )
     return found

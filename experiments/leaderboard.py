@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from compress.errors import ArtifactError
 from experiments.figure_style import FAINT, INK, MUTED, SERIES, new_figure, plain_rows
+from experiments.label_economy import EconomyRow, summarize_economy
 from experiments.who_predicts import PLANS, Row, summarize
 
 _TITLES = {
@@ -24,6 +25,11 @@ _TRUTHS = {
     "repaired": "damage in thinned company after a refit",
 }
 _MOST = 14
+_MEASURED = {"briefly_tuned": "after 20 steps", "finetuned": "after fine-tuning"}
+_ECONOMY = """How good the chosen plan is after fine-tuning if only a predictor's first favourites out of 30 plans are
+measured, as a part of the test metric of the plan that fine-tuning all 30 would choose; and what these measurements
+cost as a part of fine-tuning all 30 (in MACs; the statistics that features need are not counted). The labelers never
+saw the network's family or its task."""
 _EXPLANATION = """Spearman of each predictor with the truth within a network: median over networks with a 95 % bootstrap
 interval, mean of the medians of the families, and the worst family. A labeler judges networks of a *new family and
 task*, or of *known families* (only the network is new). *Measured* losses need the plan to be run on the judged
@@ -84,8 +90,24 @@ def write_page(rows: Sequence[Row], command: str) -> str:
     return "\n".join(page)
 
 
+def write_economy(rows: Sequence[EconomyRow]) -> str:
+    """The part of the page on what labels are worth."""
+    page = ["## Label economy", "", _ECONOMY, ""]
+    head = ["favourites of", "measured", "plans", "label cost", "metric", "worst tenth", "at least 99 %"]
+    page += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for line in summarize_economy(rows):
+        page.append(
+            f"| {line['predictor']} | {_MEASURED[str(line['strategy'])]} | {line['measured']} | "
+            f"{100 * line['cost_share']:.1f} % | {100 * line['mean_share']:.2f} % | "
+            f"{100 * line['worst_tenth_share']:.1f} % | {100 * line['at_least_99']:.0f} % of networks |"
+        )
+    return "\n".join([*page, ""])
+
+
 def _sees(split: str) -> str:
-    return {"": "formula", "measured": "measured", "network": "known families"}.get(split, "new family and task")
+    known, _, measured = split.partition("+")
+    told = {"": "formula", "measured": "measured", "network": "known families"}.get(known, "new family and task")
+    return f"{told}, {measured} plans measured" if measured else told
 
 
 def draw_plans(rows: Sequence[Row]) -> Figure:

@@ -1,13 +1,14 @@
 """Who predicts what a plan loses after repair and fine-tuning: formulas, measurements and labelers on one table."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
+from autolabel.few_shot import adapt
 from autolabel.plan_board import PlanBoard
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_oracle import MOMENTS
@@ -30,8 +31,9 @@ class Row:
     Attributes:
         truth: the moment whose loss, on data that decide nothing, is the truth.
         scope: what is ordered: `"plans"` of a board, or units `"within_layers"` or `"across_layers"`.
-        zero_shot: for a labeler, what of the judged board it never saw: `"family_and_task"` or `"network"`; empty for
-            formulas, `"measured"` for a loss that was measured on the judged network itself.
+        zero_shot: for a labeler, what of the judged board it never saw: `"family_and_task"` or `"network"`, and how
+            many of the board's plans were measured for it after that (`"family_and_task+8"`); empty for formulas,
+            `"measured"` for a loss that was measured on the judged network itself.
         regret: metric points lost by taking the predictor's favourite instead of the best plan of the board; None of
             units.
     """
@@ -82,19 +84,28 @@ def judge_formulas(board: PlanBoard, truth: str, seed: int = 0) -> list[Row]:
     return rows
 
 
-def judge_labelers(
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What one labeler says of the plans of one board that it never saw; `split` tells what else it never saw."""
+
+    board: PlanBoard
+    labeler: str
+    split: str
+    score: np.ndarray
+
+
+def predict_boards(
     boards: Sequence[PlanBoard],
     labelers: Mapping[str, Callable[[], PlanLabeler]],
     truth: str,
     splits: Sequence[str] = SPLITS,
     on_fit: Callable[[int, int], None] | None = None,
-) -> list[Row]:
-    """Rows of labelers, each board judged by one that never saw its network, or its family and its task.
+) -> Iterator[Prediction]:
+    """Every labeler on every board, each board judged by one that never saw its network, or its family and its task.
 
     Raises:
         CompressError: if there are not two families and two tasks.
     """
-    rows = []
     families, tasks = {board.family for board in boards}, {board.task for board in boards}
     if len(families) < 2 or len(tasks) < 2:
         raise CompressError(
@@ -107,9 +118,28 @@ def judge_labelers(
         assert_disjoint(train, [boards[i] for i in test], split)
         for name, make in labelers.items():
             labeler = make().fit(train, truth)
-            rows += [_row(boards[i], truth, name, split, labeler.predict(boards[i].summary)[0]) for i in test]
+            for i in test:
+                yield Prediction(boards[i], name, split, labeler.predict(boards[i].summary)[0])
         if on_fit is not None:
             on_fit(number + 1, len(folds))
+
+
+def judge_predictions(predictions: Iterable[Prediction], truth: str) -> list[Row]:
+    """Rows of labelers."""
+    return [_row(p.board, truth, p.labeler, p.split, p.score) for p in predictions]
+
+
+def judge_few_shot(predictions: Iterable[Prediction], truth: str, measured: int = 8, seed: int = 0) -> list[Row]:
+    """Rows of labelers after so many random plans of the board were measured; the other plans are ordered."""
+    rows = []
+    for p in predictions:
+        n = len(p.score)
+        if n < measured + 5:
+            continue
+        chosen = np.random.default_rng([seed, *map(ord, p.board.network)]).permutation(n)[:measured]
+        rest = np.setdiff1d(np.arange(n), chosen)
+        score = adapt(p.score, p.board.summary, chosen, p.board.loss[truth][chosen])
+        rows.append(_row(p.board, truth, p.labeler, f"{p.split}+{measured}", score, rest))
     return rows
 
 
@@ -140,8 +170,13 @@ def assert_disjoint(train: Sequence[Board], test: Sequence[Board], split: str) -
         assert not {b.task for b in train} & {b.task for b in test}
 
 
-def _row(board: PlanBoard, truth: str, predictor: str, zero_shot: str, score: np.ndarray) -> Row:
+def _row(
+    board: PlanBoard, truth: str, predictor: str, zero_shot: str, score: np.ndarray, rows: np.ndarray | None = None
+) -> Row:
+    """Of all plans, or of those in `rows`."""
     loss, metric = board.judged_loss[truth], board.judged_metric[truth]
+    if rows is not None:
+        score, loss, metric = score[rows], loss[rows], metric[rows]
     # A predictor that says the same of all plans orders nothing.
     flat = float(np.ptp(score)) == 0 or float(np.ptp(loss)) == 0
     return Row(

@@ -94,7 +94,8 @@ def test_the_generated_pages_are_up_to_date():
         assert told == pages[name](), f"docs/{name}.md is old. Run: python scripts/write_docs.py"
 
 
-def test_the_leaderboard_is_that_of_its_raw_table():
-    script = runpy.run_path(str(ROOT / "scripts" / "write_leaderboard.py"), run_name="write_leaderboard")
-    told = (ROOT / "docs" / "who_predicts.md").read_text(encoding="utf-8")
-    assert told == script["page"](), "docs/who_predicts.md is old. Run: python scripts/write_leaderboard.py"
+def test_pages_of_results_are_those_of_their_raw_tables():
+    script = runpy.run_path(str(ROOT / "scripts" / "write_results.py"), run_name="write_results")
+    for name, page in script["pages"].items():
+        told = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        assert told == page(), f"docs/{name}.md is old. Run: python scripts/write_results.py"

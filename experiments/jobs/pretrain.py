@@ -29,7 +29,7 @@ class PretrainJob:
 
     name = "pretrain"
 
-    def __init__(self, bank: str, labeler: str = "labeler/gbdt", truth: str = "finetuned") -> None:
+    def __init__(self, bank: str, labeler: str = "labeler/blend", truth: str = "finetuned") -> None:
         self.bank, self.labeler, self.truth = bank, labeler, truth
 
     def check(self, config: Config) -> None:

@@ -8,19 +8,33 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autolabel.label_bank import LabelBank
-from autolabel.plan_board import boards_of
+from autolabel.plan_board import PlanBoard, boards_of
 from autolabel.plan_oracle import MOMENTS
 from autolabel.unit_board import unit_boards_of
 from compress.files import write_atomic, write_json
 from experiments.config import ConfigError
+from experiments.label_economy import COLUMNS as ECONOMY_COLUMNS
+from experiments.label_economy import EconomyRow, economy
 from experiments.plan_labelers import LABELERS
 from experiments.progress import progress
 from experiments.run_dir import RunDir
 from experiments.settings import Config
 from experiments.tracker import Tracker
 from experiments.unit_predictors import TRUTHS, UNIT_LABELERS, judge_unit_labelers, judge_units
-from experiments.who_predicts import COLUMNS, PLANS, judge_formulas, judge_labelers, summarize
+from experiments.who_predicts import (
+    COLUMNS,
+    PLANS,
+    SPLITS,
+    Prediction,
+    judge_few_shot,
+    judge_formulas,
+    judge_predictions,
+    predict_boards,
+    summarize,
+)
 
 log = logging.getLogger(__name__)
 _TOLD = ("scope", "truth", "predictor", "zero_shot", "spearman_median", "low", "high", "spearman_mean_of_families",
@@ -28,7 +42,7 @@ _TOLD = ("scope", "truth", "predictor", "zero_shot", "spearman_median", "low", "
 
 
 class WhoPredictsJob:
-    """Writes `who_predicts.csv` (one row for each truth, network and predictor) and `summary.json`.
+    """Writes `who_predicts.csv` (one row for each truth, network and predictor), `label_economy.csv`, `summary.json`.
 
     Args:
         bank: file of a label bank that `experiment=bank` measured.
@@ -75,14 +89,12 @@ class WhoPredictsJob:
                 rows += judge_formulas(board, truth, config.seed)
             with progress(f"judging labelers of {truth}") as on_fit:
                 labelers = {name: LABELERS[name] for name in self.labelers}
-                rows += judge_labelers(boards, labelers, truth, on_fit=on_fit)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: _rounded(value) for name, value in asdict(row).items()} for row in rows)
-        path = run_dir.file("who_predicts.csv")
-        write_atomic(path, lambda file: file.write(text.getvalue().encode()))
-        run_dir.add_output(path)
+                predictions = list(predict_boards(boards, labelers, truth, on_fit=on_fit))
+            rows += judge_predictions(predictions, truth)
+            rows += judge_few_shot([p for p in predictions if p.split == SPLITS[0]], truth, seed=config.seed)
+            if truth == "finetuned":
+                _write(run_dir, "label_economy.csv", ECONOMY_COLUMNS, _economy(boards, predictions, config.seed))
+        _write(run_dir, "who_predicts.csv", COLUMNS, rows)
         lines = summarize(rows)
         write_json(run_dir.file("summary.json"), lines)
         for line in lines:
@@ -93,6 +105,25 @@ class WhoPredictsJob:
         best = {f"{line['predictor']} {line['zero_shot']}".strip(): line["spearman_median"] for line in lines
                 if line["scope"] == PLANS}  # fmt: skip
         return {"who_predicts": {"boards": len(boards), "spearman_median": best}}
+
+
+def _economy(boards: Sequence[PlanBoard], predictions: Sequence[Prediction], seed: int) -> list[EconomyRow]:
+    """Of labelers that saw neither family nor task, and of chance."""
+    rows = [row for p in predictions if p.split == SPLITS[0] for row in economy(p.board, p.labeler, p.score)]
+    for number, board in enumerate(boards):
+        chance = np.random.default_rng([seed, number]).random(len(board.loss["finetuned"]))
+        rows += economy(board, "chance", chance)
+    return rows
+
+
+def _write(run_dir: RunDir, name: str, columns: Sequence[str], rows: Sequence[Any]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _rounded(value) for key, value in asdict(row).items()} for row in rows)
+    path = run_dir.file(name)
+    write_atomic(path, lambda file: file.write(text.getvalue().encode()))
+    run_dir.add_output(path)
 
 
 def _rounded(value: Any) -> Any:

@@ -24,7 +24,7 @@ from experiments.settings import Config
 from experiments.tracker import RunInfo
 from experiments.trackers.null import NullTracker
 from experiments.unit_predictors import judge_units
-from experiments.who_predicts import judge_formulas, judge_labelers
+from experiments.who_predicts import judge_formulas, judge_predictions, predict_boards
 from experiments.zoo import Recipe, build_zoo
 
 SETTINGS = BankSettings(plans=6, fractions=(0.5,), images=64, steps=4, brief_steps=2, batch_size=32, context_masks=2,
@@ -130,7 +130,7 @@ def test_boards_are_judged(built):
     assert {row.truth for row in judge_units(built[1])} == {"at_once", "in_context", "repaired"}
     # One task: nothing is left for a labeler that must not have seen it.
     with pytest.raises(CompressError, match="at least two of each"):
-        judge_labelers(boards, {"ridge": RidgePlanLabeler}, "finetuned")
+        judge_predictions(predict_boards(boards, {"ridge": RidgePlanLabeler}, "finetuned"), "finetuned")
 
 
 def test_a_labeler_is_fitted_on_the_bank_and_read_back(built, tmp_path):

@@ -1,5 +1,6 @@
 """Boards on which plans are compared: who is behind by how much, what a labeler may have seen, resuming."""
 
+import csv
 import dataclasses
 import json
 
@@ -10,12 +11,15 @@ from autolabel.label_bank import LabelBank
 from autolabel.plan_board import boards_of
 from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_race import PlanRace
+from compress.errors import ArtifactError
 from experiments import no_regret
 from experiments.bank_building import BankSettings, build_bank
 from experiments.config import ConfigError
+from experiments.figure_style import figure_style, render_file_svg
 from experiments.jobs.no_regret import NoRegretJob
 from experiments.no_regret import BoardSettings, fit_for, run_board, zoo_boards
 from experiments.regret import summarize
+from experiments.regret_page import draw_regret, read_rows, write_page
 from experiments.run_dir import RunDir
 from experiments.settings import Config
 from experiments.tracker import RunInfo
@@ -139,3 +143,26 @@ def test_ranks_and_distances_by_hand():
 def test_a_job_that_cannot_run_is_refused_at_once(zoo, bank, changes, message):
     with pytest.raises(ConfigError, match=message):
         NoRegretJob(**{"zoo": str(zoo), "bank": str(bank), "methods": ("magnitude",), **changes}).check(Config())
+
+
+def test_the_page_tells_methods_by_rank_and_every_board(tmp_path):
+    rows = [row("a", m, s, v) for m, values in {"labeler/race": (92, 93), "taylor": (90, 91), "dense": (99, 99)}.items()
+            for s, v in enumerate(values)]  # fmt: skip
+    page = write_page(rows, "`command`")
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in lines] == ["| method", "| labeler/race", "| taylor", "| board", "| a"]
+    assert "| taylor | 2.00 | 0 % | 0 % | 2.00 | 2.00 | 0 |" in page
+    assert "| a | 99.00 | 92.50 labeler/race (0.71) | 92.50 (rank 1) |" in page
+    with figure_style():
+        svg = render_file_svg(draw_regret(rows)).decode()
+    assert "labeler/race" in svg
+    with (tmp_path / "raw.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, no_regret.COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows({"network": "n", "task": "t", "budget": "b", **line} for line in rows)
+    assert write_page(read_rows(tmp_path / "raw.csv"), "`command`") == page
+    with pytest.raises(ArtifactError, match="Cannot read"):
+        read_rows(tmp_path / "none.csv")
+    (tmp_path / "raw.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ArtifactError, match="not a table of boards"):
+        read_rows(tmp_path / "raw.csv")

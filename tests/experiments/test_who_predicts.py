@@ -12,18 +12,23 @@ from autolabel.plan_summary import PlanSummary
 from experiments.unit_predictors import judge_units
 from experiments.who_predicts import (
     COLUMNS,
+    Prediction,
     Row,
     assert_disjoint,
     formulas,
     held_out,
+    judge_few_shot,
     judge_formulas,
-    judge_labelers,
+    judge_predictions,
+    predict_boards,
     seen_with,
     summarize,
 )
 
 NAMES = ("macs_share", "kept", "log_kept", "refitted_error", "fisher_share")
 
+FIXED = ("log_units", "first_layer", "last_layer", "n_makers", "n_readers", "is_head", "macs_share", "bytes_share",
+         "sensitivity_share", "log1p_group_nats")  # fmt: skip
 PLAN_NAMES = ("refitted_kept_variance", "log_removed_fisher", "refitted_output_sum", "refitted_loss_sum")
 
 
@@ -76,7 +81,7 @@ def test_a_leak_is_not_passed_over():
 
 def test_labelers_learn_from_the_other_boards_only():
     Spy.learned = []
-    rows = judge_labelers(BOARDS, {"spy": Spy}, "finetuned")
+    rows = judge_predictions(predict_boards(BOARDS, {"spy": Spy}, "finetuned"), "finetuned")
     assert len(rows) == 2 * len(BOARDS)
     assert len(Spy.learned) == len(held_out(BOARDS, "family_and_task")) + len(held_out(BOARDS, "network"))
     assert all(0 < len(train) < len(BOARDS) for train in Spy.learned)
@@ -144,3 +149,21 @@ def test_units_are_ordered_within_layers_and_across_them():
     lines = summarize(list(rows.values()))
     assert {line["scope"] for line in lines} == {"within_layers", "across_layers"}
     assert not any("regret_mean" in line for line in lines)
+
+
+def test_measured_plans_are_not_ordered_again():
+    rng = np.random.default_rng(0)
+    boards = [board(f"{f}-{t}", f, t, i) for i, (f, t) in enumerate([("mlp", "digits"), ("conv", "text")])]
+    big = []
+    for one in boards:
+        n = 20
+        names = (*FIXED, *NAMES[1:])
+        values = rng.random((n, 2, len(names))).astype(np.float32)
+        summary = PlanSummary(("a", "b"), names, values, PLAN_NAMES, rng.random((n, 4)).astype(np.float32))
+        loss = {moment: rng.random(n) for moment in MOMENTS}
+        big.append(dataclasses.replace(one, summary=summary, loss=loss, judged_loss=loss, judged_metric=loss))
+    predictions = [Prediction(b, "labeler", "family_and_task", b.loss["finetuned"]) for b in big]
+    rows = judge_few_shot(predictions, "finetuned", measured=8)
+    assert {row.zero_shot for row in rows} == {"family_and_task+8"}
+    assert all(row.spearman > 0.9 for row in rows)
+    assert judge_few_shot(predictions, "finetuned", measured=18) == []

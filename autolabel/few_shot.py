@@ -1,0 +1,43 @@
+"""A plan labeler's scores, corrected by a few plans that were measured on the network itself."""
+
+import numpy as np
+
+from autolabel.plan_board import normal_scores, plan_matrix
+from autolabel.plan_summary import PlanSummary
+from compress.errors import CompressError
+
+
+def adapt(
+    score: np.ndarray, summary: PlanSummary, measured: np.ndarray, losses: np.ndarray, *, slope: float = 0.75,
+    variance: float = 0.5, noise: float = 0.3, length: float = 1.0,
+) -> np.ndarray:  # fmt: skip
+    """`(n_plans,)` scores, higher is worse: what plans like these were found to lose more or less than expected.
+
+    A Gaussian process over the standardised numbers of the plans, whose mean is the labeler's opinion (Rasmussen and
+    Williams 2006, chapter 2).
+
+    Args:
+        score: `(n_plans,)` the labeler's, see `PlanLabeler`.
+        summary: of the same plans.
+        measured: rows of the plans that were measured.
+        losses: theirs, at any one moment.
+        slope: how much of the labeler's opinion, in standard deviations of the plans, is believed.
+        variance, noise: of what the labeler gets wrong, and of the measured normal scores.
+        length: of the kernel, in median distances between plans.
+
+    Raises:
+        CompressError: for fewer than two measured plans, or losses that are not finite.
+    """
+    measured, losses = np.asarray(measured), np.asarray(losses, dtype=np.float64)
+    if len(measured) != len(losses) or len(losses) < 2 or not np.isfinite(losses).all():
+        raise CompressError(f"At least two plans with finite losses are needed. Got {len(measured)} and {losses}.")
+    prior = slope * (score - score.mean()) / max(float(score.std()), 1e-9)
+    matrix, names = plan_matrix(summary)
+    x = np.clip(matrix[:, [i for i, name in enumerate(names) if name.startswith("z_")]], -3, 3)
+    distance = ((x[:, None] - x[None, measured]) ** 2).sum(axis=2)
+    scale = 2 * length**2 * max(float(np.median(distance[distance > 0])) if (distance > 0).any() else 1.0, 1e-12)
+    kernel = variance * np.exp(-distance / scale)
+    wrong = normal_scores(losses) - prior[measured]
+    # Measured plans are compared with one another: where all of them lie among all plans is the labeler's to say.
+    wrong = wrong - wrong.mean()
+    return prior + kernel @ np.linalg.solve(kernel[measured] + noise * np.eye(len(measured)), wrong)

@@ -1,0 +1,93 @@
+"""The page and the figure of the boards on which plans are compared."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from compress.errors import ArtifactError
+from experiments.figure_style import FAINT, INK, SERIES, new_figure, plain_rows
+from experiments.regret import summarize
+
+_EXPLANATION = """Every method gets the same budget (MACs), the same repair and the same fine-tuning; each board is one
+network at one budget, and every method runs with the same seeds (examples, repair, training). *Rank* is among all
+methods by mean test metric, ties sharing the better rank; *behind* is the distance in points to the board's best
+method, chosen with hindsight; *within 1 sd* counts boards where that distance is at most one standard deviation of the
+best method over its seeds. *Label cost* is what choosing the plan took on the judged network itself, in forward MACs
+(statistics, and for the race its trainings), before the repair and the fine-tuning that all share. `labeler/search` is
+the plan that a plan labeler likes best among thousands, nothing being run; `labeler/race` lets its favourites and the
+formulas' plans that it likes best compete in brief trainings, judged on validation examples. The labeler of a zoo
+network never saw its family or its task."""
+
+
+def read_rows(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a raw table. Raises ArtifactError if it is missing or empty."""
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise ArtifactError(f"Cannot read {path}: {error.strerror or error}.") from error
+    if not rows or "board" not in rows[0]:
+        raise ArtifactError(f"{path} is not a table of boards.")
+    return rows
+
+
+def write_page(rows: Sequence[Mapping[str, Any]], command: str) -> str:
+    """A Markdown page: all methods over all boards, then each board."""
+    found = summarize(rows)
+    boards = found["boards"]
+    seeds = len({row["seed"] for row in rows})
+    page = ["# No regret: the learned plan against formulas", "",
+            f"{len(boards)} boards, {seeds} seeds; drawn from `results/no_regret/raw.csv` ({command}).", "",
+            _EXPLANATION, "", "![Ranks and distances](no_regret.svg)", ""]  # fmt: skip
+    page += [
+        "| method | mean rank | best on | within 1 sd | mean behind | worst behind | label cost |",
+        "|" + "---|" * 7,
+    ]
+    for name, line in found["overall"].items():
+        page.append(
+            f"| {name} | {line['mean_rank']:.2f} | {100 * line['wins']:.0f} % | "
+            f"{100 * line['within_one_deviation']:.0f} % | {line['mean_behind']:.2f} | {line['worst_behind']:.2f} | "
+            f"{line['label_cost_forward_macs']:.2g} |"
+        )
+    ours = [name for name in found["overall"] if name.startswith("labeler/")]
+    page += [
+        "",
+        "## Boards",
+        "",
+        "| board | dense | best (sd) | " + " | ".join(ours) + " |",
+        "|" + "---|" * (3 + len(ours)),
+    ]
+    for board in boards:
+        best = f"{board['mean'][board['best']]:.2f} {board['best']} ({board['spread']:.2f})"
+        cells = [f"{board['mean'][name]:.2f} (rank {board['rank'][name]:.0f})" for name in ours]
+        page.append(f"| {board['board']} | {board['dense']:.2f} | {best} | " + " | ".join(cells) + " |")
+    return "\n".join([*page, ""])
+
+
+def draw_regret(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Rank, and points behind the best, of every method: a small dot for each board, a large one for their mean."""
+    found = summarize(rows)
+    names = list(found["overall"])
+    figure = new_figure(1.0 + 0.26 * len(names))
+    left, right = figure.subplots(1, 2, sharey=True)
+    for i, name in enumerate(names):
+        colour = SERIES[1] if name.startswith("labeler/") else FAINT if name.startswith("random") else SERIES[0]
+        own = [board for board in found["boards"] if name in board["rank"]]
+        for axes, values in (
+            (left, [board["rank"][name] for board in own]),
+            (right, [max(board["behind"][name], 0.0) for board in own]),
+        ):
+            axes.scatter(values, np.full(len(values), i), s=9, color=colour, alpha=0.55, linewidths=0)
+            axes.scatter([np.mean(values)], [i], s=34, color=colour, edgecolors=INK, linewidths=0.6, zorder=3)
+    for axes in (left, right):
+        plain_rows(axes, len(names))
+    left.set_yticks(range(len(names)), names)
+    left.set_xlabel("rank among all methods")
+    right.set_xscale("symlog", linthresh=1.0)
+    right.set_xlabel("points behind the best of the board")
+    return figure

@@ -1,0 +1,42 @@
+"""Draws the pages of results from their raw tables:  python scripts/write_results.py"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from experiments import leaderboard, regret_page  # noqa: E402
+from experiments.figure_style import figure_style, render_file_svg  # noqa: E402
+from experiments.label_economy import read_economy  # noqa: E402
+
+RESULTS = ROOT / "results"
+
+
+def _who_predicts() -> str:
+    rows = leaderboard.read_table(RESULTS / "who_predicts" / "raw.csv")
+    page = leaderboard.write_page(rows, "`python -m experiments.run experiment=who_predicts`")
+    economy = RESULTS / "label_economy" / "raw.csv"
+    return page + (leaderboard.write_economy(read_economy(economy)) if economy.exists() else "")
+
+
+def _no_regret() -> str:
+    rows = regret_page.read_rows(RESULTS / "no_regret" / "raw.csv")
+    return regret_page.write_page(rows, "`python -m experiments.run experiment=no_regret`")
+
+
+# Name of the page -> its Markdown.
+pages: dict[str, Callable[[], str]] = {"who_predicts": _who_predicts, "no_regret": _no_regret}
+
+
+if __name__ == "__main__":
+    for name, page in pages.items():
+        if (RESULTS / name / "raw.csv").exists():
+            (ROOT / "docs" / f"{name}.md").write_text(page(), encoding="utf-8")
+    with figure_style(text_as_paths=True):
+        plans = leaderboard.draw_plans(leaderboard.read_table(RESULTS / "who_predicts" / "raw.csv"))
+        (ROOT / "docs" / "who_predicts.svg").write_bytes(render_file_svg(plans))
+        if (RESULTS / "no_regret" / "raw.csv").exists():
+            boards = regret_page.draw_regret(regret_page.read_rows(RESULTS / "no_regret" / "raw.csv"))
+            (ROOT / "docs" / "no_regret.svg").write_bytes(render_file_svg(boards))

@@ -1,0 +1,50 @@
+"""Scores corrected by measured plans: closed form, and what a labeler got wrong on a network that is unlike others."""
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from autolabel.few_shot import adapt
+from autolabel.plan_board import normal_scores
+from autolabel.plan_summary import PlanSummary
+from compress.errors import CompressError
+
+NAMES = ("log_units", "first_layer", "last_layer", "n_makers", "n_readers", "is_head", "macs_share", "bytes_share",
+         "sensitivity_share", "log1p_group_nats", "kept")  # fmt: skip
+
+
+def plans(kept):
+    values = np.full((len(kept), kept.shape[1], len(NAMES)), 0.5, dtype=np.float32)
+    values[:, :, -1] = kept
+    return PlanSummary(tuple(f"g{i}" for i in range(kept.shape[1])), NAMES, values, ("macs",),
+                       np.full((len(kept), 1), 0.5, dtype=np.float32))  # fmt: skip
+
+
+def test_without_distance_it_is_a_mean_over_twins():
+    summary = plans(np.array([[0.2, 0.8], [0.2, 0.8], [0.9, 0.1], [0.9, 0.1]]))
+    score, losses = np.zeros(4), np.array([1.0, 2.0])
+    found = adapt(score, summary, np.array([0, 2]), losses, length=0.01)
+    worse, better = normal_scores(losses)[::-1]
+    # Far from the other one each pair knows its own measurement only: variance / (variance + noise) of it.
+    np.testing.assert_allclose(found, np.array([better, better, worse, worse]) * 0.5 / 0.8, atol=1e-9)
+
+
+def test_it_learns_what_the_labeler_got_wrong():
+    rng = np.random.default_rng(0)
+    gains = []
+    for _ in range(10):
+        kept = rng.random((30, 3))
+        loss = np.exp(-2 * kept[:, 0] + 1.5 * kept[:, 1])
+        wrong = -kept[:, 0] - kept[:, 1]
+        chosen = rng.permutation(30)[:8]
+        rest = np.setdiff1d(np.arange(30), chosen)
+        found = adapt(wrong, plans(kept), chosen, loss[chosen])
+        gains.append(spearmanr(found[rest], loss[rest]).statistic - spearmanr(wrong[rest], loss[rest]).statistic)
+    assert np.median(gains) > 0.1
+
+
+def test_too_little_is_refused():
+    summary = plans(np.random.default_rng(0).random((5, 2)))
+    for rows, losses in (([0], [1.0]), ([0, 1], [1.0]), ([0, 1], [1.0, np.nan])):
+        with pytest.raises(CompressError, match="At least two plans"):
+            adapt(np.zeros(5), summary, np.array(rows), np.array(losses))
