@@ -10,6 +10,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from autolabel.plan_board import PlanBoard
+from autolabel.plan_formula import PlanFormula
 from autolabel.plan_labeler_files import load_members, save_members
 from autolabel.plan_labelers.gbdt import GBDTPlanLabeler
 from autolabel.plan_labelers.ridge import RidgePlanLabeler
@@ -48,7 +49,9 @@ class BlendPlanLabeler:
         """See `PlanLabeler`."""
         trees, linear = self._parts()
         self._trees, self._linear = trees.fit(boards, moment), linear.fit(boards, moment)
-        agreement = [_correlation(self._of_formula(board.summary), board.target(moment)) for board in boards]
+        agreement = [
+            _correlation(PlanFormula(self.formula).values(board.summary), board.target(moment)) for board in boards
+        ]
         self._weight = max(float(np.mean(agreement)), 0.0)
         return self
 
@@ -63,7 +66,7 @@ class BlendPlanLabeler:
         opinions = np.stack([
             _standard(trees.predict(summary, reference)[0], trees.predict(compared)[0]),
             _standard(linear.predict(summary, reference)[0], linear.predict(compared)[0]),
-            _standard(self._of_formula(summary), self._of_formula(compared)),
+            PlanFormula(self.formula).predict(summary, reference)[0],
         ])  # fmt: skip
         weights = np.array([1.0, 1.0, self._weight])[:, None] / (2.0 + self._weight)
         score = (weights * opinions).sum(axis=0)
@@ -96,11 +99,6 @@ class BlendPlanLabeler:
         if self._trees is None or self._linear is None:
             raise CompressError("This plan labeler was not fitted. Call fit first.")
         return self._trees, self._linear
-
-    def _of_formula(self, summary: PlanSummary) -> np.ndarray:
-        if self.formula not in summary.plan_names:
-            raise CompressError(f"These plans were summarised without {self.formula!r}, which this labeler reads.")
-        return summary.plan_values[:, summary.plan_names.index(self.formula)].astype(np.float64)
 
 
 def _standard(values: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -11,11 +11,12 @@ import torch
 
 from autolabel.label_bank import LabelBank
 from autolabel.plan_board import boards_of
+from autolabel.plan_formula import PlanFormula
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_race import PlanRace
 from autolabel.plan_sampling import PlanDraw
-from autolabel.plan_search import PlanSearch
+from autolabel.plan_search import FoundPlan, PlanSearch
 from autolabel.pretrained import load_plan_labeler
 from compress.allocation import allocate
 from compress.budget import Budget
@@ -48,6 +49,8 @@ COLUMNS = ("board", "network", "task", "budget", "method", "seed", "metric", "hi
 SEARCH = "labeler/search"
 RACE = "labeler/race"
 OURS = (SEARCH, RACE)
+# The same search, led by a formula.
+FORMULA_SEARCH = "refit_loss/search"
 CRITERIA: Mapping[str, Callable[[int], Any]] = {
     "magnitude": lambda seed: MagnitudeCriterion(),
     "taylor": lambda seed: TaylorCriterion(),
@@ -211,7 +214,8 @@ class _Runner:
         bench = self.subject.bench
         dense = evaluate(self.subject.structure.traced.module, bench.task, bench.judged["test"])[0]
         found = [self._row(DENSE, dense, 0.0)]
-        formulas = {name: self._formula(Method(name)) for name in self.settings.methods if name not in OURS}
+        names = [name for name in self.settings.methods if name not in OURS]
+        formulas = {name: self._formula(name) for name in names}
         plans = {name: (mask, self._feature_macs(name)) for name, mask in formulas.items()}
         plans |= self._ours(formulas)
         known: dict[bytes, float] = {}
@@ -233,11 +237,16 @@ class _Runner:
 
     def _feature_macs(self, name: str) -> float:
         """What the scores of a formula cost."""
-        return 0.0 if Method(name).source in _FREE else self.subject.statistics.forward_macs
-
-    def _formula(self, method: Method) -> np.ndarray:
-        """`(n_units,)` bool: what a formula removes."""
         subject = self.subject
+        if name == FORMULA_SEARCH:
+            return subject.statistics.forward_macs + subject.summarizer.forward_macs
+        return 0.0 if Method(name).source in _FREE else subject.statistics.forward_macs
+
+    def _formula(self, name: str) -> np.ndarray:
+        """`(n_units,)` bool: what a formula removes."""
+        subject, method = self.subject, Method(name)
+        if name == FORMULA_SEARCH:
+            return self._search(PlanFormula(), 0).removed
         scores = score_units(subject.structure, CRITERIA[method.source](self.seed), subject.statistics)
         if method.allocator != "threshold":
             # A criterion that only orders is spent as if it were damage: that is what comparing it per MAC means.
@@ -248,6 +257,11 @@ class _Runner:
         )  # fmt: skip
         return plan.removed_mask(subject.structure.units)
 
+    def _search(self, labeler: PlanLabeler | PlanFormula, number: int) -> FoundPlan:
+        subject = self.subject
+        search = replace(_SEARCH, seed=derive_seed(f"{self.board.name}/{number}", self.seed))
+        return search.run(subject.summarizer, labeler, "macs", self.fraction, subject.settings.constraints)
+
     def _ours(self, formulas: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, float]]:
         """The labeler's favourite, and the winner among its favourites and the formulas that it likes best."""
         subject, settings = self.subject, self.settings
@@ -255,11 +269,7 @@ class _Runner:
         if not wanted:
             return {}
         features = subject.statistics.forward_macs + subject.summarizer.forward_macs
-        found = []
-        for i in range(settings.searches):
-            search = replace(_SEARCH, seed=derive_seed(f"{self.board.name}/{i}", self.seed))
-            constraints = subject.settings.constraints
-            found.append(search.run(subject.summarizer, self.labeler, "macs", self.fraction, constraints))
+        found = [self._search(self.labeler, i) for i in range(settings.searches)]
         searched = min(found, key=lambda plan: plan.score).removed
         plans = {SEARCH: (searched, features)}
         if RACE in wanted:

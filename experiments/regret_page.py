@@ -18,7 +18,8 @@ methods by mean test metric, ties sharing the better rank; *behind* is the dista
 method, chosen with hindsight; *within 1 sd* counts boards where that distance is at most one standard deviation of the
 best method over its seeds. *Label cost* is what choosing the plan took on the judged network itself, in forward MACs
 (statistics, and for the race its trainings), before the repair and the fine-tuning that all share. `labeler/search` is
-the plan that a plan labeler likes best among thousands, nothing being run; `labeler/race` lets its favourites and the
+the plan that a plan labeler likes best among hundreds, nothing being run (`refit_loss/search`: the same search led by
+the formula that predicts best); `labeler/race` lets its favourites and the
 formulas' plans that it likes best compete in brief trainings, judged on validation examples. The labeler of a zoo
 network never saw its family or its task."""
 

@@ -14,6 +14,7 @@ from experiments.config import ConfigError
 from experiments.no_regret import (
     COLUMNS,
     CRITERIA,
+    FORMULA_SEARCH,
     OURS,
     BoardSettings,
     run_boards,
@@ -37,7 +38,8 @@ class NoRegretJob:
         per_family: zoo networks of each family, each for another task.
         trained: networks that no zoo has, out of `BOARD_NETWORKS`.
         fractions, trained_fractions: of the dense MACs; zoo networks have one each, trained ones all.
-        methods: formulas with their allocators (`"taylor/mac"`), `"labeler/search"` and `"labeler/race"`.
+        methods: formulas with their allocators (`"taylor/mac"`), searches (`"refit_loss/search"`, `"labeler/search"`),
+            and `"labeler/race"`.
         seeds: of data, repair and training.
         race_steps, candidates, searches: see `PlanRace` and `BoardSettings`.
         workers: processes.
@@ -53,7 +55,7 @@ class NoRegretJob:
         labeler: str = "labeler/gbdt",
         per_family: int = 3,
         trained: Sequence[str] = (),
-        fractions: Sequence[float] = (0.5, 0.3, 0.15),
+        fractions: Sequence[float] = (0.35, 0.2, 0.1),
         trained_fractions: Sequence[float] = (0.5, 0.3),
         seeds: Sequence[int] = (0,),
         race_steps: Sequence[int] = (16, 48),
@@ -78,7 +80,7 @@ class NoRegretJob:
             raise ConfigError(f"job.labeler must be out of {tuple(LABELERS)}. Got {self.settings.labeler!r}.")
         for name in self.settings.methods:
             method = Method(name)
-            if name not in OURS and (method.source not in CRITERIA or method.allocator == "search"):
+            if name not in (*OURS, FORMULA_SEARCH) and (method.source not in CRITERIA or method.allocator == "search"):
                 raise ConfigError(f"job.methods: no scores are called {method.source!r}. Known: {sorted(CRITERIA)}.")
         try:
             trained_boards(self.trained, self.trained_fractions)

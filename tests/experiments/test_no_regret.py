@@ -26,7 +26,7 @@ from experiments.tracker import RunInfo
 from experiments.trackers.null import NullTracker
 from experiments.zoo import Recipe, build_zoo
 
-METHODS = ("magnitude", "taylor/mac", "random/uniform", "labeler/search", "labeler/race")
+METHODS = ("magnitude", "taylor/mac", "random/uniform", "refit_loss/search", "labeler/search", "labeler/race")
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,7 @@ def test_every_method_has_a_row_and_nothing_is_done_twice(zoo, bank, tmp_path, m
     cost = {row["method"]: row["label_cost_forward_macs"] for row in rows}
     assert cost["magnitude"] == cost["random/uniform"] == cost["dense"] == 0
     assert 0 < cost["taylor/mac"] < cost["labeler/search"] < cost["labeler/race"]
+    assert cost["refit_loss/search"] == cost["labeler/search"]
     assert all(0 <= row["metric"] <= 100 for row in rows)
     other = run_board(board, 1, settings, str(tmp_path))
     assert {row["seed"] for row in other} == {1}
