@@ -44,6 +44,10 @@ class PlanBoard:
         """`(n_plans,)` normal scores of the ranks of the loss: 0 in the middle, higher is worse."""
         return normal_scores(self.loss[moment])
 
+    def judged_target(self, moment: str) -> np.ndarray:
+        """The same of the loss on the data that decide nothing."""
+        return normal_scores(self.judged_loss[moment])
+
 
 def boards_of(bank: LabelBank, moments: tuple[str, ...]) -> list[PlanBoard]:
     """Every network of a bank as a board; one with fewer than five plans is left out."""

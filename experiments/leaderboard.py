@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from compress.errors import ArtifactError
 from experiments.figure_style import FAINT, INK, MUTED, SERIES, new_figure, plain_rows
 from experiments.label_economy import EconomyRow, summarize_economy
+from experiments.plan_intervals import IntervalRow, summarize_intervals
 from experiments.who_predicts import PLANS, Row, summarize
 
 _TITLES = {
@@ -30,6 +31,9 @@ _ECONOMY = """How good the chosen plan is after fine-tuning if only a predictor'
 measured, as a part of the test metric of the plan that fine-tuning all 30 would choose; and what these measurements
 cost as a part of fine-tuning all 30 (in MACs; the statistics that features need are not counted). The labelers never
 saw the network's family or its task."""
+_INTERVALS = """Conformal intervals around a labeler's score for where a plan stands among the plans of its board
+(normal score of its loss after fine-tuning, on examples that decide nothing). Each network's interval is calibrated on
+the predictions for all other networks, which were as blind as its own; every network weighs the same."""
 _EXPLANATION = """Spearman of each predictor with the truth within a network: median over networks with a 95 % bootstrap
 interval, mean of the medians of the families, and the worst family. A labeler judges networks of a *new family and
 task*, or of *known families* (only the network is new). *Measured* losses need the plan to be run on the judged
@@ -100,6 +104,19 @@ def write_economy(rows: Sequence[EconomyRow]) -> str:
             f"| {line['predictor']} | {_MEASURED[str(line['strategy'])]} | {line['measured']} | "
             f"{100 * line['cost_share']:.1f} % | {100 * line['mean_share']:.2f} % | "
             f"{100 * line['worst_tenth_share']:.1f} % | {100 * line['at_least_99']:.0f} % of networks |"
+        )
+    return "\n".join([*page, ""])
+
+
+def write_intervals(rows: Sequence[IntervalRow]) -> str:
+    """The part of the page on intervals."""
+    head = ["predictor", "sees", "asked", "covered", "worst tenth of networks", "half-width"]
+    page = ["## Intervals", "", _INTERVALS, "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for line in summarize_intervals(rows):
+        page.append(
+            f"| {line['predictor']} | {_sees(str(line['zero_shot']))} | {100 * float(line['asked']):.0f} % | "
+            f"{100 * float(line['coverage']):.1f} % | {100 * float(line['worst_tenth']):.0f} % | "
+            f"{line['half_width']:.2f} |"
         )
     return "\n".join([*page, ""])
 

@@ -10,6 +10,7 @@ sys.path.insert(0, str(ROOT))
 from experiments import leaderboard, regret_page  # noqa: E402
 from experiments.figure_style import figure_style, render_file_svg  # noqa: E402
 from experiments.label_economy import read_economy  # noqa: E402
+from experiments.plan_intervals import read_intervals  # noqa: E402
 
 RESULTS = ROOT / "results"
 
@@ -17,8 +18,9 @@ RESULTS = ROOT / "results"
 def _who_predicts() -> str:
     rows = leaderboard.read_table(RESULTS / "who_predicts" / "raw.csv")
     page = leaderboard.write_page(rows, "`python -m experiments.run experiment=who_predicts`")
-    economy = RESULTS / "label_economy" / "raw.csv"
-    return page + (leaderboard.write_economy(read_economy(economy)) if economy.exists() else "")
+    economy, intervals = (RESULTS / name / "raw.csv" for name in ("label_economy", "plan_intervals"))
+    page += leaderboard.write_economy(read_economy(economy)) + "\n" if economy.exists() else ""
+    return page + (leaderboard.write_intervals(read_intervals(intervals)) if intervals.exists() else "")
 
 
 def _no_regret() -> str:

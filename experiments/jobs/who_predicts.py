@@ -18,6 +18,8 @@ from compress.files import write_atomic, write_json
 from experiments.config import ConfigError
 from experiments.label_economy import COLUMNS as ECONOMY_COLUMNS
 from experiments.label_economy import EconomyRow, economy
+from experiments.plan_intervals import COLUMNS as INTERVAL_COLUMNS
+from experiments.plan_intervals import judge_intervals
 from experiments.plan_labelers import LABELERS
 from experiments.progress import progress
 from experiments.run_dir import RunDir
@@ -42,7 +44,8 @@ _TOLD = ("scope", "truth", "predictor", "zero_shot", "spearman_median", "low", "
 
 
 class WhoPredictsJob:
-    """Writes `who_predicts.csv` (one row for each truth, network and predictor), `label_economy.csv`, `summary.json`.
+    """Writes `who_predicts.csv` (one row for each truth, network and predictor), and `summary.json`; for the
+    fine-tuned truth also `label_economy.csv` and `plan_intervals.csv`.
 
     Args:
         bank: file of a label bank that `experiment=bank` measured.
@@ -94,6 +97,7 @@ class WhoPredictsJob:
             rows += judge_few_shot([p for p in predictions if p.split == SPLITS[0]], truth, seed=config.seed)
             if truth == "finetuned":
                 _write(run_dir, "label_economy.csv", ECONOMY_COLUMNS, _economy(boards, predictions, config.seed))
+                _write(run_dir, "plan_intervals.csv", INTERVAL_COLUMNS, judge_intervals(predictions, truth))
         _write(run_dir, "who_predicts.csv", COLUMNS, rows)
         lines = summarize(rows)
         write_json(run_dir.file("summary.json"), lines)

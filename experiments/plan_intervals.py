@@ -1,0 +1,94 @@
+"""Whether intervals around a plan labeler's scores hold on networks that it never saw."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autolabel.conformal import Calibration
+from compress.errors import ArtifactError
+from experiments.who_predicts import Prediction
+
+COLUMNS = ("predictor", "zero_shot", "network", "family", "task", "coverage", "half_width", "asked")
+_NUMBERS = {"coverage", "half_width", "asked"}
+
+
+@dataclass(frozen=True)
+class IntervalRow:
+    """One network.
+
+    Attributes:
+        predictor, zero_shot: whose scores, and what they never saw.
+        coverage: part of its plans whose true normal score (of the loss on examples that decide nothing) lies within
+            the interval.
+        half_width: of the interval, in standard deviations of the plans; learned from all other networks.
+        asked: coverage that was asked for.
+    """
+
+    predictor: str
+    zero_shot: str
+    network: str
+    family: str
+    task: str
+    coverage: float
+    half_width: float
+    asked: float
+
+
+def judge_intervals(predictions: Sequence[Prediction], truth: str, asked: float = 0.9) -> list[IntervalRow]:
+    """Each network's intervals are calibrated on the others, whose predictions are as blind as its own.
+
+    The calibration (see `Calibration`) weighs every network the same; a score counts as much as it agreed with the
+    truth on those others.
+    """
+    rows = []
+    for key in dict.fromkeys((p.labeler, p.split) for p in predictions):
+        own = [p for p in predictions if (p.labeler, p.split) == key]
+        scores = [(p.score - p.score.mean()) / max(float(p.score.std()), 1e-9) for p in own]
+        targets = [p.board.judged_target(truth) for p in own]
+        slopes = np.array([float((s * t).mean()) for s, t in zip(scores, targets, strict=True)])
+        for i, p in enumerate(own):
+            others = [j for j in range(len(own)) if j != i]
+            if not others:
+                continue
+            slope = float(np.mean(slopes[others]))
+            errors = [targets[j] - slope * scores[j] for j in others]
+            calibration = Calibration.learn(
+                np.concatenate(errors), np.repeat(others, [len(error) for error in errors]), asked
+            )
+            low, high = calibration.interval(slope * scores[i])
+            inside = float(((targets[i] >= low) & (targets[i] <= high)).mean())
+            board = p.board
+            rows.append(
+                IntervalRow(*key, board.network, board.family, board.task, inside, calibration.half_width, asked)
+            )
+    return rows
+
+
+def read_intervals(path: str | Path) -> list[IntervalRow]:
+    """The rows of a raw table. Raises ArtifactError if it is missing or not such a table."""
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = list(csv.DictReader(file))
+        return [IntervalRow(**{k: float(v) if k in _NUMBERS else v for k, v in line.items()}) for line in lines]
+    except OSError as error:
+        raise ArtifactError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is not a table of intervals ({error}).") from error
+
+
+def summarize_intervals(rows: Sequence[IntervalRow]) -> list[dict[str, float | str]]:
+    """One line for each predictor: coverage over networks (mean and worst tenth), and the mean width."""
+    found = []
+    for key in dict.fromkeys((row.predictor, row.zero_shot) for row in rows):
+        own = [row for row in rows if (row.predictor, row.zero_shot) == key]
+        coverage = np.array([row.coverage for row in own])
+        found.append({
+            "predictor": key[0], "zero_shot": key[1], "networks": len(own), "asked": own[0].asked,
+            "coverage": float(coverage.mean()), "worst_tenth": float(np.quantile(coverage, 0.1)),
+            "half_width": float(np.mean([row.half_width for row in own])),
+        })  # fmt: skip
+    return found
