@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from autolabel.regressor import AdditiveRegressor
-from autolabel.tables import FeatureTable
+from autolabel.tables import FeatureTable, LabelTable
 from autolabel.tabular import FittedProblem, TabularLabeler
+from compress.costs import CostTable
 from compress.errors import CompressError
+from compress.units import UnitTable
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,12 @@ def top_features(
 
 
 def explain(
-    labeler: TabularLabeler, features: FeatureTable, unit_id: str, choice: str | None = None, n: int = 5
+    labeler: TabularLabeler,
+    features: FeatureTable,
+    unit_id: str,
+    choice: str | None = None,
+    n: int = 5,
+    measured: LabelTable | None = None,
 ) -> str:
     """Words: the predicted damage of one unit, and the `n` features that moved it most away from the average.
 
@@ -62,7 +69,8 @@ def explain(
         features: a table that holds the unit; other units give its values their rank.
         unit_id: which unit.
         choice: which choice; by default the first that the labeler knows for this unit.
-        n: how many features to name.
+        n: how many features to name, and how many relatives.
+        measured: if given, the units most alike are named with the damage that was measured on them.
 
     Raises:
         CompressError: for a unit or choice that is not there.
@@ -95,6 +103,78 @@ def explain(
         )
     if len(lines) == 1:
         lines.append("  No feature moved it: this is the average of the labels.")
+    if measured is not None:
+        lines.append("  Measured units most alike:")
+        lines += [
+            f"    {found.unit_id}: {found.damage:.3g} (features {found.distance:.2f} of the spread of all units away)"
+            for found in relatives(features, measured, unit_id, choice, n)
+        ]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Relative:
+    """A measured unit that is like another one.
+
+    Attributes:
+        unit_id: which.
+        distance: root mean square difference of the features' ranks, 0 for twins, about 0.4 for strangers.
+        damage: what was measured.
+    """
+
+    unit_id: str
+    distance: float
+    damage: float
+
+
+def relatives(
+    features: FeatureTable, measured: LabelTable, unit_id: str, choice: str = "removed", n: int = 5
+) -> tuple[Relative, ...]:
+    """The `n` measured units whose features are most like those of one unit, the nearest first.
+
+    Raises:
+        CompressError: for a unit that is not in the table, or a choice that was not measured.
+    """
+    if unit_id not in features.unit_ids:
+        raise CompressError(f"The feature table has no unit {unit_id!r}. Known ids look like {features.unit_ids[:2]}.")
+    if choice not in measured.choices:
+        raise CompressError(f"The choice {choice!r} was not measured. Measured were {measured.choices}.")
+    row = features.unit_ids.index(unit_id)
+    damage = dict(zip(measured.unit_ids, measured.damage[:, measured.choices.index(choice)], strict=True))
+    known = [i for i, name in enumerate(features.unit_ids) if i != row and np.isfinite(damage.get(name, np.nan))]
+    if not known:
+        return ()
+    ranks = rankdata(features.values, axis=0) / len(features.values)
+    distance = np.sqrt(((ranks[known] - ranks[row]) ** 2).mean(axis=1))
+    order = np.argsort(distance, kind="stable")[:n]
+    names = [features.unit_ids[known[i]] for i in order]
+    return tuple(Relative(name, float(distance[i]), float(damage[name])) for name, i in zip(names, order, strict=True))
+
+
+def explain_layer(units: UnitTable, costs: CostTable, labels: LabelTable, group: str) -> str:
+    """Words: what one channel (or head) less of a coupled group would cost and save, and the next ones after it.
+
+    Raises:
+        CompressError: if there is no such group, or none of its units has a label.
+    """
+    rows = np.flatnonzero((units.group == group) & units.removable)
+    if not len(rows):
+        raise CompressError(f"There is no removable group {group!r}. Groups look like {list(units.groups)[:3]}.")
+    damage = dict(zip(labels.unit_ids, labels.damage[:, labels.choices.index("removed")], strict=True))
+    known = [row for row in rows if np.isfinite(damage.get(units.ids[row], np.nan))]
+    if not known:
+        raise CompressError(f"No unit of {group!r} has a label.")
+    order = sorted(known, key=lambda row: damage[units.ids[row]])
+    mask, total, lines = np.zeros(len(units), dtype=bool), 0.0, [f"{group}: {len(rows)} units."]
+    for step, row in enumerate(order[:-1], start=1):
+        mask[row] = True
+        total += damage[units.ids[row]]
+        if step in (1, 2, 5, 10, 20, 50, 100, 200, 500):
+            macs, weight_bytes = costs.total(mask)
+            lines.append(
+                f"  {step} less: {total:+.3g} predicted damage, {1 - macs / costs.dense_macs:.2%} of the MACs and "
+                f"{1 - weight_bytes / costs.dense_weight_bytes:.2%} of the bytes saved."
+            )
     return "\n".join(lines)
 
 

@@ -2,11 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from autolabel.explanation import explain, top_features
+import autolabel
+from autolabel.explanation import explain, relatives, top_features
 from autolabel.labelers import GBDTLabeler, MeanLabeler, MLPLabeler, RidgeLabeler
 from autolabel.tables import FeatureTable, LabelTable
+from compress.counting import unit_costs
 from compress.errors import CompressError
+from compress.structure import analyze
 
 NAMES = ("noise_a", "saliency", "noise_b", "redundancy")
 
@@ -86,3 +91,47 @@ def test_unknown_units_and_choices_are_refused(tables):
         top_features(labeler, features, "5bit")
     with pytest.raises(CompressError, match="can have"):
         top_features(labeler, features.select(np.arange(3)), "8bit")
+
+
+def test_relatives_are_the_measured_units_most_alike(tables):
+    features, labels = tables
+    values = features.values.copy()
+    values[7] = values[3]
+    values[8] = values[3] + np.array([0.01, 0, 0, 0], dtype=np.float32)
+    alike = FeatureTable(values, features.names, features.unit_ids, features.group, features.model)
+    found = relatives(alike, labels, features.unit_ids[3], n=2)
+    assert [relative.unit_id for relative in found] == [features.unit_ids[7], features.unit_ids[8]]
+    assert found[0].distance == 0
+    assert found[0].damage == labels.damage[7, 0]
+    # Units that were not measured are nobody's relatives.
+    unknown = labels.damage.copy()
+    unknown[7] = np.nan
+    nothing = np.full(unknown.shape, np.nan)
+    fewer = LabelTable(labels.unit_ids, labels.choices, unknown, nothing, nothing, nothing, labels.source)
+    assert relatives(alike, fewer, features.unit_ids[3], n=1)[0].unit_id == features.unit_ids[8]
+    words = explain(GBDTLabeler().fit(alike, labels), alike, features.unit_ids[3], measured=labels, n=2)
+    assert f"{features.unit_ids[7]}: {labels.damage[7, 0]:.3g} (features 0.00" in words
+    with pytest.raises(CompressError, match="has no unit"):
+        relatives(alike, labels, "c99")
+    with pytest.raises(CompressError, match="was not measured"):
+        relatives(alike, labels, features.unit_ids[3], "4bit")
+
+
+def test_a_layer_is_told_by_what_less_of_it_would_cost():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    structure = analyze(model, (torch.randn(2, 4),))
+    units, costs = structure.units, unit_costs(structure)
+    damage = np.full((len(units), 1), np.nan)
+    damage[:6, 0] = [0.5, 0.1, -0.2, 0.3, 1.0, 2.0]
+    nothing = np.full(damage.shape, np.nan)
+    labels = LabelTable(units.ids, ("removed",), damage, nothing, nothing, nothing, np.full(len(units), "measured"))
+    words = autolabel.explain_layer(units, costs, labels, "0:out")
+    # The cheapest go first: -0.2, then 0.1; each takes 4 + 3 of 42 MACs.
+    assert "1 less: -0.2 predicted damage, 16.67% of the MACs" in words
+    assert "2 less: -0.1 predicted damage, 33.33% of the MACs" in words
+    assert "5 less: +1.7 predicted damage" in words
+    with pytest.raises(CompressError, match="no removable group 'nowhere'"):
+        autolabel.explain_layer(units, costs, labels, "nowhere")
+    unknown = LabelTable(units.ids, ("removed",), nothing, nothing, nothing, nothing, labels.source)
+    with pytest.raises(CompressError, match="has a label"):
+        autolabel.explain_layer(units, costs, unknown, "0:out")
