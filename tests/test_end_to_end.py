@@ -374,6 +374,6 @@ def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(t
     plan, units = CompressionPlan.load(path), UnitTable.load(run / "units.npz")
     assert plan.removed_mask(units).any()
     assert plan.predicted_cost["macs"] <= 0.5 * read(run / "costs.json")["dense_macs"] * (1 + 1e-9)
-    assert plan.provenance["plan_labeler"] == "ridge"
+    assert plan.provenance["plan_labeler"] == "blend"
     assert plan.provenance["search"]["judged"] > 500
     assert "plans/search" in (run / "report.html").read_text()
