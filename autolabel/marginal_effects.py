@@ -40,25 +40,23 @@ def marginal_effects(
     Args:
         removed: `(n_masks, n_units)` bool.
         losses: `(n_masks,)`.
-        blocks: `(n_masks,)` which masks were judged on the same examples; what differs between blocks is taken out.
+        blocks: `(n_masks,)` which masks were judged on the same examples; what differs between blocks is taken out
+            where there are enough masks to solve for all effects.
     """
     gone = removed.astype(np.float64)
     n_gone, n_there = gone.sum(axis=0), (1 - gone).sum(axis=0)
     known = (n_gone > 1) & (n_there > 1)
     # Around the mean, so that sums of squares lose nothing to cancellation.
     y = losses - losses.mean()
-    x = gone - gone.mean(axis=0)
-    n_blocks = 1
-    if blocks is not None:
-        names, block = np.unique(blocks, return_inverse=True)
-        n_blocks, size = len(names), np.bincount(block)
-        y = y - (np.bincount(block, y) / size)[block]
-        means = np.zeros((n_blocks, gone.shape[1]))
-        np.add.at(means, block, x)
-        x = x - (means / size[:, None])[block]
+    n_blocks = 1 if blocks is None else len(np.unique(blocks))
     free = len(y) - n_blocks - int(known.sum())
     if len(y) >= 2 * known.sum() + n_blocks and free > 0:
-        return _regression(x, y, known, free)
+        block = np.zeros(len(y), dtype=np.int64) if blocks is None else np.unique(blocks, return_inverse=True)[1]
+        size = np.bincount(block)
+        means = np.zeros((n_blocks, gone.shape[1]))
+        np.add.at(means, block, gone)
+        within = y - (np.bincount(block, y) / size)[block]
+        return _regression(gone - (means / size[:, None])[block], within, known, free)
     means, errors = [], []
     for part, n in ((gone, n_gone), (1 - gone, n_there)):
         mean = (y @ part) / np.maximum(n, 1)

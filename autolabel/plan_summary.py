@@ -245,59 +245,62 @@ class _Reader:
         self.rows = reading.rows
         self.own = (self.rows >= 0) & (self.rows < n_units)
         self.units = np.unique(self.rows[self.own])
-        self.covariance, self.weight = torch.from_numpy(reading.covariance), torch.from_numpy(reading.weight)
+        self.covariance, weight = torch.from_numpy(reading.covariance), torch.from_numpy(reading.weight)
         self.second = self.covariance + torch.outer(*[torch.from_numpy(reading.mean)] * 2)
         self.variance = max(float(self.covariance.diagonal().mean()), 1e-12)
         self.strength = max(ridge * self.variance, 1e-12)
         self.dense_rank = _effective_rank(self.covariance[None])
-        energy = max(float(((self.covariance @ self.weight) * self.weight).sum()), 1e-300)
-        # What each error is measured with, from the side of the outputs.
+        energy = max(float(((self.covariance @ weight) * weight).sum()), 1e-300)
+        # An error with covariance R between columns costs trace(R M): all that the outputs are is in M.
         self.metrics = {
-            "error": self.weight / energy,
-            "output": self._weighted(reading, sensitivity.outputs.get(reading.call)) / sensitivity.output_energy,
-            "loss": self._weighted(reading, sensitivity.loss.get(reading.call)) / 2,
+            "error": weight @ weight.T / energy,
+            "output": _metric(weight, reading, sensitivity.outputs.get(reading.call)) / sensitivity.output_energy,
+            "loss": _metric(weight, reading, sensitivity.loss.get(reading.call)) / 2,
         }
-
-    def _weighted(self, reading: Reading, matrix: torch.Tensor | None) -> torch.Tensor:
-        """`(n_columns, n_weights)`: the weight times a matrix over output channels; zero without one."""
-        if matrix is None:
-            return torch.zeros_like(self.weight)
-        weight = self.weight.reshape(len(self.weight), reading.n_outputs, -1)
-        found = weight * matrix[:, None] if matrix.dim() == 1 else torch.einsum("nok,op->npk", weight, matrix)
-        return found.reshape(self.weight.shape)
+        self._known: dict[bytes, tuple[float, ...]] = {}
 
     def errors(self, kept: np.ndarray) -> dict[str, np.ndarray]:
-        """Name -> `(n_plans,)` under `(n_plans, n_units)` bool."""
+        """Name -> `(n_plans,)` under `(n_plans, n_units)` bool. What was asked before is not computed again."""
         stays = np.ones((len(kept), len(self.rows)), dtype=bool)
         stays[:, self.own] = kept[:, self.rows[self.own]]
-        n = len(self.rows)
-        parts: dict[str, list[torch.Tensor]] = {name: [] for name in self.NAMES}
-        step = max(_ELEMENTS // max(n * max(n, self.weight.shape[1]), 1), 1)
-        for start in range(0, len(stays), step):
-            mask = torch.from_numpy(stays[start : start + step]).double()
-            for name, values in self._errors(mask).items():
-                parts[name].append(values)
-        return {name: torch.cat(values).numpy() for name, values in parts.items()}
+        keys = [row.tobytes() for row in np.packbits(stays, axis=1)]
+        new = list({key: i for i, key in enumerate(keys) if key not in self._known}.values())
+        step = max(_ELEMENTS // len(self.rows) ** 2, 1)
+        for start in range(0, len(new), step):
+            rows = new[start : start + step]
+            found = self._errors(torch.from_numpy(stays[rows]).double())
+            columns = torch.stack([found[name] for name in self.NAMES], dim=1).tolist()
+            self._known.update({keys[i]: tuple(values) for i, values in zip(rows, columns, strict=True)})
+        table = np.array([self._known[key] for key in keys]).reshape(len(keys), len(self.NAMES))
+        return dict(zip(self.NAMES, table.T, strict=True))
 
     def _errors(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        gone = (1 - mask)[:, :, None] * self.weight
-        moved, alone = self.covariance @ gone, self.second @ gone
-        known = mask[:, :, None] * moved
+        gone = 1 - mask
+        both = gone[:, :, None] * gone[:, None, :]
         inner = mask[:, :, None] * self.covariance * mask[:, None, :]
         rank = _effective_rank(inner)
-        inner = inner + torch.diag_embed(self.strength * mask + (1 - mask) * self.variance)
-        solved = torch.linalg.solve(inner, known)
+        inner = inner + torch.diag_embed(self.strength * mask + gone * self.variance)
+        known = mask[:, :, None] * self.covariance * gone[:, None, :]
+        # What the units that stay explain of those that go.
+        explained = known.transpose(1, 2) @ torch.cholesky_solve(known, torch.linalg.cholesky(inner))
+        silenced, averaged = both * self.second, both * self.covariance
         found = {}
         for name, metric in self.metrics.items():
-            lost = (1 - mask)[:, :, None] * metric
-            averaged = (lost * moved).sum((1, 2))
-            explained = ((mask[:, :, None] * (self.covariance @ lost)) * solved).sum((1, 2))
-            found[f"silenced_{name}"] = (lost * alone).sum((1, 2))
-            found[f"averaged_{name}"] = averaged
-            found[f"refitted_{name}"] = (averaged - explained).clamp_min(0.0)
+            found[f"silenced_{name}"] = (silenced * metric).sum((1, 2))
+            found[f"averaged_{name}"] = (averaged * metric).sum((1, 2))
+            found[f"refitted_{name}"] = ((averaged - explained) * metric).sum((1, 2)).clamp_min(0.0)
         found["effective_rank"] = rank / mask.sum(1).clamp_min(1.0)
         found["rank_kept"] = rank / self.dense_rank
         return found
+
+
+def _metric(weight: torch.Tensor, reading: Reading, matrix: torch.Tensor | None) -> torch.Tensor:
+    """`(n_columns, n_columns)` W S W^T, S being a matrix over output channels, or its diagonal; zero without one."""
+    if matrix is None:
+        return torch.zeros(len(weight), len(weight), dtype=weight.dtype)
+    split = weight.reshape(len(weight), reading.n_outputs, -1)
+    seen = split * matrix[:, None] if matrix.dim() == 1 else torch.einsum("nok,op->npk", split, matrix)
+    return seen.reshape(weight.shape) @ weight.T
 
 
 def _effective_rank(matrices: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from compress.errors import CompressError
+from compress.graph import argument
 from compress.statistics import Statistics
 
 
@@ -52,8 +53,9 @@ def readings(statistics: Statistics) -> list[Reading]:
             weight = statistics.parameter(layer.weight)
             weight = weight.movedim(0 if layer.kind == "conv_transpose" else 1, 0)
             n_outputs, weight = weight.shape[1], weight.flatten(1).numpy()
-            # A grouped convolution has fewer input columns than channels: it does not mix them.
-            if len(weight) == len(place.rows):
+            # A grouped convolution does not mix all channels: it has fewer input columns, or says so (transposed).
+            grouped = layer.kind == "conv_transpose" and argument(node, 6, "groups", 1) != 1
+            if len(weight) == len(place.rows) and not grouped:
                 found.append(Reading(place.rows, place.covariance, weight, place.mean, node.name, n_outputs))
     return found
 

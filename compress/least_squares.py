@@ -38,6 +38,7 @@ def solve_change(
     offset: bool,
     limits: tuple[float, float] | None = None,
     steps: int = 4,
+    second_half: Tensor | None = None,
 ) -> Change:
     """The change `(M, b)` that minimises `|current + inputs M + b - target|^2 + penalty |M|^2`.
 
@@ -50,18 +51,21 @@ def solve_change(
         current, target: `(groups, n_rows, n_outputs)`.
         ridge: penalty on the change, relative to the mean square of the inputs times the number of rows; None for the
             one out of `RIDGES` that does best when each half of the rows is predicted from the other half.
+        second_half: `(n_rows,)` bool, which half each row belongs to; None for the later rows. Rows of one example
+            belong together.
         offset: whether `b` is free; it is not penalised.
         limits: between which values matter afterwards: `(0, inf)` before a ReLU.
         steps: number of solves with limits; one without.
     """
     groups, n_rows, n_inputs = inputs.shape
     x = torch.cat([inputs, inputs.new_ones(groups, n_rows, 1)], dim=2) if offset else inputs
-    halves = x.tensor_split(2, dim=1)
-    grams = [cross_product(half, half) for half in halves]
-    gram = grams[0] + grams[1]
+    gram = cross_product(x, x)
     if ridge is None:
-        residuals = _residual(current, target, limits).tensor_split(2, dim=1)
-        crosses = [cross_product(half, residual) for half, residual in zip(halves, residuals, strict=True)]
+        late = torch.arange(n_rows, device=x.device) >= (n_rows + 1) // 2 if second_half is None else second_half
+        part, residual = x[:, late], _residual(current, target, limits)
+        second, cross = cross_product(part, part), cross_product(part, residual[:, late])
+        # The first half is what the second one leaves.
+        grams, crosses = (gram - second, second), (cross_product(x, residual) - cross, cross)
         ridge = cross_validated_ridge(grams, crosses, n_inputs)
     penalty = _penalty(gram, n_inputs, ridge)
     factor = _factor(gram, penalty)

@@ -240,6 +240,14 @@ class _Rows:
         parts = zip(self.inputs, self.shapes, self.chosen, strict=True)
         return torch.cat([self.how.input_rows(x, shape, chosen) for x, shape, chosen in parts], dim=1)
 
+    def second_half(self) -> Tensor:
+        """`(n_rows,)` bool: every second example, so that an order of the data makes no difference between halves."""
+        found = []
+        for shape, chosen in zip(self.shapes, self.chosen, strict=True):
+            each = self.how.positions(shape) if chosen is None else len(chosen)
+            found.append((torch.arange(shape[0]) % 2 == 1).repeat_interleave(each))
+        return torch.cat(found).to(self.inputs[0].device)
+
     def of_outputs(self, values: Iterable[Tensor]) -> Tensor:
         parts = zip(values, self.chosen, strict=True)
         return torch.cat([self.how.output_rows(y, chosen) for y, chosen in parts], dim=1)
@@ -255,6 +263,7 @@ def _solve(run: Lockstep, place: Place, rows: _Rows, relu_steps: int, ridge: flo
         offset=place.shift is not None,
         limits=place.limits if relu_steps else None,
         steps=relu_steps,
+        second_half=rows.second_half(),
     )
 
 

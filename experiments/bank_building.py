@@ -148,6 +148,8 @@ def label_network(zoo: str, name: str, file: str, settings: BankSettings) -> flo
     drawn = draw_plans(subject, name, settings)
     plans = drawn.plans
     features = extract_features(subject.structure, statistics=subject.statistics)
+    if known is not None and json.loads(str(known.networks["recipe"][0])) != row:
+        raise ArtifactError(f"{file} was measured on another network of this name. Delete it or take another folder.")
     labels = _plan_labels(subject, drawn) if known is None else _labels_of(known)
     if labels["removed"].tolist() != _masks(subject, plans):
         raise ArtifactError(f"{file} holds labels of other plans than are drawn now. Delete it to measure them.")

@@ -33,14 +33,16 @@ cost as a part of fine-tuning all 30 (in MACs; the statistics that features need
 saw the network's family or its task."""
 _INTERVALS = """Conformal intervals around a labeler's score for where a plan stands among the plans of its board
 (normal score of its loss after fine-tuning, on examples that decide nothing). Each network's interval is calibrated on
-the predictions for all other networks, which were as blind as its own; every network weighs the same."""
-_EXPLANATION = """Spearman of each predictor with the truth within a network: median over networks with a 95 % bootstrap
-interval, mean of the medians of the families, and the worst family. A labeler judges networks of a *new family and
-task*, or of *known families* (only the network is new). *Measured* losses need the plan to be run on the judged
-network; all others need no forward pass per plan. Regret: points of accuracy lost by taking the predictor's favourite
-plan instead of the best one of the board. The row *loss_finetuned* is the truth itself on other examples: what noise
-leaves to be predicted. Damage in thinned company is measured with standard errors as large as most units' damage, so
-there nothing orders single units well."""
+the predictions for other networks (for a new family and task: of other families and tasks), which were as blind as its
+own; every network weighs the same."""
+_EXPLANATION = """Spearman of each predictor with the truth within a network: median over networks with a 95 %
+bootstrap interval, mean of the medians of the families, and the worst family. A labeler judges networks of a *new
+family and task*, or of *known families* (only the network is new). *Measured* losses need the plan to be run on the
+judged network; all others need no forward pass per plan. Regret: points of accuracy lost by taking the predictor's
+favourite plan instead of the best one of the board. The settings of the labelers were chosen while looking at these
+networks. The row *loss_finetuned* is the truth itself on other examples: what noise leaves to be predicted. Damage in
+thinned company is measured with standard errors as large as most units' damage, so there nothing orders single units
+well."""
 
 
 def read_table(path: str | Path) -> list[Row]:

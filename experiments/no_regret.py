@@ -1,5 +1,7 @@
 """Plans of formulas and of the labeler on many boards: same budget, same repair, same fine-tuning, several seeds."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,10 +15,12 @@ from autolabel.label_bank import LabelBank
 from autolabel.plan_board import boards_of
 from autolabel.plan_formula import PlanFormula
 from autolabel.plan_labeler import PlanLabeler
+from autolabel.plan_labeler_files import INDEX_FILE
 from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_race import PlanRace
 from autolabel.plan_sampling import PlanDraw
-from autolabel.plan_search import FoundPlan, PlanSearch
+from autolabel.plan_search import PlanSearch
+from autolabel.plan_summary import FEATURES_VERSION
 from autolabel.pretrained import load_plan_labeler
 from compress.allocation import allocate
 from compress.budget import Budget
@@ -34,14 +38,14 @@ from compress.files import read_json, write_json
 from compress.task import evaluate
 from experiments.board_networks import BOARD_NETWORKS, BoardNetwork, zoo_network
 from experiments.compared_methods import Method
-from experiments.manifest import describe_code, library_versions
+from experiments.manifest import describe_code, hash_file, library_versions
 from experiments.plan_labelers import LABELERS
 from experiments.regret import DENSE
 from experiments.seeding import derive_seed
 from experiments.subject import Subject
 from experiments.who_predicts import assert_disjoint
 from experiments.worker_pool import run_pieces
-from experiments.zoo import read_rows
+from experiments.zoo import read_row, read_rows
 
 log = logging.getLogger(__name__)
 COLUMNS = ("board", "network", "task", "budget", "method", "seed", "metric", "higher_is_better",
@@ -49,8 +53,10 @@ COLUMNS = ("board", "network", "task", "budget", "method", "seed", "metric", "hi
 SEARCH = "labeler/search"
 RACE = "labeler/race"
 OURS = (SEARCH, RACE)
-# The same search, led by a formula.
+# The same search and the same race, led by a formula.
 FORMULA_SEARCH = "refit_loss/search"
+FORMULA_RACE = "refit_loss/race"
+SEARCHES = (SEARCH, RACE, FORMULA_SEARCH, FORMULA_RACE)
 CRITERIA: Mapping[str, Callable[[int], Any]] = {
     "magnitude": lambda seed: MagnitudeCriterion(),
     "taylor": lambda seed: TaylorCriterion(),
@@ -94,9 +100,9 @@ class BoardSettings:
     Attributes:
         zoo, bank: folder and file.
         labeler: name out of `LABELERS`, fitted anew for each board without what the board's network is like.
-        methods: formulas with their allocators, see `Method`, and `OURS`.
-        race: how candidates are raced.
-        candidates: formula plans that enter the race, those that the labeler likes best.
+        methods: formulas with their allocators, see `Method`, and `SEARCHES`.
+        race: how candidates are raced; its steps are for a fine-tuning of 128 steps, and scale with it.
+        candidates: distinct formula plans that enter a race, those that its leader (labeler or formula) likes best.
         searches: independent searches, whose favourites enter the race.
         seed: of the choice of boards.
     """
@@ -146,8 +152,10 @@ def fit_for(board: Board, settings: BoardSettings, folder: Path) -> Path:
     """
     hidden_tasks = (board.task,) if board.zoo else BOARD_NETWORKS[board.network].shares_data_with
     families = (board.family,) if board.zoo else ()
-    path = folder / "labelers" / ("-".join([*families, *hidden_tasks]) or "all")
-    if path.exists():
+    made = {"bank": hash_file(settings.bank), "labeler": settings.labeler, "features": FEATURES_VERSION}
+    digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
+    path = folder / "labelers" / digest / ("-".join([*families, *hidden_tasks]) or "all")
+    if (path / INDEX_FILE).exists():
         return path
     bank = LabelBank.load(settings.bank)
     boards = boards_of(bank, MOMENTS)
@@ -161,14 +169,18 @@ def fit_for(board: Board, settings: BoardSettings, folder: Path) -> Path:
 def run_board(board: Board, seed: int, settings: BoardSettings, folder: str) -> list[dict[str, Any]]:
     """Rows of all methods of one board and seed; stored, and read again the next time."""
     path = Path(folder) / "rows" / f"{board.name}_{seed}.json"
-    key = {"board": asdict(board), "settings": asdict(settings)}
+    network = zoo_network(settings.zoo, board.network) if board.zoo else BOARD_NETWORKS[board.network]
+    key = {
+        "board": asdict(board), "settings": {**asdict(settings), "zoo": "", "bank": hash_file(settings.bank)},
+        "search": asdict(_SEARCH), "repair": asdict(network.repair), "features": FEATURES_VERSION,
+        "weights": read_row(settings.zoo, board.network)["weights_sha256"] if board.zoo else "",
+    }  # fmt: skip
     if path.exists():
         found = read_json(path)
         if found.get("key") == _plain(key):
             return found["rows"]
     torch.use_deterministic_algorithms(True, warn_only=True)
     labeler = load_plan_labeler(fit_for(board, settings, Path(folder)))
-    network = zoo_network(settings.zoo, board.network) if board.zoo else BOARD_NETWORKS[board.network]
     rows = _Runner(board, network, seed, settings, labeler, Path(folder)).rows()
     made = {"commit": str(describe_code().get("commit", "")), "versions": library_versions()}
     write_json(path, {"key": _plain(key), "made": made, "rows": rows})
@@ -214,10 +226,11 @@ class _Runner:
         bench = self.subject.bench
         dense = evaluate(self.subject.structure.traced.module, bench.task, bench.judged["test"])[0]
         found = [self._row(DENSE, dense, 0.0)]
-        names = [name for name in self.settings.methods if name not in OURS]
+        names = [name for name in self.settings.methods if name not in SEARCHES]
         formulas = {name: self._formula(name) for name in names}
         plans = {name: (mask, self._feature_macs(name)) for name, mask in formulas.items()}
-        plans |= self._ours(formulas)
+        plans |= self._searched(PlanFormula(), (FORMULA_SEARCH, FORMULA_RACE), formulas)
+        plans |= self._searched(self.labeler, (SEARCH, RACE), formulas)
         known: dict[bytes, float] = {}
         for name, (mask, macs) in plans.items():
             key = mask.tobytes()
@@ -237,16 +250,11 @@ class _Runner:
 
     def _feature_macs(self, name: str) -> float:
         """What the scores of a formula cost."""
-        subject = self.subject
-        if name == FORMULA_SEARCH:
-            return subject.statistics.forward_macs + subject.summarizer.forward_macs
-        return 0.0 if Method(name).source in _FREE else subject.statistics.forward_macs
+        return 0.0 if Method(name).source in _FREE else self.subject.statistics.forward_macs
 
     def _formula(self, name: str) -> np.ndarray:
         """`(n_units,)` bool: what a formula removes."""
         subject, method = self.subject, Method(name)
-        if name == FORMULA_SEARCH:
-            return self._search(PlanFormula(), 0).removed
         scores = score_units(subject.structure, CRITERIA[method.source](self.seed), subject.statistics)
         if method.allocator != "threshold":
             # A criterion that only orders is spent as if it were damage: that is what comparing it per MAC means.
@@ -257,30 +265,35 @@ class _Runner:
         )  # fmt: skip
         return plan.removed_mask(subject.structure.units)
 
-    def _search(self, labeler: PlanLabeler | PlanFormula, number: int) -> FoundPlan:
-        subject = self.subject
-        search = replace(_SEARCH, seed=derive_seed(f"{self.board.name}/{number}", self.seed))
-        return search.run(subject.summarizer, labeler, "macs", self.fraction, subject.settings.constraints)
-
-    def _ours(self, formulas: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, float]]:
-        """The labeler's favourite, and the winner among its favourites and the formulas that it likes best."""
+    def _searched(
+        self, labeler: PlanLabeler | PlanFormula, names: tuple[str, str], formulas: Mapping[str, np.ndarray]
+    ) -> dict[str, tuple[np.ndarray, float]]:
+        """The favourite of several searches, and the winner among their favourites and the formulas' liked best."""
         subject, settings = self.subject, self.settings
-        wanted = [name for name in OURS if name in settings.methods]
-        if not wanted:
+        if not set(names) & set(settings.methods):
             return {}
+        search, race = names
+        found = []
+        for number in range(settings.searches):
+            own = replace(_SEARCH, seed=derive_seed(f"{self.board.name}/{number}", self.seed))
+            limits = subject.settings.constraints
+            found.append(own.run(subject.summarizer, labeler, "macs", self.fraction, limits).removed)
+        masks = np.stack([*found, *formulas.values()])
+        # All of them compared with one another: each search knows its own random plans only.
+        score, _ = labeler.predict(subject.summarizer.summarize(masks))
         features = subject.statistics.forward_macs + subject.summarizer.forward_macs
-        found = [self._search(self.labeler, i) for i in range(settings.searches)]
-        searched = min(found, key=lambda plan: plan.score).removed
-        plans = {SEARCH: (searched, features)}
-        if RACE in wanted:
-            masks = np.stack([searched, *(plan.removed for plan in found), *formulas.values()])
-            score, _ = self.labeler.predict(subject.summarizer.summarize(masks))
-            best = [*range(1 + len(found)), *(1 + len(found) + np.argsort(score[1 + len(found) :]))]
-            distinct = {masks[i].tobytes(): masks[i] for i in best[: 1 + len(found) + settings.candidates]}
-            entrants = list(distinct.values())
-            race = settings.race.run(subject.bench, subject.oracle, entrants)
-            plans[RACE] = entrants[race.winner], features + race.forward_macs
-        return {name: plans[name] for name in wanted}
+        plans = {search: (found[int(np.argmin(score[: len(found)]))], features)}
+        if race in settings.methods:
+            entrants = {mask.tobytes(): mask for mask in found}
+            wanted = len(entrants) + settings.candidates
+            for i in len(found) + np.argsort(score[len(found) :]):
+                if len(entrants) < wanted:
+                    entrants.setdefault(masks[i].tobytes(), masks[i])
+            candidates = list(entrants.values())
+            brief = [max(1, round(steps * subject.settings.steps / 128)) for steps in settings.race.steps]
+            result = replace(settings.race, steps=tuple(brief)).run(subject.bench, subject.oracle, candidates)
+            plans[race] = candidates[result.winner], features + result.forward_macs
+        return {name: plan for name, plan in plans.items() if name in settings.methods}
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 
 from autolabel.conformal import Calibration
 from compress.errors import ArtifactError
-from experiments.who_predicts import Prediction
+from experiments.who_predicts import SPLITS, Prediction
 
 COLUMNS = ("predictor", "zero_shot", "network", "family", "task", "coverage", "half_width", "asked")
 _NUMBERS = {"coverage", "half_width", "asked"}
@@ -38,7 +38,7 @@ class IntervalRow:
 
 
 def judge_intervals(predictions: Sequence[Prediction], truth: str, asked: float = 0.9) -> list[IntervalRow]:
-    """Each network's intervals are calibrated on the others, whose predictions are as blind as its own.
+    """Each network's intervals are calibrated on others, whose predictions are as blind as its own.
 
     The calibration (see `Calibration`) weighs every network the same; a score counts as much as it agreed with the
     truth on those others.
@@ -50,7 +50,8 @@ def judge_intervals(predictions: Sequence[Prediction], truth: str, asked: float 
         targets = [p.board.judged_target(truth) for p in own]
         slopes = np.array([float((s * t).mean()) for s, t in zip(scores, targets, strict=True)])
         for i, p in enumerate(own):
-            others = [j for j in range(len(own)) if j != i]
+            # For a family and a task that are new, nothing of either calibrates.
+            others = [j for j in range(len(own)) if j != i and (key[1] != SPLITS[0] or _unlike(own[j], p))]
             if not others:
                 continue
             slope = float(np.mean(slopes[others]))
@@ -65,6 +66,10 @@ def judge_intervals(predictions: Sequence[Prediction], truth: str, asked: float 
                 IntervalRow(*key, board.network, board.family, board.task, inside, calibration.half_width, asked)
             )
     return rows
+
+
+def _unlike(a: Prediction, b: Prediction) -> bool:
+    return a.board.family != b.board.family and a.board.task != b.board.task
 
 
 def read_intervals(path: str | Path) -> list[IntervalRow]:

@@ -17,11 +17,12 @@ network at one budget, and every method runs with the same seeds (examples, repa
 methods by mean test metric, ties sharing the better rank; *behind* is the distance in points to the board's best
 method, chosen with hindsight; *within 1 sd* counts boards where that distance is at most one standard deviation of the
 best method over its seeds. *Label cost* is what choosing the plan took on the judged network itself, in forward MACs
-(statistics, and for the race its trainings), before the repair and the fine-tuning that all share. `labeler/search` is
-the plan that a plan labeler likes best among hundreds, nothing being run (`refit_loss/search`: the same search led by
-the formula that predicts best); `labeler/race` lets its favourites and the
-formulas' plans that it likes best compete in brief trainings, judged on validation examples. The labeler of a zoo
-network never saw its family or its task."""
+(statistics, and for a race its trainings), before the repair and the fine-tuning that all share. `labeler/search` is
+the plan that a plan labeler likes best among hundreds, nothing being run; `labeler/race` lets the favourites of three
+searches and five plans of formulas, those that the labeler likes best, compete in brief trainings that are judged on
+validation examples. `refit_loss/search` and `refit_loss/race` are the same with a formula in the labeler's place (the
+error in nats that a refit leaves): what learning adds is the difference between the two. The labeler of a zoo network
+never saw its family or its task; its few settings were chosen while looking at networks of the same zoo."""
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:

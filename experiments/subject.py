@@ -25,6 +25,7 @@ from experiments.teacher import RememberingTeacher
 # Labelers learn from outcomes on validation (and label) examples; outcomes on test examples only judge them.
 PARTS = ("validation", "test")
 _EVALUATION_BATCH = 1000
+_NOISE = 0.05
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class RepairSettings:
         brief_steps: of the brief one.
         constraints: floor and pinned groups.
         max_rows: of each least-squares problem of the repair.
-        judged: examples of validation and label part together that choices are made on; None for all.
+        judged: examples of the validation part that choices are made on, beside the label part; None for all.
     """
 
     images: int = 256
@@ -73,7 +74,10 @@ class Subject:
             order = np.random.default_rng([deal, 17]).permutation(len(pool))
             calibration = [pool[i] for i in order[: len(calibration)]]
             label = [pool[i] for i in order[len(calibration) :]]
-        self.calibration = self._with_targets(model, _first(calibration, settings.images, size))
+        few = _first(calibration, settings.images, size)
+        self.calibration = self._with_targets(model, few)
+        # Where the dense network's own outputs are the target, it has no gradient: targets for scores are blurred.
+        self.scored = self._with_targets(model, few, noise=_NOISE)
         self.label = self._with_targets(model, _first(label, settings.images, size))
         self.structure: Structure = analyze(model, tuple(x[:2] for x in self.task.inputs(self.calibration[0])))
         self.costs: CostTable = unit_costs(self.structure)
@@ -93,19 +97,19 @@ class Subject:
             max_rows=settings.max_rows,
         )  # fmt: skip
 
-    def _with_targets(self, model: nn.Module, batches: list[Batch]) -> list[Batch]:
+    def _with_targets(self, model: nn.Module, batches: list[Batch], noise: float = 0.0) -> list[Batch]:
         attach = getattr(self.task, "attach_targets", None)
-        return batches if attach is None else attach(model, batches)
+        return batches if attach is None else attach(model, batches, noise=noise, seed=self.seed)
 
     @cached_property
     def statistics(self) -> Statistics:
         """Of the calibration examples."""
-        return collect_statistics(self.structure, self.task, self.calibration)
+        return collect_statistics(self.structure, self.task, self.scored)
 
     @cached_property
     def summarizer(self) -> PlanSummarizer:
         """Of this network's plans."""
-        few = self.calibration[: max(256 // self.settings.batch_size, 1)]
+        few = self.scored[: max(256 // self.settings.batch_size, 1)]
         sensitivity = collect_output_sensitivity(self.structure, self.task, few)
         return PlanSummarizer(self.statistics, sensitivity, self.costs, plan_criteria())
 

@@ -173,17 +173,18 @@ def assert_disjoint(train: Sequence[Board], test: Sequence[Board], split: str) -
 def _row(
     board: PlanBoard, truth: str, predictor: str, zero_shot: str, score: np.ndarray, rows: np.ndarray | None = None
 ) -> Row:
-    """Of all plans, or of those in `rows`."""
+    """Rank correlations over all plans, or over those in `rows`; regret over all."""
     loss, metric = board.judged_loss[truth], board.judged_metric[truth]
+    regret = float(metric.max() - metric[int(np.argmin(score))])
     if rows is not None:
-        score, loss, metric = score[rows], loss[rows], metric[rows]
+        score, loss = score[rows], loss[rows]
     # A predictor that says the same of all plans orders nothing.
     flat = float(np.ptp(score)) == 0 or float(np.ptp(loss)) == 0
     return Row(
         truth, PLANS, board.family, board.task, board.network, predictor, zero_shot,
         0.0 if flat else float(spearmanr(score, loss).statistic),
         0.0 if flat else float(kendalltau(score, loss).statistic),
-        float(metric.max() - metric[int(np.argmin(score))]),
+        regret,
     )  # fmt: skip
 
 

@@ -96,6 +96,8 @@ def test_the_generated_pages_are_up_to_date():
 
 def test_pages_of_results_are_those_of_their_raw_tables():
     script = runpy.run_path(str(ROOT / "scripts" / "write_results.py"), run_name="write_results")
-    for name, page in script["pages"].items():
+    pages = {name: page for name, page in script["pages"].items() if (ROOT / "results" / name / "raw.csv").exists()}
+    assert pages
+    for name, page in pages.items():
         told = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
         assert told == page(), f"docs/{name}.md is old. Run: python scripts/write_results.py"

@@ -14,8 +14,7 @@ from experiments.config import ConfigError
 from experiments.no_regret import (
     COLUMNS,
     CRITERIA,
-    FORMULA_SEARCH,
-    OURS,
+    SEARCHES,
     BoardSettings,
     run_boards,
     trained_boards,
@@ -38,8 +37,8 @@ class NoRegretJob:
         per_family: zoo networks of each family, each for another task.
         trained: networks that no zoo has, out of `BOARD_NETWORKS`.
         fractions, trained_fractions: of the dense MACs; zoo networks have one each, trained ones all.
-        methods: formulas with their allocators (`"taylor/mac"`), searches (`"refit_loss/search"`, `"labeler/search"`),
-            and `"labeler/race"`.
+        methods: formulas with their allocators (`"taylor/mac"`), and what a formula (`"refit_loss/search"`,
+            `"refit_loss/race"`) or the labeler (`"labeler/search"`, `"labeler/race"`) leads.
         seeds: of data, repair and training.
         race_steps, candidates, searches: see `PlanRace` and `BoardSettings`.
         workers: processes.
@@ -80,7 +79,7 @@ class NoRegretJob:
             raise ConfigError(f"job.labeler must be out of {tuple(LABELERS)}. Got {self.settings.labeler!r}.")
         for name in self.settings.methods:
             method = Method(name)
-            if name not in (*OURS, FORMULA_SEARCH) and (method.source not in CRITERIA or method.allocator == "search"):
+            if name not in SEARCHES and (method.source not in CRITERIA or method.allocator == "search"):
                 raise ConfigError(f"job.methods: no scores are called {method.source!r}. Known: {sorted(CRITERIA)}.")
         try:
             trained_boards(self.trained, self.trained_fractions)

@@ -31,6 +31,7 @@ from experiments.who_predicts import (
     PLANS,
     SPLITS,
     Prediction,
+    formulas,
     judge_few_shot,
     judge_formulas,
     judge_predictions,
@@ -39,6 +40,7 @@ from experiments.who_predicts import (
 )
 
 log = logging.getLogger(__name__)
+FORMULA = "refit_residual/loss"
 _TOLD = ("scope", "truth", "predictor", "zero_shot", "spearman_median", "low", "high", "spearman_mean_of_families",
          "spearman_worst_family", "worst_family")  # fmt: skip
 
@@ -112,11 +114,12 @@ class WhoPredictsJob:
 
 
 def _economy(boards: Sequence[PlanBoard], predictions: Sequence[Prediction], seed: int) -> list[EconomyRow]:
-    """Of labelers that saw neither family nor task, and of chance."""
+    """Of labelers that saw neither family nor task, of the best formula, and of chance."""
     rows = [row for p in predictions if p.split == SPLITS[0] for row in economy(p.board, p.labeler, p.score)]
     for number, board in enumerate(boards):
         chance = np.random.default_rng([seed, number]).random(len(board.loss["finetuned"]))
         rows += economy(board, "chance", chance)
+        rows += economy(board, FORMULA, formulas(board)[FORMULA])
     return rows
 
 

@@ -52,6 +52,15 @@ def test_few_masks_are_compared_by_difference():
     assert std_err[1] == pytest.approx(np.sqrt(gone.var(ddof=1) / 3 + there.var(ddof=1) / 3))
 
 
+def test_blocks_of_one_mask_take_nothing_out():
+    rng = np.random.default_rng(0)
+    masks = rng.random((60, 50)) < 0.5
+    losses = masks[:, 0] + 0.01 * rng.standard_normal(60)
+    alone = marginal_effects(masks, losses, np.arange(60))
+    np.testing.assert_array_equal(alone, marginal_effects(masks, losses))
+    assert alone[0][0] == pytest.approx(1.0, abs=0.1)
+
+
 def test_what_examples_differ_by_is_no_noise():
     rng = np.random.default_rng(0)
     masks, blocks = rng.random((400, 5)) < 0.5, np.repeat(np.arange(40), 10)

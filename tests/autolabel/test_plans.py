@@ -200,6 +200,7 @@ def small_bank(name="net-a", n_plans=6, n_groups=2, seed=0):
     rng = np.random.default_rng(seed)
     losses = {f"{what}_{moment}_{part}": rng.random(n_plans) for what in ("loss", "metric") for moment in MOMENTS
               for part in ("validation", "test")}  # fmt: skip
+    losses |= {f"macs_{moment}": rng.random(n_plans) for moment in MOMENTS}
     return LabelBank(
         networks={"name": np.array([name]), "family": np.array([f"family-{name}"]), "task": np.array(["t"]),
                   "loss_validation": np.array([0.1])},
