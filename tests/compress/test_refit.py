@@ -12,9 +12,11 @@ from zoo import ZOO, build
 
 from compress import CompressError, CompressionPlan, DataError, PlanError, analyze, apply_plan
 from compress.batch_norm import pooled_moments, reestimate_batch_norm_
+from compress.graph import layers_of
 from compress.least_squares import RIDGES, solve_change
 from compress.patches import linear_map
 from compress.recovery import recover_
+from compress.refit import _Rows
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -335,3 +337,33 @@ def test_architectures_of_the_zoo_get_closer(name: str) -> None:
     report = recover_(small, structure, batches)
     assert report.layers
     assert error() < 0.5 * before
+
+
+def test_halves_of_the_cross_validation_are_alternate_examples() -> None:
+    """Positions of one example belong together, and an order of the data does not part the halves."""
+    x = [torch.randn(3, 2, 5, generator=seeded(1)), torch.randn(2, 2, 5, generator=seeded(2))]
+    layer = nn.Conv1d(2, 4, 3)
+    structure = analyze(nn.Sequential(layer, nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)), (x[0],))
+    how = linear_map(next(iter(layers_of(structure.traced.module))).node, layer.weight)
+    shapes = [torch.Size((3, 4, 3)), torch.Size((2, 4, 3))]
+    rows = _Rows(how, x, shapes, 1000, seeded(0))
+    assert rows.second_half().tolist() == [False] * 3 + [True] * 3 + [False] * 3 + [False] * 3 + [True] * 3
+    few = _Rows(how, x, shapes, 10, seeded(0))
+    assert few.second_half().tolist() == [False, False, True, True, False, False, False, False, True, True]
+    assert few.of_inputs().shape[1] == 10
+
+
+def test_the_halves_are_those_that_are_given() -> None:
+    x = torch.randn(1, 60, 8, generator=seeded(1), dtype=torch.float64)
+    # Rows of the two halves follow other laws: what holds between neighbours does not hold between early and late ones.
+    late = torch.arange(60) >= 30
+    target = torch.where(late[:, None], x[0] @ torch.ones(8, 1).double(), -x[0] @ torch.ones(8, 1).double())[None]
+    start = 0 * target
+    apart = solve_change(x, start, target, ridge=None, offset=False)
+    mixed = torch.arange(60) % 2 == 1
+    together = solve_change(x, start, target, ridge=None, offset=False, second_half=mixed)
+    assert apart.ridge == max(RIDGES)
+    order = torch.argsort(mixed.int(), stable=True)
+    sorted_ = solve_change(x[:, order], start, target[:, order], ridge=None, offset=False)
+    assert together.ridge == sorted_.ridge
+    torch.testing.assert_close(together.matrix, sorted_.matrix)
