@@ -18,6 +18,8 @@ from compress.statistics import Statistics
 FEATURES_VERSION = 3
 # Plans whose covariances are in memory together.
 _ELEMENTS = 2**24
+# Readers of more columns (flattened maps) are looked at plan by plan: most of their matrices is not needed.
+_WIDE = 96
 # What is done about the units that go: they are silenced, replaced by their mean, or made up for by least squares.
 _REMEDIES = ("silenced", "averaged", "refitted")
 # Where the error is looked at: in the reading layer, in the network's outputs, in its loss.
@@ -268,8 +270,11 @@ class _Reader:
         step = max(_ELEMENTS // len(self.rows) ** 2, 1)
         for start in range(0, len(new), step):
             rows = new[start : start + step]
-            found = self._errors(torch.from_numpy(stays[rows]).double())
-            columns = torch.stack([found[name] for name in self.NAMES], dim=1).tolist()
+            if len(self.rows) > _WIDE:
+                columns = [self._errors_of(torch.from_numpy(stays[i])) for i in rows]
+            else:
+                found = self._errors(torch.from_numpy(stays[rows]).double())
+                columns = torch.stack([found[name] for name in self.NAMES], dim=1).tolist()
             self._known.update({keys[i]: tuple(values) for i, values in zip(rows, columns, strict=True)})
         table = np.array([self._known[key] for key in keys]).reshape(len(keys), len(self.NAMES))
         return dict(zip(self.NAMES, table.T, strict=True))
@@ -292,6 +297,22 @@ class _Reader:
         found["effective_rank"] = rank / mask.sum(1).clamp_min(1.0)
         found["rank_kept"] = rank / self.dense_rank
         return found
+
+    def _errors_of(self, stays: torch.Tensor) -> list[float]:
+        """The same of one plan, in the order of `NAMES`, from the parts of the matrices that it is about."""
+        kept, gone = torch.nonzero(stays).flatten(), torch.nonzero(~stays).flatten()
+        inner, known = self.covariance[kept][:, kept], self.covariance[kept][:, gone]
+        rank = _effective_rank(inner[None])[0]
+        ridged = inner + self.strength * torch.eye(len(kept), dtype=inner.dtype)
+        explained = known.T @ torch.cholesky_solve(known, torch.linalg.cholesky(ridged))
+        silenced, averaged = self.second[gone][:, gone], self.covariance[gone][:, gone]
+        found = {"effective_rank": rank / max(len(kept), 1), "rank_kept": rank / self.dense_rank[0]}
+        for name, metric in self.metrics.items():
+            own = metric[gone][:, gone]
+            found[f"silenced_{name}"] = (silenced * own).sum()
+            found[f"averaged_{name}"] = (averaged * own).sum()
+            found[f"refitted_{name}"] = ((averaged - explained) * own).sum().clamp_min(0.0)
+        return [float(found[name]) for name in self.NAMES]
 
 
 def _metric(weight: torch.Tensor, reading: Reading, matrix: torch.Tensor | None) -> torch.Tensor:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import compress
+from autolabel import plan_summary
 from autolabel.allocators import LearnedSearchAllocator
 from autolabel.label_bank import LabelBank, merge_banks
 from autolabel.plan_board import boards_of, normal_scores, plan_matrix
@@ -128,6 +129,16 @@ def test_the_refitted_error_is_that_of_least_squares(case, sensitivity):
     assert value("averaged_error") == pytest.approx(float(centred.square().mean(0).sum() / variance), rel=1e-3)
     assert value("silenced_error") == pytest.approx(float(lost.square().mean(0).sum() / variance), rel=1e-3)
     assert value("kept") == pytest.approx(9 / 12)
+
+
+def test_wide_readers_say_the_same(case, sensitivity, monkeypatch):
+    structure, costs, statistics = case
+    removed = sample_plans(structure.units, costs, scores_of(statistics), "macs", 0.6, 6, seed=3, tolerance=0.2).removed
+    narrow = PlanSummarizer(statistics, sensitivity, costs, CRITERIA).summarize(removed)
+    monkeypatch.setattr(plan_summary, "_WIDE", 1)
+    wide = PlanSummarizer(statistics, sensitivity, costs, CRITERIA).summarize(removed)
+    np.testing.assert_allclose(wide.values, narrow.values, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(wide.plan_values, narrow.plan_values, rtol=1e-5, atol=1e-6)
 
 
 def test_shares_by_hand(case, sensitivity):
