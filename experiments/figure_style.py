@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import matplotlib
@@ -88,6 +88,12 @@ def plain_rows(axes: Axes, count: int) -> None:
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.set_ylim(count - 0.4, -0.6)
+
+
+def dots_and_mean(axes: Axes, row: int, values: Sequence[float], colour: str) -> None:
+    """One row of such a chart: a faint dot for every value, a strong one at their mean."""
+    axes.scatter(values, np.full(len(values), row), s=9, color=colour, alpha=0.55, linewidths=0)
+    axes.scatter([np.mean(values)], [row], s=34, color=colour, edgecolors=INK, linewidths=0.6, zorder=3)
 
 
 def log_like(axes: Axes, values: np.ndarray, axis: str = "y") -> None:

@@ -1,17 +1,13 @@
 """What labels are worth: the plan chosen after measuring a few favourites, against the plan that all labels choose."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from autolabel.plan_board import PlanBoard
-from compress.errors import ArtifactError
 
 COLUMNS = ("family", "task", "network", "predictor", "strategy", "measured", "cost_share", "metric", "full_metric")
-_NUMBERS = {"cost_share", "metric", "full_metric"}
 MEASURED = (1, 2, 3, 5, 8, 15, 30)
 # What is measured of the favourites before one is chosen.
 STRATEGIES = ("briefly_tuned", "finetuned")
@@ -56,23 +52,6 @@ def economy(board: PlanBoard, predictor: str, score: np.ndarray, numbers: Sequen
             rows.append(EconomyRow(board.family, board.task, board.network, predictor, strategy, number, cost,
                                    float(metric[chosen]), full))  # fmt: skip
     return rows
-
-
-def read_economy(path: str | Path) -> list[EconomyRow]:
-    """The rows of a raw table. Raises ArtifactError if it is missing or not such a table."""
-    path = Path(path)
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return [
-                EconomyRow(
-                    **{k: int(v) if k == "measured" else float(v) if k in _NUMBERS else v for k, v in line.items()}
-                )
-                for line in csv.DictReader(file)
-            ]
-    except OSError as error:
-        raise ArtifactError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except (TypeError, ValueError) as error:
-        raise ArtifactError(f"{path} is not a table of label economy ({error}).") from error
 
 
 def summarize_economy(rows: Sequence[EconomyRow]) -> list[dict[str, float | str]]:

@@ -1,15 +1,10 @@
 """The leaderboard of who predicts what: a page and a figure, drawn from the raw table that stays in the repository."""
 
-import csv
 from collections.abc import Sequence
-from dataclasses import fields
-from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from compress.errors import ArtifactError
-from experiments.figure_style import FAINT, INK, MUTED, SERIES, new_figure, plain_rows
+from experiments.figure_style import FAINT, MUTED, SERIES, dots_and_mean, new_figure, plain_rows
 from experiments.label_economy import EconomyRow, summarize_economy
 from experiments.plan_intervals import IntervalRow, summarize_intervals
 from experiments.who_predicts import PLANS, Row, summarize
@@ -43,25 +38,6 @@ favourite plan instead of the best one of the board. The settings of the labeler
 networks. The row *loss_finetuned* is the truth itself on other examples: what noise leaves to be predicted. Damage
 after a refit in thinned company is measured with standard errors larger than most units' damage, so there nothing
 orders single units well."""
-
-
-def read_table(path: str | Path) -> list[Row]:
-    """The rows of a `raw.csv`. Raises ArtifactError if it is missing or not such a table."""
-    path = Path(path)
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            found = list(csv.DictReader(file))
-        return [_row(line) for line in found]
-    except OSError as error:
-        raise ArtifactError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except (KeyError, ValueError, TypeError) as error:
-        raise ArtifactError(f"{path} is not a table of who predicts what ({error!r}).") from error
-
-
-def _row(line: dict[str, str]) -> Row:
-    numbers = {"spearman", "kendall", "regret"}
-    values = {f.name: float(line[f.name] or "nan") if f.name in numbers else line[f.name] for f in fields(Row)}
-    return Row(**{**values, "regret": None if line["regret"] == "" else values["regret"]})
 
 
 def write_page(rows: Sequence[Row], command: str) -> str:
@@ -146,8 +122,7 @@ def draw_plans(rows: Sequence[Row]) -> Figure:
         colour = SERIES[1] if learned else FAINT if line["zero_shot"] == "measured" else SERIES[0]
         for axes, prefix in ((left, "spearman/"), (right, "regret/")):
             values = [float(v) for key, v in line.items() if key.startswith(prefix)]
-            axes.scatter(values, np.full(len(values), i), s=9, color=colour, alpha=0.55, linewidths=0)
-            axes.scatter([np.mean(values)], [i], s=34, color=colour, edgecolors=INK, linewidths=0.6, zorder=3)
+            dots_and_mean(axes, i, values, colour)
     for axes in (left, right):
         plain_rows(axes, len(lines))
     left.set_yticks(range(len(lines)), names)

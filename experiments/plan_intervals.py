@@ -1,18 +1,14 @@
 """Whether intervals around a plan labeler's scores hold on networks that it never saw."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from autolabel.conformal import Calibration
-from compress.errors import ArtifactError
 from experiments.who_predicts import SPLITS, Prediction
 
 COLUMNS = ("predictor", "zero_shot", "network", "family", "task", "coverage", "half_width", "asked")
-_NUMBERS = {"coverage", "half_width", "asked"}
 
 
 @dataclass(frozen=True)
@@ -70,19 +66,6 @@ def judge_intervals(predictions: Sequence[Prediction], truth: str, asked: float 
 
 def _unlike(a: Prediction, b: Prediction) -> bool:
     return a.board.family != b.board.family and a.board.task != b.board.task
-
-
-def read_intervals(path: str | Path) -> list[IntervalRow]:
-    """The rows of a raw table. Raises ArtifactError if it is missing or not such a table."""
-    path = Path(path)
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            lines = list(csv.DictReader(file))
-        return [IntervalRow(**{k: float(v) if k in _NUMBERS else v for k, v in line.items()}) for line in lines]
-    except OSError as error:
-        raise ArtifactError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except (TypeError, ValueError) as error:
-        raise ArtifactError(f"{path} is not a table of intervals ({error}).") from error
 
 
 def summarize_intervals(rows: Sequence[IntervalRow]) -> list[dict[str, float | str]]:

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from compress.errors import ArtifactError
-from experiments.figure_style import FAINT, INK, SERIES, new_figure, plain_rows
+from experiments.figure_style import FAINT, SERIES, dots_and_mean, new_figure, plain_rows
 from experiments.regret import summarize
 
 _EXPLANATION = """Every method gets the same budget (MACs), the same repair and the same fine-tuning; each board is one
@@ -84,8 +83,7 @@ def draw_regret(rows: Sequence[Mapping[str, Any]]) -> Figure:
             (left, [board["rank"][name] for board in own]),
             (right, [max(board["behind"][name], 0.0) for board in own]),
         ):
-            axes.scatter(values, np.full(len(values), i), s=9, color=colour, alpha=0.55, linewidths=0)
-            axes.scatter([np.mean(values)], [i], s=34, color=colour, edgecolors=INK, linewidths=0.6, zorder=3)
+            dots_and_mean(axes, i, values, colour)
     for axes in (left, right):
         plain_rows(axes, len(names))
     left.set_yticks(range(len(names)), names)

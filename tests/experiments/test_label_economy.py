@@ -8,8 +8,9 @@ import pytest
 
 from autolabel.plan_board import PlanBoard
 from compress.errors import ArtifactError
-from experiments.label_economy import COLUMNS, economy, read_economy, summarize_economy
+from experiments.label_economy import COLUMNS, EconomyRow, economy, summarize_economy
 from experiments.leaderboard import write_economy
+from experiments.raw_table import read_raw
 
 LOSS = {"finetuned": np.array([0.3, 0.1, 0.2, 0.4]), "briefly_tuned": np.array([0.5, 0.9, 0.2, 0.8])}
 METRIC = {"finetuned": np.array([88.0, 95.0, 92.0, 80.0])}
@@ -45,11 +46,11 @@ def test_it_is_read_back_and_told(tmp_path):
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(dataclasses.asdict(row) for row in rows)
-    assert read_economy(tmp_path / "raw.csv") == rows
+    assert read_raw(tmp_path / "raw.csv", EconomyRow) == rows
     page = write_economy(rows)
     assert "| labeler | after fine-tuning | 2 | 50.0 % | 96.84 % | 96.8 % | 0 % of networks |" in page
     with pytest.raises(ArtifactError, match="Cannot read"):
-        read_economy(tmp_path / "none.csv")
+        read_raw(tmp_path / "none.csv", EconomyRow)
     (tmp_path / "raw.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ArtifactError, match="not a table of label economy"):
-        read_economy(tmp_path / "raw.csv")
+    with pytest.raises(ArtifactError, match="is not a table of EconomyRow"):
+        read_raw(tmp_path / "raw.csv", EconomyRow)

@@ -8,7 +8,8 @@ import pytest
 
 from compress.errors import ArtifactError
 from experiments.figure_style import figure_style, render_file_svg
-from experiments.leaderboard import draw_plans, read_table, write_page
+from experiments.leaderboard import draw_plans, write_page
+from experiments.raw_table import read_raw
 from experiments.results import collect_table
 from experiments.run_dir import RunDir
 from experiments.who_predicts import COLUMNS, Row
@@ -36,7 +37,7 @@ def write_table(path, rows):
 
 def test_the_table_is_read_as_it_was_written(tmp_path):
     write_table(tmp_path / "raw.csv", ROWS)
-    assert read_table(tmp_path / "raw.csv") == ROWS
+    assert read_raw(tmp_path / "raw.csv", Row) == ROWS
 
 
 def test_the_page_tells_the_best_first():
@@ -57,10 +58,10 @@ def test_the_figure_names_every_predictor():
 
 def test_a_table_that_is_none_is_named(tmp_path):
     with pytest.raises(ArtifactError, match="Cannot read"):
-        read_table(tmp_path / "raw.csv")
+        read_raw(tmp_path / "raw.csv", Row)
     (tmp_path / "raw.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ArtifactError, match="is not a table of who predicts what"):
-        read_table(tmp_path / "raw.csv")
+    with pytest.raises(ArtifactError, match="is not a table of Row"):
+        read_raw(tmp_path / "raw.csv", Row)
 
 
 def test_a_table_is_collected_with_what_made_it(tmp_path):
@@ -71,7 +72,7 @@ def test_a_table_is_collected_with_what_made_it(tmp_path):
         with pytest.raises(ArtifactError, match="is running, not finished"):
             collect_table(tmp_path / "run", "who_predicts.csv", tmp_path / "raw.csv")
     assert collect_table(tmp_path / "run", "who_predicts.csv", tmp_path / "out" / "raw.csv") == len(ROWS)
-    assert read_table(tmp_path / "out" / "raw.csv") == ROWS
+    assert read_raw(tmp_path / "out" / "raw.csv", Row) == ROWS
     made = json.loads((tmp_path / "out" / "made.json").read_text())
     assert made["command"] == "python -m experiments.run experiment=who_predicts"
     assert made["job"] == {"truths": ["finetuned"], "bank": "b.npz"}

@@ -9,7 +9,8 @@ import pytest
 from autolabel.plan_board import PlanBoard, normal_scores
 from compress.errors import ArtifactError
 from experiments.leaderboard import write_intervals
-from experiments.plan_intervals import COLUMNS, judge_intervals, read_intervals, summarize_intervals
+from experiments.plan_intervals import COLUMNS, IntervalRow, judge_intervals, summarize_intervals
+from experiments.raw_table import read_raw
 from experiments.who_predicts import Prediction
 
 
@@ -42,10 +43,10 @@ def test_they_are_read_back_and_told(tmp_path):
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(dataclasses.asdict(row) for row in rows)
-    assert read_intervals(tmp_path / "raw.csv") == rows
+    assert read_raw(tmp_path / "raw.csv", IntervalRow) == rows
     assert "| labeler | known families | 90 % |" in write_intervals(rows)
     with pytest.raises(ArtifactError, match="Cannot read"):
-        read_intervals(tmp_path / "none.csv")
+        read_raw(tmp_path / "none.csv", IntervalRow)
     (tmp_path / "raw.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ArtifactError, match="not a table of intervals"):
-        read_intervals(tmp_path / "raw.csv")
+    with pytest.raises(ArtifactError, match="is not a table of IntervalRow"):
+        read_raw(tmp_path / "raw.csv", IntervalRow)
