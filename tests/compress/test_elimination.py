@@ -9,7 +9,7 @@ from torch import nn
 
 from compress import ClassificationTask, CompressError, analyze
 from compress.criteria.reconstruction import ReconstructionCriterion
-from compress.elimination import Reading, eliminate, silencing_errors
+from compress.elimination import Reading, eliminate, readings, silencing_errors
 from compress.statistics import collect_statistics
 
 
@@ -79,6 +79,21 @@ def test_the_criterion_is_in_nats_and_spares_the_last_of_alike_channels() -> Non
     lean = collect_statistics(structure, ClassificationTask(), batches, ("gradients",))
     with pytest.raises(CompressError, match="'moments'"):
         ReconstructionCriterion().score(lean)
+
+
+@pytest.mark.parametrize(("groups", "readers"), [(1, 2), (2, 1)])
+def test_grouped_transposed_convolutions_are_left_out(groups: int, readers: int) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 6, 2, groups=groups), nn.ReLU(), nn.Conv2d(6, 3, 1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    ).eval()  # fmt: skip
+    batches = [(torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3)]
+    structure = analyze(model, batches[0][0])
+    statistics = collect_statistics(structure, ClassificationTask(), batches, ("gradients", "moments"))
+    found = readings(statistics)
+    assert len({reading.call for reading in found}) == readers
+    # A wrong reading of its weight would mix input channels that it does not mix.
+    assert all(reading.weight.shape[0] == len(reading.rows) for reading in found)
 
 
 def test_brute_force_finds_nothing_much_better() -> None:

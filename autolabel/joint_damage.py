@@ -1,0 +1,150 @@
+"""Damage of many choices together: what they do alone, corrected by what a few random plans measured."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize
+
+from compress.errors import CompressError
+
+# Damages below this part of the largest are noise of rounding; their logarithm would mean nothing.
+_FLOOR = 1e-5
+# Strengths that hold the weights at 1; without weights only exponent and scale are fitted.
+_PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, float("inf"))
+_FOLDS = 5
+_FEWEST = 10
+
+
+@dataclass(frozen=True, eq=False)
+class JointDamage:
+    """Predicts the damage of a plan as `scale * (sum of weight * damage alone) ** exponent`.
+
+    Single damages add up only where they are small. Together they hurt more (an exponent above 1: errors of one layer
+    meet the errors of others) or less (below 1: what is lost already cannot be lost again), and a choice that looks
+    harmless in the dense network may not be so among others. CLADO (Deng et al. 2023, arXiv:2307.05657) measures this
+    pair by pair; here it is learned from random plans, a few dozen for any number of choices. The prediction grows with
+    a sum over choices, so `corrected` damages can be given to any allocator that adds.
+
+    Attributes:
+        damage: `(n_choices,)` measured alone, in nats, floored above zero.
+        weight: `(n_choices,)`.
+        exponent, scale: see above.
+        penalty: that cross-validation over plans chose; infinite if weights did not help.
+        residuals: `(n_plans,)` measured minus predicted log damage of plans held out of the fit.
+    """
+
+    damage: np.ndarray
+    weight: np.ndarray
+    exponent: float
+    scale: float
+    penalty: float
+    residuals: np.ndarray
+
+    @classmethod
+    def fit(
+        cls, damage: np.ndarray, taken: np.ndarray, measured: np.ndarray, shared: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> "JointDamage":  # fmt: skip
+        """Learn from measured plans.
+
+        Args:
+            damage: `(n_choices,)` of each choice alone, in nats.
+            taken: `(n_plans, n_choices)` bool, what each plan does.
+            measured: `(n_plans,)` damage of the plans, in nats.
+            shared: `(n_choices,)` number of the weight that each choice has; by default each has its own.
+            seed: of the folds of plans.
+
+        Raises:
+            CompressError: for arrays that do not fit together or are not finite, fewer than ten plans, or a plan that
+                takes nothing.
+        """
+        damage, taken, measured = np.asarray(damage, float), np.asarray(taken, bool), np.asarray(measured, float)
+        own = np.arange(len(damage)) if shared is None else np.unique(shared, return_inverse=True)[1]
+        if taken.shape != (len(measured), len(damage)) or own.shape != damage.shape:
+            raise CompressError(
+                f"JointDamage.fit needs 'taken' of shape {(len(measured), len(damage))} and as many 'shared' as "
+                f"choices. Got {taken.shape} and {own.shape}."
+            )
+        if len(measured) < _FEWEST or not (np.isfinite(damage).all() and np.isfinite(measured).all()):
+            raise CompressError(
+                f"JointDamage.fit needs finite damages and at least {_FEWEST} measured plans. Got {len(measured)}."
+            )
+        if not taken.any(1).all() or not (damage > 0).any():
+            raise CompressError("JointDamage.fit needs plans that take at least one choice, and one that does damage.")
+        damage = np.maximum(damage, _FLOOR * damage.max())
+        target = np.log(np.maximum(measured, _FLOOR * max(float(measured.max()), 1e-12)))
+        problem = _Problem(taken * damage, target, own)
+        folds = np.random.default_rng(seed).permutation(len(measured)) % _FOLDS
+        errors = {penalty: problem.held_out(penalty, folds) for penalty in _PENALTIES}
+        best = min(errors, key=lambda penalty: float(np.square(errors[penalty]).mean()))
+        log_weight, exponent, log_scale = problem.solve(best)
+        return cls(damage, np.exp(log_weight[own]), exponent, float(np.exp(log_scale)), best, errors[best])
+
+    @property
+    def corrected(self) -> np.ndarray:
+        """`(n_choices,)` damages that may be added: a smaller sum is a smaller predicted damage."""
+        return self.weight * self.damage
+
+    def predict(self, taken: np.ndarray) -> np.ndarray:
+        """`(n_plans,)` nats. A plan that takes nothing does none."""
+        return self.of_sum(np.asarray(taken, float) @ self.corrected)
+
+    def of_sum(self, total: np.ndarray | float) -> np.ndarray:
+        """Nats of plans whose `corrected` damages add up to this."""
+        return self.scale * np.power(np.maximum(total, 0.0), self.exponent)
+
+    def interval(self, predicted: np.ndarray, coverage: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper end around predictions, from the plans held out (conformal, in the logarithm).
+
+        Raises:
+            CompressError: for a coverage that is not in (0, 1).
+        """
+        if not 0 < coverage < 1:
+            raise CompressError(f"The 'coverage' parameter of an interval must be in (0, 1). Got {coverage!r}.")
+        n = len(self.residuals)
+        rank = min(int(np.ceil((n + 1) * coverage)), n)
+        width = float(np.sort(np.abs(self.residuals))[rank - 1])
+        return predicted * np.exp(-width), predicted * np.exp(width)
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """`parts` is `(n_plans, n_choices)` single damages of what was taken, `own` the weight of each choice."""
+
+    parts: np.ndarray
+    target: np.ndarray
+    own: np.ndarray
+
+    def solve(self, penalty: float) -> tuple[np.ndarray, float, float]:
+        """Log weights, exponent and log scale."""
+        n_weights = int(self.own.max()) + 1
+        by_weight = np.zeros((len(self.parts), n_weights))
+        np.add.at(by_weight.T, self.own, self.parts.T)
+        free = np.isfinite(penalty)
+
+        def cost(x: np.ndarray) -> tuple[float, np.ndarray]:
+            weighted = by_weight * np.exp(np.clip(x[:-2], -20, 20))
+            total = weighted.sum(1)
+            error = x[-2] * np.log(total) + x[-1] - self.target
+            slope = 2 * error / len(error)
+            held = penalty * 100 / len(error) / n_weights if free else 0.0
+            gradient = np.concatenate([
+                (slope * x[-2] / total) @ weighted * free + 2 * held * x[:-2], [slope @ np.log(total)], [slope.sum()]
+            ])  # fmt: skip
+            return float(np.square(error).mean() + held * np.square(x[:-2]).sum()), gradient
+
+        start = np.concatenate([np.zeros(n_weights), [1.0, 0.0]])
+        bounds = [(None, None)] * n_weights + [(0.1, 10.0), (None, None)]
+        found = minimize(cost, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500}).x
+        return found[:-2], float(found[-2]), float(found[-1])
+
+    def held_out(self, penalty: float, folds: np.ndarray) -> np.ndarray:
+        """`(n_plans,)` errors of the log damage, each plan predicted without its fold."""
+        errors = np.empty(len(self.target))
+        for fold in np.unique(folds):
+            out = folds == fold
+            log_weight, exponent, log_scale = _Problem(self.parts[~out], self.target[~out], self.own).solve(penalty)
+            total = self.parts[out] @ np.exp(log_weight[self.own])
+            errors[out] = self.target[out] - (exponent * np.log(total) + log_scale)
+        return errors
