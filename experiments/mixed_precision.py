@@ -127,10 +127,10 @@ class WidthStudy:
         taken = bench.taken(judged_widths)
         harmful = np.maximum(alone, 0)
         bases = {"joint": (harmful, table.forward_macs), "fisher_joint": (fisher, 3 * full)}
+        known = {seed: (bench.taken(drawn[seed]), joint[seed][:, 1] - dense["label"][1]) for seed in self.seeds}
         fits = {
             (f"{base}_{n}", seed): (
-                JointDamage.fit(damage, bench.taken(drawn[seed][:n]), joint[seed][:n, 1] - dense["label"][1], seed=seed),
-                macs + n * full,
+                JointDamage.fit(damage, known[seed][0][:n], known[seed][1][:n], seed=seed), macs + n * full
             )
             for base, (damage, macs) in bases.items() for n in self.learned for seed in self.seeds
         }  # fmt: skip

@@ -1,14 +1,30 @@
-"""Reads the raw tables of results back into the rows that they were written from."""
+"""Writes the raw tables of results, and reads them back into the rows that they were written from."""
 
 import csv
+import io
 import types
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from compress.errors import ArtifactError
+from compress.files import write_atomic
+from experiments.run_dir import RunDir
 
 Row = TypeVar("Row")
+
+
+def write_raw(run_dir: RunDir, name: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV file of a run, numbers with six digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
+                     for row in rows)  # fmt: skip
+    path = run_dir.file(name)
+    write_atomic(path, lambda file: file.write(text.getvalue().encode()))
+    run_dir.add_output(path)
 
 
 def read_raw(path: str | Path, kind: type[Row]) -> list[Row]:

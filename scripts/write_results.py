@@ -4,12 +4,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments import leaderboard, regret_page  # noqa: E402
+from experiments import leaderboard, mixed_precision_page, regret_page  # noqa: E402
 from experiments.figure_style import figure_style, render_file_svg  # noqa: E402
 from experiments.label_economy import EconomyRow  # noqa: E402
+from experiments.mixed_precision import AllocationRow, WidthRow  # noqa: E402
 from experiments.plan_intervals import IntervalRow  # noqa: E402
 from experiments.raw_table import read_raw  # noqa: E402
 from experiments.who_predicts import Row  # noqa: E402
@@ -30,17 +33,32 @@ def _no_regret() -> str:
     return regret_page.write_page(rows, "`python -m experiments.run experiment=no_regret`")
 
 
+def _mixed_precision() -> str:
+    rows, chosen = (
+        read_raw(RESULTS / "mixed_precision" / f"{name}.csv", kind)
+        for name, kind in (("raw", WidthRow), ("allocations", AllocationRow))
+    )
+    return mixed_precision_page.write_page(rows, chosen, "`python -m experiments.run experiment=mixed_precision`")
+
+
+def _figure(name: str) -> Figure:
+    raw = RESULTS / name / "raw.csv"
+    if name == "who_predicts":
+        return leaderboard.draw_plans(read_raw(raw, Row))
+    if name == "no_regret":
+        return regret_page.draw_regret(regret_page.read_rows(raw))
+    return mixed_precision_page.draw_widths(read_raw(raw, WidthRow))
+
+
 # Name of the page -> its Markdown.
-pages: dict[str, Callable[[], str]] = {"who_predicts": _who_predicts, "no_regret": _no_regret}
+pages: dict[str, Callable[[], str]] = {
+    "who_predicts": _who_predicts, "no_regret": _no_regret, "mixed_precision": _mixed_precision,
+}  # fmt: skip
 
 
 if __name__ == "__main__":
     for name, page in pages.items():
         if (RESULTS / name / "raw.csv").exists():
             (ROOT / "docs" / f"{name}.md").write_text(page(), encoding="utf-8")
-    with figure_style(text_as_paths=True):
-        plans = leaderboard.draw_plans(read_raw(RESULTS / "who_predicts" / "raw.csv", Row))
-        (ROOT / "docs" / "who_predicts.svg").write_bytes(render_file_svg(plans))
-        if (RESULTS / "no_regret" / "raw.csv").exists():
-            boards = regret_page.draw_regret(regret_page.read_rows(RESULTS / "no_regret" / "raw.csv"))
-            (ROOT / "docs" / "no_regret.svg").write_bytes(render_file_svg(boards))
+            with figure_style(text_as_paths=True):
+                (ROOT / "docs" / f"{name}.svg").write_bytes(render_file_svg(_figure(name)))

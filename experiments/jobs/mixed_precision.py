@@ -1,16 +1,15 @@
 """The job that compares predictors of the loss of mixed-precision configurations with what is measured."""
 
-import csv
-import io
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from compress.files import write_atomic, write_json
+from compress.files import write_json
 from experiments.config import ConfigError
 from experiments.mixed_precision import AllocationRow, WidthRow, WidthStudy, summarize_widths
 from experiments.progress import progress
+from experiments.raw_table import write_raw
 from experiments.run_dir import RunDir
 from experiments.settings import Config
 from experiments.tracker import Tracker
@@ -83,11 +82,4 @@ _EXAMPLE = {"model": "resnet_cifar", "data": "cifar10"}
 
 
 def _write(run_dir: RunDir, name: str, kind: type, rows: Sequence[Any]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in asdict(row).items()}
-                     for row in rows)  # fmt: skip
-    path = run_dir.file(name)
-    write_atomic(path, lambda file: file.write(text.getvalue().encode()))
-    run_dir.add_output(path)
+    write_raw(run_dir, name, [field.name for field in fields(kind)], map(asdict, rows))

@@ -1,14 +1,12 @@
 """The job that compares the learned plan with those of formulas on many boards."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from autolabel.plan_race import PlanRace
 from compress.errors import CompressError
-from compress.files import write_atomic, write_json
+from compress.files import write_json
 from experiments.compared_methods import Method
 from experiments.config import ConfigError
 from experiments.no_regret import (
@@ -22,6 +20,7 @@ from experiments.no_regret import (
 )
 from experiments.plan_labelers import LABELERS
 from experiments.progress import progress
+from experiments.raw_table import write_raw
 from experiments.regret import summarize
 from experiments.run_dir import RunDir
 from experiments.settings import Config
@@ -93,13 +92,7 @@ class NoRegretJob:
         boards += trained_boards(self.trained, self.trained_fractions)
         with progress("comparing plans") as on_row:
             rows = run_boards(boards, self.seeds, self.settings, run_dir.path, self.workers, on_row)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        path = run_dir.file("no_regret.csv")
-        write_atomic(path, lambda file: file.write(text.getvalue().encode()))
-        run_dir.add_output(path)
+        write_raw(run_dir, "no_regret.csv", COLUMNS, rows)
         found = summarize(rows)
         write_json(run_dir.file("summary.json"), found)
         return {"no_regret": found["overall"]}

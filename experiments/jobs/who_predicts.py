@@ -1,7 +1,5 @@
 """The job that judges predictors of what plans lose, on networks of families and tasks that a labeler never saw."""
 
-import csv
-import io
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,7 +12,7 @@ from autolabel.label_bank import LabelBank
 from autolabel.plan_board import PlanBoard, boards_of
 from autolabel.plan_oracle import MOMENTS
 from autolabel.unit_board import unit_boards_of
-from compress.files import write_atomic, write_json
+from compress.files import write_json
 from experiments.config import ConfigError
 from experiments.label_economy import COLUMNS as ECONOMY_COLUMNS
 from experiments.label_economy import EconomyRow, economy
@@ -22,6 +20,7 @@ from experiments.plan_intervals import COLUMNS as INTERVAL_COLUMNS
 from experiments.plan_intervals import judge_intervals
 from experiments.plan_labelers import LABELERS
 from experiments.progress import progress
+from experiments.raw_table import write_raw
 from experiments.run_dir import RunDir
 from experiments.settings import Config
 from experiments.tracker import Tracker
@@ -124,14 +123,4 @@ def _economy(boards: Sequence[PlanBoard], predictions: Sequence[Prediction], see
 
 
 def _write(run_dir: RunDir, name: str, columns: Sequence[str], rows: Sequence[Any]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _rounded(value) for key, value in asdict(row).items()} for row in rows)
-    path = run_dir.file(name)
-    write_atomic(path, lambda file: file.write(text.getvalue().encode()))
-    run_dir.add_output(path)
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 4) if isinstance(value, float) else value
+    write_raw(run_dir, name, columns, map(asdict, rows))

@@ -1,0 +1,87 @@
+"""The page and the figure of mixed-precision configurations, drawn from the raw tables that stay in the repository."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.figure_style import FAINT, MUTED, SERIES, new_figure
+from experiments.mixed_precision import SUM, AllocationRow, WidthRow, summarize_widths
+
+_ABOUT = {
+    "mean_bits": "mean width",
+    "weight_error": "rounding error of each weight tensor over its energy, added",
+    "fisher": "rounding error times half the empirical Fisher diagonal, added (HAWQ-style)",
+    "sum": "measured damage of each layer and width alone, added",
+    "true": "learned from the judged configurations themselves",
+}
+_NOTE = """Every layer of the trained ResNet-20 takes 8, 6, 4, 3 or 2 bits at random; weights are rounded per channel,
+activations stay float, nothing is trained. `joint_N` and `fisher_joint_N` are `autolabel.joint_damage`: the damages of
+`sum` or of `fisher`, each with its weight, added and raised to a power, learned from N other random configurations
+measured on label examples (three draws of them; the spread is over these). Judged on test examples that no predictor
+saw. The dense network knows its label examples by heart, so predicted nats are on another scale than test nats; order
+is what is compared, and the factor 1.5 is given for what it is. For comparison, with other networks and spaces: EMQ
+(Dong et al. 2023, arXiv:2307.10554) reports .79 over all and .43 within the best fifth on ResNet-18."""
+
+
+def write_page(rows: Sequence[WidthRow], chosen: Sequence[AllocationRow], command: str) -> str:
+    """Markdown: a table of predictors, one of the allocations that follow from them."""
+    n_configs = len({row.config for row in rows})
+    text = [
+        "# Mixed precision: whose damages tell what widths do together", "",
+        f"{n_configs} configurations; drawn from `results/mixed_precision/raw.csv` and `allocations.csv` ({command}).",
+        "", _NOTE, "", "![Predicted and measured damage](mixed_precision.svg)", "",
+        "| predictor | | Spearman with test loss | within the best fifth | within a factor 1.5 | labels, 10^9 MACs |",
+        "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for line in summarize_widths(rows):
+        spread = line["seeds"] > 1
+        values = (
+            f"{line[key]:.3f}" + (f" ± {line[std]:.3f}" if spread else "")
+            for key, std in (("spearman", "spearman_std"), ("spearman_best_fifth", "best_fifth_std"))
+        )
+        within = line["within_1.5"]
+        told = "" if within is None else f"{100 * within:.0f} %"
+        cost = f"{line['label_cost_forward_macs'] / 1e9:.0f}"
+        text.append(f"| {line['predictor']} | {_about(line['predictor'])} | {' | '.join(values)} | {told} | {cost} |")
+    text += [
+        "", "## What is chosen with them", "",
+        "The same exact knapsack adds the damages of each and chooses widths within a budget of bytes; test accuracy "
+        f"without training (dense {chosen[0].dense_metric:.2f} %). `true` uses labels that no one has.", "",
+    ]  # fmt: skip
+    budgets = sorted({row.bits for row in chosen})
+    text += ["| labels | " + " | ".join(f"{bits:g} bits" for bits in budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
+    for name in dict.fromkeys(row.labels for row in chosen):
+        cells = [_mean([row.metric for row in chosen if row.labels == name and row.bits == bits]) for bits in budgets]
+        text.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(text) + "\n"
+
+
+def draw_widths(rows: Sequence[WidthRow]) -> Figure:
+    """Predicted against measured damage: added as they are, and learned together."""
+    learned = [line["predictor"] for line in summarize_widths(rows) if line["seeds"] > 1]
+    shown = [SUM, *learned[:1]]
+    figure = new_figure(3.6)
+    for axes, name in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
+        own = [row for row in rows if row.predictor == name]
+        own = [row for row in own if row.seed == own[0].seed and row.predicted > 0 and row.damage > 0]
+        predicted, damage = np.array([row.predicted for row in own]), np.array([row.damage for row in own])
+        axes.scatter(predicted, damage, s=7, color=SERIES[0 if name == SUM else 1], alpha=0.6, linewidths=0)
+        axes.axline((0.1, 0.1), (1, 1), color=FAINT, linewidth=0.8)
+        axes.set(xscale="log", yscale="log", xlabel="predicted damage, nats", title=name)
+        line = next(line for line in summarize_widths(rows) if line["predictor"] == name)
+        axes.text(0.03, 0.93, f"Spearman {line['spearman']:.2f}", transform=axes.transAxes, color=MUTED)
+    figure.axes[0].set_ylabel("measured on test examples, nats")
+    return figure
+
+
+def _about(name: str) -> str:
+    if "joint" not in name:
+        return _ABOUT[name]
+    number = name.rpartition("_")[2]
+    return f"{'fisher' if name.startswith('fisher') else 'sum'}, learned with {number} configurations"
+
+
+def _mean(values: Sequence[float]) -> str:
+    spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{spread}"
