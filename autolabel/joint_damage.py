@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize
 
-from compress.errors import CompressError
+from compress.errors import ArtifactError, CompressError
+from compress.files import load_arrays, save_arrays
 
 # Damages below this part of the largest are noise of rounding; their logarithm would mean nothing.
 _FLOOR = 1e-5
@@ -14,6 +16,7 @@ _FLOOR = 1e-5
 _PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, float("inf"))
 _FOLDS = 5
 _FEWEST = 10
+_EXPONENTS = (0.2, 4.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +33,8 @@ class JointDamage:
         damage: `(n_choices,)` measured alone, in nats, floored above zero.
         weight: `(n_choices,)`.
         exponent, scale: see above.
-        penalty: that cross-validation over plans chose; infinite if weights did not help.
+        penalty: that cross-validation over plans chose; infinite if weights did not help. Where a plain sum predicts
+            plans held out better, it is left a sum: weights, exponent and scale are 1.
         residuals: `(n_plans,)` measured minus predicted log damage of plans held out of the fit.
     """
 
@@ -44,7 +48,7 @@ class JointDamage:
     @classmethod
     def fit(
         cls, damage: np.ndarray, taken: np.ndarray, measured: np.ndarray, shared: Sequence[int] | None = None,
-        seed: int = 0,
+        noise: float = 0.0, seed: int = 0,
     ) -> "JointDamage":  # fmt: skip
         """Learn from measured plans.
 
@@ -53,6 +57,7 @@ class JointDamage:
             taken: `(n_plans, n_choices)` bool, what each plan does.
             measured: `(n_plans,)` damage of the plans, in nats.
             shared: `(n_choices,)` number of the weight that each choice has; by default each has its own.
+            noise: nats below which measured damages mean nothing, such as their standard error.
             seed: of the folds of plans.
 
         Raises:
@@ -73,11 +78,14 @@ class JointDamage:
         if not taken.any(1).all() or not (damage > 0).any():
             raise CompressError("JointDamage.fit needs plans that take at least one choice, and one that does damage.")
         damage = np.maximum(damage, _FLOOR * damage.max())
-        target = np.log(np.maximum(measured, _FLOOR * max(float(measured.max()), 1e-12)))
-        problem = _Problem(taken * damage, target, own)
+        noise = max(noise, _FLOOR * float(measured.max()), 1e-12)
+        problem = _Problem(taken * damage, np.log(np.maximum(measured, 0) + noise), own, noise)
         folds = np.random.default_rng(seed).permutation(len(measured)) % _FOLDS
         errors = {penalty: problem.held_out(penalty, folds) for penalty in _PENALTIES}
         best = min(errors, key=lambda penalty: float(np.square(errors[penalty]).mean()))
+        added = problem.errors(np.zeros(int(own.max()) + 1), 1.0, 0.0)
+        if np.square(added).mean() <= np.square(errors[best]).mean():
+            return cls(damage, np.ones(len(damage)), 1.0, 1.0, float("inf"), added)
         log_weight, exponent, log_scale = problem.solve(best)
         return cls(damage, np.exp(log_weight[own]), exponent, float(np.exp(log_scale)), best, errors[best])
 
@@ -93,6 +101,26 @@ class JointDamage:
     def of_sum(self, total: np.ndarray | float) -> np.ndarray:
         """Nats of plans whose `corrected` damages add up to this."""
         return self.scale * np.power(np.maximum(total, 0.0), self.exponent)
+
+    def priced(self, total: float) -> np.ndarray:
+        """`(n_choices,)` nats that add up to the prediction for a plan whose `corrected` damages add up to `total`.
+
+        They can be added to damages of other kinds; an allocator that finds another total asks again.
+        """
+        return self.corrected * (float(self.of_sum(total)) / total if total > 0 else 1.0)
+
+    def save(self, path: str | Path) -> None:
+        """Write an `.npz`, atomically."""
+        law = np.array([self.exponent, self.scale, self.penalty])
+        save_arrays(path, damage=self.damage, weight=self.weight, law=law, residuals=self.residuals)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "JointDamage":
+        """Read what `save` wrote. Raises ArtifactError if it is missing or damaged."""
+        a = load_arrays(path, ("damage", "weight", "law", "residuals"))
+        if a["damage"].shape != a["weight"].shape or a["law"].shape != (3,) or not (a["damage"] > 0).all():
+            raise ArtifactError(f"{path} is not a valid law of joint damage. Delete it to learn it anew.")
+        return cls(a["damage"], a["weight"], *a["law"].tolist(), a["residuals"])
 
     def interval(self, predicted: np.ndarray, coverage: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper end around predictions, from the plans held out (conformal, in the logarithm).
@@ -110,11 +138,13 @@ class JointDamage:
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
-    """`parts` is `(n_plans, n_choices)` single damages of what was taken, `own` the weight of each choice."""
+    """`parts` is `(n_plans, n_choices)` single damages of what was taken, `own` the weight of each choice; `target` is
+    the logarithm of damage plus noise."""
 
     parts: np.ndarray
     target: np.ndarray
     own: np.ndarray
+    noise: float
 
     def solve(self, penalty: float) -> tuple[np.ndarray, float, float]:
         """Log weights, exponent and log scale."""
@@ -126,8 +156,10 @@ class _Problem:
         def cost(x: np.ndarray) -> tuple[float, np.ndarray]:
             weighted = by_weight * np.exp(np.clip(x[:-2], -20, 20))
             total = weighted.sum(1)
-            error = x[-2] * np.log(total) + x[-1] - self.target
-            slope = 2 * error / len(error)
+            level = x[-2] * np.log(total) + x[-1]
+            damage = np.exp(np.clip(level, -50, 50))
+            error = np.log(damage + self.noise) - self.target
+            slope = 2 * error / len(error) * damage / (damage + self.noise)
             held = penalty * 100 / len(error) / n_weights if free else 0.0
             gradient = np.concatenate([
                 (slope * x[-2] / total) @ weighted * free + 2 * held * x[:-2], [slope @ np.log(total)], [slope.sum()]
@@ -135,7 +167,7 @@ class _Problem:
             return float(np.square(error).mean() + held * np.square(x[:-2]).sum()), gradient
 
         start = np.concatenate([np.zeros(n_weights), [1.0, 0.0]])
-        bounds = [(None, None)] * n_weights + [(0.1, 10.0), (None, None)]
+        bounds = [(None, None)] * n_weights + [_EXPONENTS, (None, None)]
         found = minimize(cost, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500}).x
         return found[:-2], float(found[-2]), float(found[-1])
 
@@ -144,7 +176,13 @@ class _Problem:
         errors = np.empty(len(self.target))
         for fold in np.unique(folds):
             out = folds == fold
-            log_weight, exponent, log_scale = _Problem(self.parts[~out], self.target[~out], self.own).solve(penalty)
-            total = self.parts[out] @ np.exp(log_weight[self.own])
-            errors[out] = self.target[out] - (exponent * np.log(total) + log_scale)
+            known = _Problem(self.parts[~out], self.target[~out], self.own, self.noise)
+            errors[out] = _Problem(self.parts[out], self.target[out], self.own, self.noise).errors(
+                *known.solve(penalty)
+            )
         return errors
+
+    def errors(self, log_weight: np.ndarray, exponent: float, log_scale: float) -> np.ndarray:
+        """`(n_plans,)` measured minus predicted."""
+        total = self.parts @ np.exp(log_weight[self.own])
+        return self.target - np.log(np.exp(exponent * np.log(total) + log_scale) + self.noise)

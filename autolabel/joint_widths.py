@@ -1,12 +1,16 @@
 """What a network loses when all of its layers are stored in few bits at once, each in its own width."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from autolabel.joint_damage import JointDamage
+from autolabel.oracle import Moments
+from autolabel.tables import LabelTable
 from compress.attributes import value_of
 from compress.errors import CompressError
 from compress.quantizer import WEIGHT_BITS, Quantizer, dequantize_weight, quantize_weight
@@ -60,11 +64,21 @@ class WidthBench:
         Raises:
             CompressError: for a wrong number of widths or one that is not offered.
         """
+        self._round(widths)
+        return evaluate(self._module, self.task, batches)
+
+    def losses(self, widths: Sequence[int], batches: Sequence[Batch]) -> np.ndarray:
+        """`(n_examples,)` float64 losses, see `evaluate`."""
+        self._round(widths)
+        with torch.no_grad():
+            found = [self.task.loss(self._module(*self.task.inputs(batch)), batch).double() for batch in batches]
+        return torch.cat(found).numpy()
+
+    def _round(self, widths: Sequence[int]) -> None:
         self._check(widths)
         with torch.no_grad():
             for name, width in zip(self.layers, widths, strict=True):
                 self._weights[name].copy_(self._rounded[name, int(width)])
-        return evaluate(self._module, self.task, batches)
 
     def taken(self, widths: np.ndarray) -> np.ndarray:
         """`(n_plans, n_choices)` bool: which choice each plan takes, layer by layer, in the order of `bits`.
@@ -121,3 +135,54 @@ class WidthBench:
                 f"A plan of widths needs one of {sorted(allowed)} for each of {len(self.layers)} layers. "
                 f"Got {[int(width) for width in widths]}."
             )
+
+
+def learn_joint_widths(
+    bench: WidthBench, batches: Sequence[Batch], labels: LabelTable, plans: int, seed: int = 0,
+    on_plan: Callable[[int, int], None] | None = None,
+) -> JointDamage:  # fmt: skip
+    """What widths do together, learned from random plans.
+
+    Args:
+        batches: examples to measure on, those of the labels.
+        labels: of the layers alone, with the choices `"8bit"`, ....
+        plans: how many random plans to measure.
+        seed: of their drawing.
+
+    Raises:
+        CompressError: for labels of other layers or widths, or fewer than ten plans.
+    """
+    alone = _damages(labels, bench)
+    dense = bench.losses([FLOAT_BITS] * len(bench.layers), batches)
+    widths, measured, errors = bench.draw(plans, seed), [], []
+    for plan in widths:
+        moments = Moments()
+        moments.add(bench.losses(plan, batches) - dense)
+        measured.append(moments.mean)
+        errors.append(moments.std_err)
+        if on_plan is not None:
+            on_plan(len(measured), plans)
+    noise = float(np.median(errors)) if len(dense) > 1 else 0.0
+    return JointDamage.fit(alone, bench.taken(widths), np.array(measured), noise=noise, seed=seed)
+
+
+def joint_labels(labels: LabelTable, bench: WidthBench, joint: JointDamage, total: float) -> LabelTable:
+    """The labels with damages that add up to the prediction of a plan, see `JointDamage.priced`."""
+    damage = labels.damage.copy()
+    damage[_cells(labels, bench)] = joint.priced(total)
+    return replace(labels, damage=damage)
+
+
+def _damages(labels: LabelTable, bench: WidthBench) -> np.ndarray:
+    return np.maximum(labels.damage[_cells(labels, bench)], 0)
+
+
+def _cells(labels: LabelTable, bench: WidthBench) -> tuple[np.ndarray, np.ndarray]:
+    """Where the damages of a bench's choices stand in a table."""
+    rows = {unit: i for i, unit in enumerate(labels.unit_ids)}
+    columns = {choice: i for i, choice in enumerate(labels.choices)}
+    try:
+        found = [(rows[layer], columns[f"{bits}bit"]) for layer in bench.layers for bits in bench.bits]
+    except KeyError as error:
+        raise CompressError(f"These labels know nothing of {error.args[0]!r}.") from None
+    return tuple(np.array(found).T)

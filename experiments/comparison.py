@@ -15,6 +15,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from autolabel.allocators import LearnedSearchAllocator
+from autolabel.joint_damage import JointDamage
+from autolabel.joint_widths import FLOAT_BITS, joint_labels
 from autolabel.learning import join_scores, learn_labels
 from autolabel.plan_criteria import plan_criteria
 from autolabel.plan_search import PlanSearch
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 # Enough for a matrix of second moments of gradients; each costs several backward passes.
 _SENSITIVITY_BATCHES = 8
+_PRICINGS = 3
 COLUMNS = (
     "method",
     "seed",
@@ -60,8 +63,11 @@ COLUMNS = (
 class Comparison:
     """Runs all methods over all seeds, one row at a time, and resumes from the rows that are there."""
 
-    def __init__(self, experiment: "Workbench", labels: LabelTable, formats: LabelTable | None) -> None:
-        self.experiment, self.labels, self.formats = experiment, labels, formats
+    def __init__(
+        self, experiment: "Workbench", labels: LabelTable, formats: LabelTable | None,
+        joint: JointDamage | None = None,
+    ) -> None:  # fmt: skip
+        self.experiment, self.labels, self.formats, self.joint = experiment, labels, formats, joint
         self.settings = experiment.config.compare
         self.methods = methods_of(experiment.config, experiment.parts)
         self.criteria = {**experiment.parts.baselines, CRITERION: experiment.parts.criterion}
@@ -215,10 +221,25 @@ class _Seed:
 
     def plan(self, method: Method) -> CompressionPlan:
         """The plan of a method on this seed's data."""
-        experiment = self.comparison.experiment
         if method.source == PLANS:
             return self._searched_plan()
-        scores = join_scores(experiment.structure, self._scores(method), self.comparison.formats)
+        experiment = self.comparison.experiment
+        formats, joint = self.comparison.formats, self.comparison.joint
+        if formats is None or joint is None:
+            return self._added_plan(method, formats)
+        # What a width costs in nats hangs on the others that are chosen: begin with sums, then price anew.
+        bench, plan = experiment.width_bench, self._added_plan(method, formats)
+        for _ in range(_PRICINGS):
+            chosen = [plan.layer_formats[name].bits if name in plan.layer_formats else FLOAT_BITS
+                      for name in bench.layers]  # fmt: skip
+            total = float(bench.taken(np.array([chosen]))[0] @ joint.corrected)
+            plan = self._added_plan(method, joint_labels(formats, bench, joint, total))
+        return plan
+
+    def _added_plan(self, method: Method, formats: LabelTable | None) -> CompressionPlan:
+        """The plan of least added damage."""
+        experiment = self.comparison.experiment
+        scores = join_scores(experiment.structure, self._scores(method), formats)
         allocator: Any = method.allocator
         adds = allocator in ("greedy", "knapsack")
         damages = scores.scale == "nats"

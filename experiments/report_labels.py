@@ -80,11 +80,15 @@ def render_sensitivity(run: RunFiles, report: Report, figures: Figures) -> str:
     if run.layer_labels is None:
         bits = not_run("Sensitivity of layers to bit-widths", "no layer_labels.npz")
     else:
-        bits = figure(
-            figures,
-            "layer_sensitivity",
-            "Damage when the weights of one layer alone are stored in fewer bits. Bars: standard error.",
-        ) + folded("all layers as a table; outlined: the plan's choice", _layer_table(run))
+        bits = (
+            figure(
+                figures,
+                "layer_sensitivity",
+                "Damage when the weights of one layer alone are stored in fewer bits. Bars: standard error.",
+            )
+            + note(_together(run))
+            + folded("all layers as a table; outlined: the plan's choice", _layer_table(run))
+        )
     groups = figure(
         figures,
         "group_sensitivity",
@@ -196,6 +200,22 @@ def _explain(feature: Mapping[str, Any]) -> str:
     words = {1: "High values go with more predicted damage.", -1: "High values go with less predicted damage."}
     told = [str(pick(feature, "description") or ""), words.get(pick(feature, "direction"), "")]
     return " ".join(f"{text[0].upper()}{text[1:].rstrip('.')}." for text in told if text) or NOTHING
+
+
+def _together(run: RunFiles) -> str:
+    """What widths do in company."""
+    if run.joint is None:
+        return "Damages of widths are added as they are. measure.joint_widths=50 learns what they do together."
+    joint, plans = run.joint, f"{len(run.joint.residuals)} random plans were measured"
+    if joint.exponent == 1 and joint.scale == 1:
+        return f"{plans}: no law predicts plans held out better than the sum, so damages are added as they are."
+    more = "more" if joint.exponent > 1 else "less"
+    factor = float(np.exp(np.std(joint.residuals)))
+    return (
+        f"{plans}: together widths hurt {more} than alone, by the weighted sum to the power {joint.exponent:.2f}. "
+        f"Plans held out are predicted within a factor {factor:.2f} (one standard deviation). Widths were chosen "
+        "by these damages."
+    )
 
 
 def _layer_table(run: RunFiles) -> str:

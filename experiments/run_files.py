@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autolabel.joint_damage import JointDamage
 from autolabel.tables import LabelTable
 from compress.errors import ArtifactError
 from compress.files import read_json
@@ -15,6 +16,7 @@ from compress.units import UnitTable
 from experiments.trackers.jsonl import FILE_NAME, read_records
 
 COMPARISON_COLUMNS = ("method", "seed", "stage", "metric")
+JOINT_FILE = "joint_widths.npz"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class RunFiles:
         manifest, dense, costs, labeler, choice, result, export: the JSON objects of these names.
         warnings: texts of `warnings.json`.
         units, labels, layer_labels, held_out, plan: tables and plan of these names.
+        joint: what widths do together, if that was learned.
         comparison: rows of `comparison.csv`.
         curves: metric name -> `[(step, value), ...]` from `metrics.jsonl`.
         config: text of the resolved configuration.
@@ -58,6 +61,7 @@ class RunFiles:
     labels: LabelTable | None
     layer_labels: LabelTable | None
     held_out: LabelTable | None
+    joint: JointDamage | None
     plan: CompressionPlan | None
     comparison: tuple[Trial, ...] | None
     curves: Mapping[str, list[tuple[int, float]]]
@@ -87,6 +91,7 @@ def read_run(folder: str | Path) -> RunFiles:
         labels=load("labels.npz", LabelTable.load),
         layer_labels=load("layer_labels.npz", LabelTable.load),
         held_out=load("held_out.npz", LabelTable.load),
+        joint=load(JOINT_FILE, JointDamage.load),
         plan=load("plan.json", CompressionPlan.load),
         comparison=load("comparison.csv", _read_comparison),
         curves=load(FILE_NAME, _read_curves) or {},

@@ -30,12 +30,17 @@ class TrainSettings:
 
 @dataclass
 class MeasureSettings:
-    """Which units are measured (`sample`: a number, or null for all), and on how many examples."""
+    """Which units are measured (`sample`: a number, or null for all), and on how many examples.
+
+    `joint_widths` random plans of widths are measured beside the single ones, to learn what widths do together; with 0
+    damages of widths are added as they are.
+    """
 
     sample: int | None = 512
     images: int = 512
     batch_size: int = 256
     sampling: str = "stratified"
+    joint_widths: int = 0
 
 
 @dataclass

@@ -13,6 +13,8 @@ from torch import Tensor, fx
 from autolabel.explanation import top_features
 from autolabel.extraction import extract_features
 from autolabel.feature import describe_features
+from autolabel.joint_damage import JointDamage
+from autolabel.joint_widths import learn_joint_widths
 from autolabel.learning import learn_labels
 from autolabel.measuring import measure
 from autolabel.tables import LabelTable
@@ -30,6 +32,7 @@ from experiments.placement import PlacedBatches, placed
 from experiments.progress import progress
 from experiments.report import write_figures, write_report
 from experiments.run_dir import RunDir
+from experiments.run_files import JOINT_FILE
 from experiments.settings import Config
 from experiments.tracker import Tracker, to_json
 from experiments.warning_log import collected_warnings
@@ -86,7 +89,7 @@ class Experiment(Workbench):
             "layers",
             self.measure_layers,
             inputs=dense,
-            outputs=["layer_labels.npz"],
+            outputs=["layer_labels.npz", *([JOINT_FILE] if self.config.measure.joint_widths else [])],
             settings=settings("data", "measure", "oracles", "quantizer"),
             scratch=["layer_rows.jsonl"],
         )
@@ -101,7 +104,12 @@ class Experiment(Workbench):
         stage(
             "compare",
             self.compare,
-            inputs=[*dense, "labels.npz", "layer_labels.npz"],
+            inputs=[
+                *dense,
+                "labels.npz",
+                "layer_labels.npz",
+                *([JOINT_FILE] if self.config.measure.joint_widths else []),
+            ],
             outputs=["comparison.csv", "choice.json", "plan.json"],
             settings=self.compare_settings(),
             scratch=["comparison"],
@@ -241,6 +249,12 @@ class Experiment(Workbench):
                 on_row=on_row,
             )
         labels.save(self.run_dir.file("layer_labels.npz"))
+        if settings.joint_widths:
+            with progress("widths together") as on_plan:
+                joint = learn_joint_widths(
+                    self.width_bench, batches, labels, settings.joint_widths, self.config.seed, on_plan
+                )
+            joint.save(self.run_dir.file(JOINT_FILE))
 
     def learn(self) -> None:
         """Measure a sample, learn from it, label every unit."""
@@ -316,7 +330,8 @@ class Experiment(Workbench):
         """The comparison of methods on the labels that were learned."""
         labels = LabelTable.load(self.run_dir.path / "labels.npz")
         formats = LabelTable.load(self.run_dir.path / "layer_labels.npz") if self.quantizes else None
-        return Comparison(self, labels, formats)
+        joint = JointDamage.load(self.run_dir.path / JOINT_FILE) if self.config.measure.joint_widths else None
+        return Comparison(self, labels, formats, joint)
 
     def compress(self) -> None:
         """Apply the plan, repair, fine-tune, quantise, and leave the artifact."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from autolabel.joint_widths import WidthBench
 from compress.allocation import check_budget
 from compress.application import slice_model
 from compress.counting import unit_costs
@@ -70,6 +71,12 @@ class Workbench:
         if attach is None:
             return found
         return attach(self.model, found, noise=noise, seed=self.config.seed)
+
+    @cached_property
+    def width_bench(self) -> WidthBench:
+        """The network with its layers in any widths."""
+        oracle = self.parts.oracles["layer_choice"]
+        return WidthBench(self.structure, self.task, oracle.quantizer, oracle.bits)
 
     @cached_property
     def statistics(self) -> Statistics:

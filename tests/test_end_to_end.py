@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock
 
 from autolabel import FeatureTable, LabelTable
+from autolabel.joint_damage import JointDamage
 from compress import CompressionPlan, UnitTable
 from compress.errors import ArtifactError
 from compress.files import write_json
@@ -33,7 +34,7 @@ from experiments.results import collect_results
 from experiments.run_dir import read_manifest
 
 ROOT = Path(__file__).parents[1]
-FAST = ["experiment=quickstart", "debug=fast", "threads=1"]
+FAST = ["experiment=quickstart", "debug=fast", "threads=1", "measure.joint_widths=10"]
 STAGES = {"dense", "units", "features", "layers", "labels", "compare", "compress", "export"}
 
 
@@ -149,6 +150,12 @@ def test_a_run_leaves_what_it_promises(run):
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert "finetune/train/loss" in json.dumps(metrics)
     assert all(map(math.isfinite, numbers(metrics)))
+
+
+def test_widths_were_priced_by_what_they_do_together(run):
+    joint = JointDamage.load(run / "joint_widths.npz")
+    assert len(joint.residuals) == 10
+    assert "random plans were measured" in (run / "report.html").read_text()
 
 
 def test_the_budget_is_met(run):
@@ -365,7 +372,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(refuse, tmp_path):
 
 def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(tmp_path):
     run = tmp_path / "run"
-    call(*FAST, "compare.methods=[plans/search,random]", "quantize.enabled=false", "budget.weight_bytes=null",
+    call(*FAST, "compare.methods=[plans/search,random]", "quantize.enabled=false",
+         "measure.joint_widths=0", "budget.weight_bytes=null",
          "budget.macs=0.5", "export.formats=[]", f"hydra.run.dir={run}")  # fmt: skip
     with (run / "comparison.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["method"] == "plans/search"]

@@ -9,8 +9,10 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from autolabel.joint_damage import JointDamage
-from autolabel.joint_widths import WidthBench
-from compress import ClassificationTask, CompressError, analyze
+from autolabel.joint_widths import WidthBench, joint_labels, learn_joint_widths
+from autolabel.measuring import measure
+from autolabel.oracles.layer_choice import LayerChoiceOracle
+from compress import ArtifactError, ClassificationTask, CompressError, analyze
 from compress.quantizer import dequantize_weight, quantize_weight
 from compress.quantizers.minmax import MinMaxQuantizer
 from compress.task import evaluate
@@ -144,3 +146,31 @@ def test_fisher_is_that_of_single_examples(network):
     torch.testing.assert_close(fisher["3"].float(), total / 64)
     errors = bench.rounding_error(fisher).reshape(2, 2)
     assert (errors[:, 0] < errors[:, 1]).all()
+
+
+def test_it_is_stored_without_loss(tmp_path):
+    damage, _, taken, measured = make_plans(30, 6, 5, noise=0.3)
+    found = JointDamage.fit(damage, taken, measured)
+    found.save(tmp_path / "joint.npz")
+    read = JointDamage.load(tmp_path / "joint.npz")
+    np.testing.assert_array_equal(read.predict(taken), found.predict(taken))
+    assert read.interval(np.ones(1)) == found.interval(np.ones(1))
+    (tmp_path / "joint.npz").write_bytes(b"PK")
+    with pytest.raises(ArtifactError, match=r"joint\.npz"):
+        JointDamage.load(tmp_path / "joint.npz")
+
+
+def test_labels_of_widths_add_up_to_what_is_predicted(network):
+    _, batches, structure = network
+    task, quantizer = ClassificationTask(), MinMaxQuantizer()
+    bench = WidthBench(structure, task, quantizer, (4, 2))
+    labels = measure(structure, None, task, batches, LayerChoiceOracle((4, 2), quantizer))
+    joint = learn_joint_widths(bench, batches, labels, 12, seed=1)
+    assert joint.residuals.shape == (12,)
+    plan = bench.taken(np.array([[2, 4]]))[0]
+    priced = joint_labels(labels, bench, joint, float(plan @ joint.corrected))
+    rows = [priced.unit_ids.index(name) for name in bench.layers]
+    added = priced.damage[rows[0], priced.choices.index("2bit")] + priced.damage[rows[1], priced.choices.index("4bit")]
+    assert added == pytest.approx(joint.predict(plan[None])[0])
+    with pytest.raises(CompressError, match="know nothing of '3bit'"):
+        learn_joint_widths(WidthBench(structure, task, quantizer, (3, 2)), batches, labels, 12)
