@@ -12,6 +12,8 @@ from compress.costs import CostTable
 from compress.errors import CompressError
 from compress.units import UnitTable
 
+_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
 
 @dataclass(frozen=True)
 class FeatureWeight:
@@ -151,8 +153,24 @@ def relatives(
     return tuple(Relative(name, float(distance[i]), float(damage[name])) for name, i in zip(names, order, strict=True))
 
 
-def explain_layer(units: UnitTable, costs: CostTable, labels: LabelTable, group: str) -> str:
-    """Words: what one channel (or head) less of a coupled group would cost and save, and the next ones after it.
+@dataclass(frozen=True)
+class LayerStep:
+    """What a coupled group would cost if some of its units went, the least harmful first.
+
+    Attributes:
+        less: how many go.
+        damage: sum of their labels.
+        macs_saved, bytes_saved: parts of the dense network's, in [0, 1].
+    """
+
+    less: int
+    damage: float
+    macs_saved: float
+    bytes_saved: float
+
+
+def layer_steps(units: UnitTable, costs: CostTable, labels: LabelTable, group: str) -> tuple[LayerStep, ...]:
+    """One unit (channel or head) less of a group, two less, and so on in growing steps; one at least stays.
 
     Raises:
         CompressError: if there is no such group, or none of its units has a label.
@@ -165,16 +183,25 @@ def explain_layer(units: UnitTable, costs: CostTable, labels: LabelTable, group:
     if not known:
         raise CompressError(f"No unit of {group!r} has a label.")
     order = sorted(known, key=lambda row: damage[units.ids[row]])
-    mask, total, lines = np.zeros(len(units), dtype=bool), 0.0, [f"{group}: {len(rows)} units."]
-    for step, row in enumerate(order[:-1], start=1):
-        mask[row] = True
-        total += damage[units.ids[row]]
-        if step in (1, 2, 5, 10, 20, 50, 100, 200, 500):
-            macs, weight_bytes = costs.total(mask)
-            lines.append(
-                f"  {step} less: {total:+.3g} predicted damage, {1 - macs / costs.dense_macs:.2%} of the MACs and "
-                f"{1 - weight_bytes / costs.dense_weight_bytes:.2%} of the bytes saved."
-            )
+    steps = []
+    for less in (n for n in _STEPS if n < len(order)):
+        mask = np.zeros(len(units), dtype=bool)
+        mask[order[:less]] = True
+        macs, weight_bytes = costs.total(mask)
+        total = float(sum(damage[units.ids[row]] for row in order[:less]))
+        steps.append(LayerStep(less, total, 1 - macs / costs.dense_macs, 1 - weight_bytes / costs.dense_weight_bytes))
+    return tuple(steps)
+
+
+def explain_layer(units: UnitTable, costs: CostTable, labels: LabelTable, group: str) -> str:
+    """Words for `layer_steps`. Raises CompressError as it does."""
+    steps = layer_steps(units, costs, labels, group)
+    lines = [f"{group}: {int(((units.group == group) & units.removable).sum())} units."]
+    lines += [
+        f"  {step.less} less: {step.damage:+.3g} predicted damage, {step.macs_saved:.2%} of the MACs and "
+        f"{step.bytes_saved:.2%} of the bytes saved."
+        for step in steps
+    ]
     return "\n".join(lines)
 
 

@@ -89,5 +89,7 @@ def draw_regret(rows: Sequence[Mapping[str, Any]]) -> Figure:
     left.set_yticks(range(len(names)), names)
     left.set_xlabel("rank among all methods")
     right.set_xscale("symlog", linthresh=1.0)
+    right.set_xlim(left=-0.1)
+    right.xaxis.set_major_formatter("{x:g}")
     right.set_xlabel("points behind the best of the board")
     return figure

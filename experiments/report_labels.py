@@ -101,6 +101,7 @@ def render_sensitivity(run: RunFiles, report: Report, figures: Figures) -> str:
             bits or not_run("Sensitivity of layers to bit-widths"),
             heading("Removing units of a group"),
             groups or not_run("Labels of units", "no labels.npz"),
+            folded("what a channel or head less would cost, and save", _steps_table(run)) if run.group_steps else "",
         ]
     )
 
@@ -216,6 +217,17 @@ def _together(run: RunFiles) -> str:
         f"Plans held out are predicted within a factor {factor:.2f} (one standard deviation). Widths were chosen "
         "by these damages."
     )
+
+
+def _steps_table(run: RunFiles) -> str:
+    """Growing numbers of units of every group: predicted damage, and what they would save."""
+    rows: list[list[Cell]] = []
+    for group, steps in sorted(run.group_steps.items()):
+        for step in steps if isinstance(steps, list) else ():
+            damage, macs, size = (number(step, key) for key in ("damage", "macs_saved", "bytes_saved"))
+            if damage is not None and macs is not None and size is not None:
+                rows.append([group, str(pick(step, "less")), format_damage(damage), f"{macs:.2%}", f"{size:.2%}"])
+    return table(["group", "less", "sum of damages", "of the MACs", "of the bytes"], rows)
 
 
 def _layer_table(run: RunFiles) -> str:

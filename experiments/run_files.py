@@ -39,7 +39,7 @@ class RunFiles:
 
     Attributes:
         folder: of the run.
-        manifest, dense, costs, labeler, choice, result, export: the JSON objects of these names.
+        manifest, dense, costs, labeler, group_steps, choice, result, export: the JSON objects of these names.
         warnings: texts of `warnings.json`.
         units, labels, layer_labels, held_out, plan: tables and plan of these names.
         joint: what widths do together, if that was learned.
@@ -53,6 +53,7 @@ class RunFiles:
     dense: Mapping[str, Any] | None
     costs: Mapping[str, Any] | None
     labeler: Mapping[str, Any] | None
+    group_steps: Mapping[str, Any] | None
     choice: Mapping[str, Any] | None
     result: Mapping[str, Any] | None
     export: Mapping[str, Any] | None
@@ -82,7 +83,7 @@ def read_run(folder: str | Path) -> RunFiles:
         path = folder / name
         return read(path) if path.exists() else None
 
-    objects = ("manifest", "dense", "costs", "labeler", "choice", "result", "export")
+    objects = ("manifest", "dense", "costs", "labeler", "group_steps", "choice", "result", "export")
     return RunFiles(
         folder=folder,
         **{name: load(f"{name}.json", _read_object) for name in objects},

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, fx
 
-from autolabel.explanation import top_features
+from autolabel.explanation import layer_steps, top_features
 from autolabel.extraction import extract_features
 from autolabel.feature import describe_features
 from autolabel.joint_damage import JointDamage
@@ -97,7 +97,7 @@ class Experiment(Workbench):
             "labels",
             self.learn,
             inputs=[*dense, "features.npz"],
-            outputs=["labels.npz", "held_out.npz", "labeler.json", "labeler"],
+            outputs=["labels.npz", "held_out.npz", "labeler.json", "group_steps.json", "labeler"],
             settings=settings("data", "measure", "labeler", "oracles", "baselines"),
             scratch=["rows.jsonl"],
         )
@@ -279,6 +279,11 @@ class Experiment(Workbench):
         learned.labels.save(self.run_dir.file("labels.npz"))
         learned.held_out.save(self.run_dir.file("held_out.npz"))
         learned.labeler.save(self.run_dir.file("labeler"))
+        units, labels = self.structure.units, learned.labels
+        known = set(labels.unit_ids)
+        groups = dict.fromkeys(str(units.group[i]) for i in np.flatnonzero(units.removable) if units.ids[i] in known)
+        steps = {group: [asdict(step) for step in layer_steps(units, self.costs, labels, group)] for group in groups}
+        write_json(self.run_dir.file("group_steps.json"), to_json(steps))
         described = describe_features()
         top = top_features(learned.labeler, learned.features) if learned.labeler.name != "mean" else ()
         held_out = [

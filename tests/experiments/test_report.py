@@ -137,6 +137,7 @@ def make_run(folder: Path) -> Path:
             "layers": [{"name": n, "macs": 2.3e6, "weights": 9216, "params": 64} for n in layers],
             "uncounted": [["relu", 19], ["add", 9]], "dense_macs": 40.55e6, "dense_weight_bytes": 1078888,
         },
+        "group_steps.json": {"conv1:out": [{"less": 2, "damage": 0.125, "macs_saved": 0.0312, "bytes_saved": 0.0207}]},
         "labeler.json": {
             "labeler": "gbdt", "n_measured": 256, "n_units": 432, "seconds": 71.2, "forward_macs": 1.1e12,
             "naive_macs": 9.0e12,
@@ -366,6 +367,14 @@ FILES = (
     "costs.json", "labeler.json", "comparison.csv", "choice.json", "plan.json", "result.json", "export.json",
     "warnings.json", "metrics.jsonl",
 )  # fmt: skip
+
+
+def test_a_group_is_told_by_what_less_of_it_would_cost(run):
+    files = read_run(run)
+    page = render_page(files, summarize(files), {})
+    assert "what a channel or head less would cost, and save" in page
+    assert "3.12%" in page
+    assert "2.07%" in page
 
 
 @pytest.mark.parametrize("name", FILES)
