@@ -23,11 +23,12 @@ _EXPONENTS = (0.2, 4.0)
 class JointDamage:
     """Predicts the damage of a plan as `scale * (sum of weight * damage alone) ** exponent`.
 
-    Single damages add up only where they are small. Together they hurt more (an exponent above 1: errors of one layer
-    meet the errors of others) or less (below 1: what is lost already cannot be lost again), and a choice that looks
-    harmless in the dense network may not be so among others. CLADO (Deng et al. 2023, arXiv:2307.05657) measures this
-    pair by pair; here it is learned from random plans, a few dozen for any number of choices. The prediction grows with
-    a sum over choices, so `corrected` damages can be given to any allocator that adds.
+    Single damages add up only where they are small. Among many they grow faster than their sum (an exponent above 1:
+    errors of one layer meet the errors of others) or slower (below 1: what is lost already cannot be lost again), and a
+    choice that looks harmless in the dense network may not be so among others. CLADO (Deng et al. 2023,
+    arXiv:2307.05657) measures this pair by pair; here it is learned from random plans, a few dozen for any number of
+    choices. The prediction grows with a sum over choices, so `corrected` damages can be given to any allocator that
+    adds.
 
     Attributes:
         damage: `(n_choices,)` measured alone, in nats, floored above zero.
@@ -77,6 +78,8 @@ class JointDamage:
             )
         if not taken.any(1).all() or not (damage > 0).any():
             raise CompressError("JointDamage.fit needs plans that take at least one choice, and one that does damage.")
+        if (taken == taken[:1]).all():
+            raise CompressError("JointDamage.fit needs plans that differ. All take the same choices.")
         damage = np.maximum(damage, _FLOOR * damage.max())
         noise = max(noise, _FLOOR * float(measured.max()), 1e-12)
         problem = _Problem(taken * damage, np.log(np.maximum(measured, 0) + noise), own, noise)
@@ -102,12 +105,10 @@ class JointDamage:
         """Nats of plans whose `corrected` damages add up to this."""
         return self.scale * np.power(np.maximum(total, 0.0), self.exponent)
 
-    def priced(self, total: float) -> np.ndarray:
-        """`(n_choices,)` nats that add up to the prediction for a plan whose `corrected` damages add up to `total`.
-
-        They can be added to damages of other kinds; an allocator that finds another total asks again.
-        """
-        return self.corrected * (float(self.of_sum(total)) / total if total > 0 else 1.0)
+    def marginal(self, total: float) -> float:
+        """Nats that one more unit of `corrected` damage costs where they add up to this; at the least to one choice."""
+        total = max(total, float(self.corrected.min()))
+        return float(self.scale * self.exponent * total ** (self.exponent - 1))
 
     def save(self, path: str | Path) -> None:
         """Write an `.npz`, atomically."""

@@ -166,10 +166,10 @@ def learn_joint_widths(
     return JointDamage.fit(alone, bench.taken(widths), np.array(measured), noise=noise, seed=seed)
 
 
-def joint_labels(labels: LabelTable, bench: WidthBench, joint: JointDamage, total: float) -> LabelTable:
-    """The labels with damages that add up to the prediction of a plan, see `JointDamage.priced`."""
+def joint_labels(labels: LabelTable, bench: WidthBench, joint: JointDamage, price: float) -> LabelTable:
+    """The labels with `corrected` damages at a price in nats, so that they compete with damages of other kinds."""
     damage = labels.damage.copy()
-    damage[_cells(labels, bench)] = joint.priced(total)
+    damage[_cells(labels, bench)] = price * joint.corrected
     return replace(labels, damage=damage)
 
 

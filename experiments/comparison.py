@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 # Enough for a matrix of second moments of gradients; each costs several backward passes.
 _SENSITIVITY_BATCHES = 8
-_PRICINGS = 3
+# Prices of widths that are tried, times the one at the plan of added damages.
+_PRICES = (1.0, 0.1, 0.3, 3.0, 10.0)
 COLUMNS = (
     "method",
     "seed",
@@ -223,18 +224,33 @@ class _Seed:
         """The plan of a method on this seed's data."""
         if method.source == PLANS:
             return self._searched_plan()
-        experiment = self.comparison.experiment
         formats, joint = self.comparison.formats, self.comparison.joint
         if formats is None or joint is None:
             return self._added_plan(method, formats)
-        # What a width costs in nats hangs on the others that are chosen: begin with sums, then price anew.
-        bench, plan = experiment.width_bench, self._added_plan(method, formats)
-        for _ in range(_PRICINGS):
-            chosen = [plan.layer_formats[name].bits if name in plan.layer_formats else FLOAT_BITS
-                      for name in bench.layers]  # fmt: skip
-            total = float(bench.taken(np.array([chosen]))[0] @ joint.corrected)
-            plan = self._added_plan(method, joint_labels(formats, bench, joint, total))
-        return plan
+        # What one more bit costs hangs on all the others: the best of several prices, by the law itself.
+        first = self._added_plan(method, formats)
+        bench = self.comparison.experiment.width_bench
+        price = joint.marginal(self._width_total(first, joint))
+        plans = [first, *(self._added_plan(method, joint_labels(formats, bench, joint, factor * price))
+                          for factor in _PRICES)]  # fmt: skip
+        damages = [self._removal_damage(plan, method) + float(joint.of_sum(self._width_total(plan, joint)))
+                   for plan in plans]  # fmt: skip
+        best = int(np.argmin(damages))
+        known = plans[best].predicted_damage is not None
+        return replace(plans[best], predicted_damage=damages[best] if known else None)
+
+    def _width_total(self, plan: CompressionPlan, joint: JointDamage) -> float:
+        """Sum of the corrected damages of a plan's widths; one that was not measured counts as harmless."""
+        bench, formats = self.comparison.experiment.width_bench, plan.layer_formats
+        chosen = [formats[name].bits if name in formats else FLOAT_BITS for name in bench.layers]
+        chosen = [bits if bits in bench.bits else FLOAT_BITS for bits in chosen]
+        return float(bench.taken(np.array([chosen]))[0] @ joint.corrected)
+
+    def _removal_damage(self, plan: CompressionPlan, method: Method) -> float:
+        """Sum of the scores of what a plan removes, as they are spent."""
+        structure = self.comparison.experiment.structure
+        scores = join_scores(structure, self._scores(method)).removal
+        return float(np.nansum(scores[plan.removed_mask(structure.units)]))
 
     def _added_plan(self, method: Method, formats: LabelTable | None) -> CompressionPlan:
         """The plan of least added damage."""

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from autolabel.joint_damage import JointDamage
 from autolabel.joint_widths import FLOAT_BITS, WidthBench
 from autolabel.measuring import measure
+from autolabel.oracle import Moments
 from autolabel.oracles.layer_choice import LayerChoiceOracle
 from compress.allocation import allocate
 from compress.allocator import Constraints
@@ -110,7 +111,10 @@ class WidthStudy:
         costs = unit_costs(structure)
         most = max(self.learned)
         total = self.configs + len(self.seeds) * most
-        files = _Files(folder, _key(structure, bench, label, judged, task), on_config, total)
+        key = _key(structure, bench, quantizer, label, judged)
+        table = measure(structure, None, task, label, LayerChoiceOracle(bits, quantizer),
+                        rows_file=folder / f"layer_rows_{key[:12]}.jsonl")  # fmt: skip
+        files = _Files(folder, key, on_config, total)
         # Seeds of drawing: the judged configurations are none of those that are learned from.
         drawn = {seed: bench.draw(most, 1000 + seed) for seed in self.seeds}
         joint = {seed: files.measure(bench, f"label_{seed}", drawn[seed], label) for seed in self.seeds}
@@ -118,19 +122,18 @@ class WidthStudy:
         truth = files.measure(bench, "judged", judged_widths, judged)
         dense = {part: bench.evaluate([FLOAT_BITS] * len(bench.layers), batches)
                  for part, batches in (("label", label), ("judged", judged))}  # fmt: skip
-        table = measure(structure, None, task, label, LayerChoiceOracle(bits, quantizer),
-                        rows_file=folder / "layer_rows.jsonl")  # fmt: skip
         alone = table.damage[np.array(structure.units.positions(bench.layers))].reshape(-1)
         n_label = sum(len(task.inputs(batch)[0]) for batch in label)
         full = n_label * costs.dense_macs
         fisher = bench.rounding_error(bench.fisher(label))
         taken = bench.taken(judged_widths)
         harmful = np.maximum(alone, 0)
+        noise = _noise(bench, drawn[self.seeds[0]][:_CHUNK], label)
         bases = {"joint": (harmful, table.forward_macs), "fisher_joint": (fisher, 3 * full)}
         known = {seed: (bench.taken(drawn[seed]), joint[seed][:, 1] - dense["label"][1]) for seed in self.seeds}
         fits = {
             (f"{base}_{n}", seed): (
-                JointDamage.fit(damage, known[seed][0][:n], known[seed][1][:n], seed=seed), macs + n * full
+                JointDamage.fit(damage, known[seed][0][:n], known[seed][1][:n], noise=noise, seed=seed), macs + n * full
             )
             for base, (damage, macs) in bases.items() for n in self.learned for seed in self.seeds
         }  # fmt: skip
@@ -138,7 +141,7 @@ class WidthStudy:
             (BITS, 0): (-judged_widths.mean(1), 0.0),
             (ERROR, 0): (taken @ bench.rounding_error(), 0.0),
             (FISHER, 0): (taken @ fisher, 3 * full),
-            (SUM, 0): (taken @ alone, table.forward_macs),
+            (SUM, 0): (taken @ harmful, table.forward_macs),
             **{key: (fit.predict(taken), macs) for key, (fit, macs) in fits.items()},
         }
         names = ["-".join(map(str, widths)) for widths in judged_widths]
@@ -174,13 +177,8 @@ class WidthStudy:
 def weight_bytes(structure: Structure, costs: CostTable, widths: Mapping[str, float]) -> int:
     """Bytes of all parameters with layers in these widths; a width may be a fraction of a bit."""
     nothing = np.zeros(len(costs.unit_ids), dtype=bool)
-    total = costs.total(nothing)[1]
-    rows = {costs.unit_ids[unit]: row for row, unit in enumerate(costs.layer_unit) if unit >= 0}
-    for name, width in widths.items():
-        if width < FLOAT_BITS:
-            row = rows[name]
-            total += costs.layer_weights[row] * (width / 8 - 4) + 4 * costs.layer_outputs[row]
-    return round(total)
+    bits = np.array([widths.get(costs.unit_ids[unit], 0) if unit >= 0 else 0 for unit in costs.layer_unit], float)
+    return round(costs.total(nothing, bits)[1])
 
 
 def choose_widths(
@@ -240,12 +238,25 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     return float(spearmanr(a, b).statistic) if len(a) > 2 and np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0
 
 
-def _key(structure: Structure, bench: WidthBench, label: Sequence[Batch], judged: Sequence[Batch], task: Task) -> str:
-    """Of the weights, the widths and the examples."""
-    digest = hashlib.sha256(structure.traced.fingerprint.encode() + json.dumps([bench.layers, bench.bits]).encode())
+def _noise(bench: WidthBench, widths: np.ndarray, batches: Sequence[Batch]) -> float:
+    """Standard error of a measured damage, the median over these configurations."""
+    dense, errors = bench.losses([FLOAT_BITS] * len(bench.layers), batches), []
+    for config in widths:
+        moments = Moments()
+        moments.add(bench.losses(config, batches) - dense)
+        errors.append(moments.std_err)
+    return float(np.median(errors)) if len(dense) > 1 else 0.0
+
+
+def _key(
+    structure: Structure, bench: WidthBench, quantizer: Quantizer, label: Sequence[Batch], judged: Sequence[Batch]
+) -> str:
+    """Of the network, the widths and their scales, and the examples (through the losses)."""
+    told = [structure.traced.fingerprint, bench.layers, bench.bits, quantizer.name, sorted(vars(quantizer).items())]
+    digest = hashlib.sha256(json.dumps(told, default=str).encode())
+    digest.update(bench.rounding_error().round(9).tobytes())
     for batches in (label, judged):
-        digest.update(json.dumps([round(v, 5) for v in bench.evaluate([FLOAT_BITS] * len(bench.layers), batches)])
-                      .encode())  # fmt: skip
+        digest.update(bench.losses([FLOAT_BITS] * len(bench.layers), batches).round(5).tobytes())
     return digest.hexdigest()
 
 

@@ -59,17 +59,17 @@ def write_page(rows: Sequence[WidthRow], chosen: Sequence[AllocationRow], comman
 
 def draw_widths(rows: Sequence[WidthRow]) -> Figure:
     """Predicted against measured damage: added as they are, and learned together."""
-    learned = [line["predictor"] for line in summarize_widths(rows) if line["seeds"] > 1]
-    shown = [SUM, *learned[:1]]
+    most = max(int(row.predictor.removeprefix("joint_")) for row in rows if row.predictor.startswith("joint_"))
+    shown = [SUM, f"joint_{most}"]
     figure = new_figure(3.6)
     for axes, name in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
         own = [row for row in rows if row.predictor == name]
-        own = [row for row in own if row.seed == own[0].seed and row.predicted > 0 and row.damage > 0]
+        own = [row for row in own if row.seed == own[0].seed]
         predicted, damage = np.array([row.predicted for row in own]), np.array([row.damage for row in own])
         axes.scatter(predicted, damage, s=7, color=SERIES[0 if name == SUM else 1], alpha=0.6, linewidths=0)
         axes.axline((0.1, 0.1), (1, 1), color=FAINT, linewidth=0.8)
         axes.set(xscale="log", yscale="log", xlabel="predicted damage, nats", title=name)
-        line = next(line for line in summarize_widths(rows) if line["predictor"] == name)
+        line = summarize_widths(own)[0]
         axes.text(0.03, 0.93, f"Spearman {line['spearman']:.2f}", transform=axes.transAxes, color=MUTED)
     figure.axes[0].set_ylabel("measured on test examples, nats")
     return figure

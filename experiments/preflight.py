@@ -34,9 +34,9 @@ def check_settings(config: Config, parts: Components) -> None:
     for name in ("images", "batch_size"):
         _at_least(f"measure.{name}", getattr(measure, name), 1)
     _at_least("measure.sample", measure.sample, 1)
-    joint = measure.joint_widths
-    _require("measure.joint_widths", joint == 0 or (joint >= 10 and quantize.enabled),
-             "0, or at least 10 where quantize.enabled is true", joint)  # fmt: skip
+    joint, widths = quantize.joint_plans, set(quantize.bits)
+    _require("quantize.joint_plans", joint == 0 or (joint >= 10 and quantize.enabled and len(widths) > 1),
+             "0, or at least 10 where quantize.enabled is true and there are several widths", joint)  # fmt: skip
     _one_of("recovery.steps", recovery.steps, STEPS)
     _one_of("recovery.layers", [recovery.layers], LAYER_CHOICES)
     _at_least("recovery.images", recovery.images, 1)

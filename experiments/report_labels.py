@@ -206,16 +206,15 @@ def _explain(feature: Mapping[str, Any]) -> str:
 def _together(run: RunFiles) -> str:
     """What widths do in company."""
     if run.joint is None:
-        return "Damages of widths are added as they are. measure.joint_widths=50 learns what they do together."
+        return "Damages of widths are added as they are. quantize.joint_plans=50 learns what they do together."
     joint, plans = run.joint, f"{len(run.joint.residuals)} random plans were measured"
     if joint.exponent == 1 and joint.scale == 1:
         return f"{plans}: no law predicts plans held out better than the sum, so damages are added as they are."
-    more = "more" if joint.exponent > 1 else "less"
-    factor = float(np.exp(np.std(joint.residuals)))
+    factor = float(np.exp(np.sqrt(np.mean(np.square(joint.residuals)))))
     return (
-        f"{plans}: together widths hurt {more} than alone, by the weighted sum to the power {joint.exponent:.2f}. "
-        f"Plans held out are predicted within a factor {factor:.2f} (one standard deviation). Widths were chosen "
-        "by these damages."
+        f"{plans}: damage of widths together grows like their weighted sum to the power {joint.exponent:.2f}. "
+        f"Plans held out are predicted within a factor {factor:.2f} (root mean square). Methods that add damages chose "
+        "widths by it."
     )
 
 

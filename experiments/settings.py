@@ -30,17 +30,12 @@ class TrainSettings:
 
 @dataclass
 class MeasureSettings:
-    """Which units are measured (`sample`: a number, or null for all), and on how many examples.
-
-    `joint_widths` random plans of widths are measured beside the single ones, to learn what widths do together; with 0
-    damages of widths are added as they are.
-    """
+    """Which units are measured (`sample`: a number, or null for all), and on how many examples."""
 
     sample: int | None = 512
     images: int = 512
     batch_size: int = 256
     sampling: str = "stratified"
-    joint_widths: int = 0
 
 
 @dataclass
@@ -104,11 +99,16 @@ class FinetuneSettings:
 
 @dataclass
 class QuantizeSettings:
-    """Low-bit weights per layer as the plan says, affine activations, then quantisation-aware fine-tuning."""
+    """Low-bit weights per layer as the plan says, affine activations, then quantisation-aware fine-tuning.
+
+    `joint_plans` random plans of widths are measured beside the single ones, to learn what widths do together; with 0
+    damages of widths are added as they are.
+    """
 
     enabled: bool = True
     bits: list[int] = field(default_factory=lambda: [8, 6, 4, 3, 2])
     activation_bits: int | None = 8
+    joint_plans: int = 0
     epochs: int = 1
     lr: float = 1e-4
 

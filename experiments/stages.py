@@ -10,13 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, fx
 
-from autolabel.explanation import layer_steps, top_features
-from autolabel.extraction import extract_features
-from autolabel.feature import describe_features
 from autolabel.joint_damage import JointDamage
-from autolabel.joint_widths import learn_joint_widths
-from autolabel.learning import learn_labels
-from autolabel.measuring import measure
 from autolabel.tables import LabelTable
 from compress.artifact import drop_files, load_artifact, save_artifact
 from compress.counting import count_macs
@@ -28,15 +22,14 @@ from compress.task import evaluate
 from experiments.comparison import Comparison
 from experiments.data import ShuffledBatches
 from experiments.exporting import export_run
+from experiments.labelling import Labelling
 from experiments.placement import PlacedBatches, placed
-from experiments.progress import progress
 from experiments.report import write_figures, write_report
 from experiments.run_dir import RunDir
 from experiments.run_files import JOINT_FILE
 from experiments.settings import Config
 from experiments.tracker import Tracker, to_json
 from experiments.warning_log import collected_warnings
-from experiments.workbench import Workbench
 
 log = logging.getLogger(__name__)
 # What differs between two runs of one configuration without meaning anything.
@@ -60,7 +53,7 @@ def run_experiment(config: Config, run_dir: RunDir, tracker: Tracker) -> dict[st
     return {name: value for name, value in report.items() if name not in VOLATILE}
 
 
-class Experiment(Workbench):
+class Experiment(Labelling):
     """One run, stage by stage."""
 
     def run(self) -> None:
@@ -89,9 +82,17 @@ class Experiment(Workbench):
             "layers",
             self.measure_layers,
             inputs=dense,
-            outputs=["layer_labels.npz", *([JOINT_FILE] if self.config.measure.joint_widths else [])],
+            outputs=["layer_labels.npz"],
             settings=settings("data", "measure", "oracles", "quantizer"),
             scratch=["layer_rows.jsonl"],
+        )
+        joint = [JOINT_FILE] if self.config.quantize.joint_plans else []
+        stage(
+            "joint",
+            self.measure_joint,
+            inputs=[*dense, "layer_labels.npz"],
+            outputs=joint,
+            settings=settings("data", "measure", "oracles", "quantizer", "quantize"),
         )
         stage(
             "labels",
@@ -104,12 +105,7 @@ class Experiment(Workbench):
         stage(
             "compare",
             self.compare,
-            inputs=[
-                *dense,
-                "labels.npz",
-                "layer_labels.npz",
-                *([JOINT_FILE] if self.config.measure.joint_widths else []),
-            ],
+            inputs=[*dense, "labels.npz", "layer_labels.npz", *joint],
             outputs=["comparison.csv", "choice.json", "plan.json"],
             settings=self.compare_settings(),
             scratch=["comparison"],
@@ -226,104 +222,6 @@ class Experiment(Workbench):
             ),
         )
 
-    def write_features(self) -> None:
-        """Features of every removable unit."""
-        features = extract_features(self.structure, task=self.task, statistics=self.statistics)
-        features.save(self.run_dir.file("features.npz"))
-
-    def measure_layers(self) -> None:
-        """Damage of every width of every layer: the sensitivity curves."""
-        settings = self.config.measure
-        batches = self.batches("label", settings.batch_size, limit=settings.images)
-        oracle = self.parts.oracles["layer_choice"]
-        with progress("layer sensitivity") as on_row:
-            labels = measure(
-                self.structure,
-                None,
-                self.task,
-                batches,
-                oracle,
-                None,
-                seed=self.config.seed,
-                rows_file=self.run_dir.file("layer_rows.jsonl"),
-                on_row=on_row,
-            )
-        labels.save(self.run_dir.file("layer_labels.npz"))
-        if settings.joint_widths:
-            with progress("widths together") as on_plan:
-                joint = learn_joint_widths(
-                    self.width_bench, batches, labels, settings.joint_widths, self.config.seed, on_plan
-                )
-            joint.save(self.run_dir.file(JOINT_FILE))
-
-    def learn(self) -> None:
-        """Measure a sample, learn from it, label every unit."""
-        settings = self.config.measure
-        batches = self.batches("label", settings.batch_size, limit=settings.images)
-        oracle = self.parts.oracles["removal"]
-        with progress("measuring") as on_row:
-            learned = learn_labels(
-                self.structure,
-                self.task,
-                batches,
-                self.statistics,
-                self.parts.labeler,
-                oracle,
-                sample=settings.sample,
-                criteria=self.parts.baselines,
-                strategy=settings.sampling,
-                seed=self.config.seed,
-                rows_file=self.run_dir.file("rows.jsonl"),
-                on_row=on_row,
-            )
-        learned.labels.save(self.run_dir.file("labels.npz"))
-        learned.held_out.save(self.run_dir.file("held_out.npz"))
-        learned.labeler.save(self.run_dir.file("labeler"))
-        units, labels = self.structure.units, learned.labels
-        known = set(labels.unit_ids)
-        groups = dict.fromkeys(str(units.group[i]) for i in np.flatnonzero(units.removable) if units.ids[i] in known)
-        steps = {group: [asdict(step) for step in layer_steps(units, self.costs, labels, group)] for group in groups}
-        write_json(self.run_dir.file("group_steps.json"), to_json(steps))
-        described = describe_features()
-        top = top_features(learned.labeler, learned.features) if learned.labeler.name != "mean" else ()
-        held_out = [
-            {**asdict(a), "kind": "labeler" if i == 0 else "criterion"} for i, a in enumerate(learned.agreement)
-        ]
-        best = max((a.spearman for a in learned.agreement[1:] if a.spearman is not None), default=-1.0)
-        own = learned.agreement[0].spearman
-        write_json(
-            self.run_dir.file("labeler.json"),
-            to_json(
-                {
-                    "labeler": learned.labeler.name,
-                    "n_measured": int(np.isfinite(learned.measured.damage).any(1).sum()),
-                    "n_units": len(learned.labels.unit_ids),
-                    "seconds": learned.seconds,
-                    "forward_macs": learned.measured.forward_macs,
-                    "naive_macs": learned.measured.naive_macs,
-                    "held_out": held_out,
-                    "coverage": learned.coverage,
-                    "won": own is not None and own >= best,
-                    "top_features": [{**asdict(f), "description": described.get(f.name, "")} for f in top],
-                }
-            ),
-        )
-        self.tracker.log_table(
-            "labels",
-            ["unit", "source", "damage", "lower", "upper"],
-            [
-                [unit, str(source), damage, lower, upper]
-                for unit, source, damage, lower, upper in zip(
-                    learned.labels.unit_ids,
-                    learned.labels.source,
-                    learned.labels.damage[:, 0].tolist(),
-                    learned.labels.lower[:, 0].tolist(),
-                    learned.labels.upper[:, 0].tolist(),
-                    strict=True,
-                )
-            ],
-        )
-
     def compare(self) -> None:
         """Plans of every method at the same budget, repaired alike; the best on validation data becomes the plan."""
         chosen = self.comparison().run()
@@ -335,7 +233,7 @@ class Experiment(Workbench):
         """The comparison of methods on the labels that were learned."""
         labels = LabelTable.load(self.run_dir.path / "labels.npz")
         formats = LabelTable.load(self.run_dir.path / "layer_labels.npz") if self.quantizes else None
-        joint = JointDamage.load(self.run_dir.path / JOINT_FILE) if self.config.measure.joint_widths else None
+        joint = JointDamage.load(self.run_dir.path / JOINT_FILE) if self.config.quantize.joint_plans else None
         return Comparison(self, labels, formats, joint)
 
     def compress(self) -> None:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +28,21 @@ from compress import CompressionPlan, UnitTable
 from compress.errors import ArtifactError
 from compress.files import write_json
 from experiments import run as command
+from experiments.compared_methods import Method
+from experiments.comparison import _Seed
+from experiments.config import config_of
 from experiments.join import join_run
 from experiments.manifest import hash_file
 from experiments.reproduction import compare_runs
 from experiments.results import collect_results
-from experiments.run_dir import read_manifest
+from experiments.run_dir import RunDir, read_manifest
+from experiments.stages import Experiment
+from experiments.tracker import RunInfo
+from experiments.trackers.null import NullTracker
 
 ROOT = Path(__file__).parents[1]
-FAST = ["experiment=quickstart", "debug=fast", "threads=1", "measure.joint_widths=10"]
-STAGES = {"dense", "units", "features", "layers", "labels", "compare", "compress", "export"}
+FAST = ["experiment=quickstart", "debug=fast", "threads=1", "quantize.joint_plans=10"]
+STAGES = {"dense", "units", "features", "layers", "joint", "labels", "compare", "compress", "export"}
 
 
 def begin(*arguments, module="experiments.run"):
@@ -156,6 +163,32 @@ def test_widths_were_priced_by_what_they_do_together(run):
     joint = JointDamage.load(run / "joint_widths.npz")
     assert len(joint.residuals) == 10
     assert "random plans were measured" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("exponent", "scale"), [(2.0, 50.0), (3.0, 3.0), (0.5, 1.0)])
+def test_widths_are_priced_by_what_they_do_together(run, tmp_path, exponent, scale):
+    law = JointDamage.load(run / "joint_widths.npz")
+    assert len(law.residuals) == 10
+    assert "random plans were measured" in (run / "report.html").read_text()
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    experiment = Experiment(config_of(folder), RunDir(folder), NullTracker(RunInfo("x", folder)))
+    experiment.load_dense()
+    comparison = experiment.comparison()
+    comparison.joint = replace(law, exponent=exponent, scale=scale)
+    seed, method = _Seed(comparison, experiment.config.seed), Method("labeler/knapsack")
+
+    def damage(plan):
+        table = dict(zip(comparison.labels.unit_ids, comparison.labels.damage[:, 0], strict=True))
+        gone = np.array(experiment.structure.units.ids)[plan.removed_mask(experiment.structure.units)]
+        bench = experiment.width_bench
+        widths = [plan.layer_formats[name].bits for name in bench.layers]
+        return sum(table[unit] for unit in gone) + comparison.joint.predict(bench.taken(np.array([widths])))[0]
+
+    added = seed._added_plan(method, comparison.formats)
+    found = seed.plan(method)
+    assert found.predicted_damage == pytest.approx(damage(found))
+    assert damage(found) <= damage(added)
 
 
 def test_the_budget_is_met(run):
@@ -373,7 +406,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(refuse, tmp_path):
 def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(tmp_path):
     run = tmp_path / "run"
     call(*FAST, "compare.methods=[plans/search,random]", "quantize.enabled=false",
-         "measure.joint_widths=0", "budget.weight_bytes=null",
+         "quantize.joint_plans=0", "budget.weight_bytes=null",
          "budget.macs=0.5", "export.formats=[]", f"hydra.run.dir={run}")  # fmt: skip
     with (run / "comparison.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["method"] == "plans/search"]

@@ -45,7 +45,7 @@ class MixedPrecisionJob:
             if not values or min(values) < least:
                 raise ConfigError(f"job.{key} must be at least {least}. Got {list(values)}.")
         widest, narrowest = max(config.quantize.bits), min(config.quantize.bits)
-        if not all(narrowest <= bits <= widest for bits in study.budgets):
+        if not all(narrowest < bits <= widest for bits in study.budgets):
             raise ConfigError(
                 f"job.budgets must lie between the widths {narrowest} and {widest} of quantize.bits. "
                 f"Got {list(study.budgets)}."

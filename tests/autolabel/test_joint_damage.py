@@ -47,13 +47,33 @@ def test_with_few_plans_it_beats_the_sum():
     assert learned > added + 0.05
 
 
-def test_where_sums_are_right_they_are_left_alone():
+def test_where_no_law_is_better_sums_are_left_alone():
     rng = np.random.default_rng(2)
-    damage, taken = rng.lognormal(-4, 1, 20), rng.random((60, 20)) < 0.5
-    measured = (taken @ damage) * np.exp(0.5 * rng.standard_normal(60))
+    damage, taken = rng.lognormal(-4, 1, 20), rng.random((30, 20)) < 0.5
+    measured = taken @ damage * np.exp(0.5 * rng.choice([-1, 1], 30))
     found = JointDamage.fit(damage, taken, measured)
-    assert found.exponent == pytest.approx(1.0, abs=0.4)
-    assert np.abs(np.log(found.weight)).max() < 0.7
+    assert found.exponent == found.scale == 1
+    np.testing.assert_array_equal(found.predict(taken), taken @ found.damage)
+    np.testing.assert_allclose(found.residuals, np.log(measured / (taken @ damage)), atol=1e-3)
+
+
+def test_damages_within_the_noise_do_not_bend_the_law():
+    damage, _, taken, measured = make_plans(120, 12, 6)
+    noise = float(np.quantile(measured, 0.3))
+    noisy = measured + noise * np.random.default_rng(1).standard_normal(120)
+    found = JointDamage.fit(damage, taken[:80], noisy[:80], noise=noise)
+    large = measured[80:] > 3 * noise
+    error = np.log(found.predict(taken[80:][large]) / measured[80:][large])
+    assert np.median(np.abs(error)) < 0.3
+
+
+def test_the_marginal_price_is_the_slope():
+    damage, _, taken, measured = make_plans(60, 8, 7)
+    found = JointDamage.fit(damage, taken, measured)
+    total, step = float(taken[3] @ found.corrected), 1e-6
+    slope = (found.of_sum(total + step) - found.of_sum(total - step)) / (2 * step)
+    assert found.marginal(total) == pytest.approx(slope, rel=1e-4)
+    assert np.isfinite(found.marginal(0.0))
 
 
 def test_shared_weights_are_one():
@@ -93,6 +113,8 @@ def test_what_cannot_be_learned_from_is_refused():
         JointDamage.fit(damage, taken, np.where(np.arange(20) == 3, np.nan, measured))
     with pytest.raises(CompressError, match="at least one choice"):
         JointDamage.fit(damage, np.zeros_like(taken), measured)
+    with pytest.raises(CompressError, match="plans that differ"):
+        JointDamage.fit(damage, np.repeat(taken[:1], 20, axis=0), measured)
     with pytest.raises(CompressError, match="coverage"):
         JointDamage.fit(damage, taken, measured).interval(np.ones(2), 1.0)
 
@@ -167,10 +189,11 @@ def test_labels_of_widths_add_up_to_what_is_predicted(network):
     labels = measure(structure, None, task, batches, LayerChoiceOracle((4, 2), quantizer))
     joint = learn_joint_widths(bench, batches, labels, 12, seed=1)
     assert joint.residuals.shape == (12,)
-    plan = bench.taken(np.array([[2, 4]]))[0]
-    priced = joint_labels(labels, bench, joint, float(plan @ joint.corrected))
+    priced = joint_labels(labels, bench, joint, 3.0)
     rows = [priced.unit_ids.index(name) for name in bench.layers]
-    added = priced.damage[rows[0], priced.choices.index("2bit")] + priced.damage[rows[1], priced.choices.index("4bit")]
-    assert added == pytest.approx(joint.predict(plan[None])[0])
+    for i, row in enumerate(rows):
+        for k, bits in enumerate(bench.bits):
+            found = priced.damage[row, priced.choices.index(f"{bits}bit")]
+            assert found == pytest.approx(3 * joint.corrected[2 * i + k])
     with pytest.raises(CompressError, match="know nothing of '3bit'"):
         learn_joint_widths(WidthBench(structure, task, quantizer, (3, 2)), batches, labels, 12)

@@ -45,7 +45,7 @@ def names(*overrides):
         ("device=cuba", "device must be a torch device that is here"),
         ("measure.sampling=all", "measure.sampling must be out of"),
         ("measure.images=0", "measure.images must be at least 1"),
-        ("measure.joint_widths=5", "measure.joint_widths must be 0, or at least 10"),
+        ("quantize.joint_plans=5", "quantize.joint_plans must be 0, or at least 10"),
         ("recovery.steps=[bn]", "recovery.steps must be out of"),
         ("recovery.layers=all", "recovery.layers must be out of"),
         ("quantize.bits=[5]", "quantize.bits must be out of"),
@@ -107,3 +107,8 @@ def test_warnings_are_collected_and_shown(monkeypatch):
                 warnings.warn(category.__name__, category, stacklevel=1)
     assert told == ["UserWarning", "CalibrationWarning"]
     assert shown == ["UserWarning", "CalibrationWarning", "DeprecationWarning", "UserWarning"]
+
+
+def test_one_width_has_nothing_to_learn_together():
+    with pytest.raises(ConfigError, match="several widths"):
+        check_settings(*configured("quantize.bits=[8]", "quantize.joint_plans=20"))

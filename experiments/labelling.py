@@ -1,0 +1,126 @@
+"""The stages of a run that say what the parts of a network are worth: features, widths alone and together, labels."""
+
+from dataclasses import asdict
+
+import numpy as np
+
+from autolabel.explanation import layer_steps, top_features
+from autolabel.extraction import extract_features
+from autolabel.feature import describe_features
+from autolabel.joint_widths import learn_joint_widths
+from autolabel.learning import learn_labels
+from autolabel.measuring import measure
+from autolabel.tables import LabelTable
+from compress.files import write_json
+from experiments.progress import progress
+from experiments.run_files import JOINT_FILE
+from experiments.tracker import to_json
+from experiments.workbench import Workbench
+
+
+class Labelling(Workbench):
+    """What is measured and learned before anything is decided."""
+
+    def write_features(self) -> None:
+        """Features of every removable unit."""
+        features = extract_features(self.structure, task=self.task, statistics=self.statistics)
+        features.save(self.run_dir.file("features.npz"))
+
+    def measure_layers(self) -> None:
+        """Damage of every width of every layer: the sensitivity curves."""
+        settings = self.config.measure
+        batches = self.batches("label", settings.batch_size, limit=settings.images)
+        oracle = self.parts.oracles["layer_choice"]
+        with progress("layer sensitivity") as on_row:
+            labels = measure(
+                self.structure,
+                None,
+                self.task,
+                batches,
+                oracle,
+                None,
+                seed=self.config.seed,
+                rows_file=self.run_dir.file("layer_rows.jsonl"),
+                on_row=on_row,
+            )
+        labels.save(self.run_dir.file("layer_labels.npz"))
+
+    def measure_joint(self) -> None:
+        """What the widths of all layers do together, if it is asked for."""
+        plans, settings = self.config.quantize.joint_plans, self.config.measure
+        self.run_dir.file(JOINT_FILE).unlink(missing_ok=True)
+        if not plans:
+            return
+        batches = self.batches("label", settings.batch_size, limit=settings.images)
+        labels = LabelTable.load(self.run_dir.path / "layer_labels.npz")
+        with progress("widths together") as on_plan:
+            joint = learn_joint_widths(self.width_bench, batches, labels, plans, self.config.seed, on_plan)
+        joint.save(self.run_dir.file(JOINT_FILE))
+
+    def learn(self) -> None:
+        """Measure a sample, learn from it, label every unit."""
+        settings = self.config.measure
+        batches = self.batches("label", settings.batch_size, limit=settings.images)
+        oracle = self.parts.oracles["removal"]
+        with progress("measuring") as on_row:
+            learned = learn_labels(
+                self.structure,
+                self.task,
+                batches,
+                self.statistics,
+                self.parts.labeler,
+                oracle,
+                sample=settings.sample,
+                criteria=self.parts.baselines,
+                strategy=settings.sampling,
+                seed=self.config.seed,
+                rows_file=self.run_dir.file("rows.jsonl"),
+                on_row=on_row,
+            )
+        learned.labels.save(self.run_dir.file("labels.npz"))
+        learned.held_out.save(self.run_dir.file("held_out.npz"))
+        learned.labeler.save(self.run_dir.file("labeler"))
+        units, labels = self.structure.units, learned.labels
+        known = set(labels.unit_ids)
+        groups = dict.fromkeys(str(units.group[i]) for i in np.flatnonzero(units.removable) if units.ids[i] in known)
+        steps = {group: [asdict(step) for step in layer_steps(units, self.costs, labels, group)] for group in groups}
+        write_json(self.run_dir.file("group_steps.json"), to_json(steps))
+        described = describe_features()
+        top = top_features(learned.labeler, learned.features) if learned.labeler.name != "mean" else ()
+        held_out = [
+            {**asdict(a), "kind": "labeler" if i == 0 else "criterion"} for i, a in enumerate(learned.agreement)
+        ]
+        best = max((a.spearman for a in learned.agreement[1:] if a.spearman is not None), default=-1.0)
+        own = learned.agreement[0].spearman
+        write_json(
+            self.run_dir.file("labeler.json"),
+            to_json(
+                {
+                    "labeler": learned.labeler.name,
+                    "n_measured": int(np.isfinite(learned.measured.damage).any(1).sum()),
+                    "n_units": len(learned.labels.unit_ids),
+                    "seconds": learned.seconds,
+                    "forward_macs": learned.measured.forward_macs,
+                    "naive_macs": learned.measured.naive_macs,
+                    "held_out": held_out,
+                    "coverage": learned.coverage,
+                    "won": own is not None and own >= best,
+                    "top_features": [{**asdict(f), "description": described.get(f.name, "")} for f in top],
+                }
+            ),
+        )
+        self.tracker.log_table(
+            "labels",
+            ["unit", "source", "damage", "lower", "upper"],
+            [
+                [unit, str(source), damage, lower, upper]
+                for unit, source, damage, lower, upper in zip(
+                    learned.labels.unit_ids,
+                    learned.labels.source,
+                    learned.labels.damage[:, 0].tolist(),
+                    learned.labels.lower[:, 0].tolist(),
+                    learned.labels.upper[:, 0].tolist(),
+                    strict=True,
+                )
+            ],
+        )
