@@ -16,6 +16,8 @@ _FLOOR = 1e-5
 _PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, float("inf"))
 _FOLDS = 5
 _FEWEST = 10
+# Damages below this many standard errors are not told from none.
+_LOUD = 2.0
 _EXPONENTS = (0.2, 4.0)
 
 
@@ -36,7 +38,9 @@ class JointDamage:
         exponent, scale: see above.
         penalty: that cross-validation over plans chose; infinite if weights did not help. Where a plain sum predicts
             plans held out better, it is left a sum: weights, exponent and scale are 1.
-        residuals: `(n_plans,)` measured minus predicted log damage of plans held out of the fit.
+        residuals: measured minus predicted log damage of plans held out of the fit, of those that did more damage than
+            the noise of measuring. With fewer than ten of these nothing is learned: it is left a sum.
+        plans: how many were measured.
     """
 
     damage: np.ndarray
@@ -45,6 +49,7 @@ class JointDamage:
     scale: float
     penalty: float
     residuals: np.ndarray
+    plans: int
 
     @classmethod
     def fit(
@@ -87,10 +92,14 @@ class JointDamage:
         errors = {penalty: problem.held_out(penalty, folds) for penalty in _PENALTIES}
         best = min(errors, key=lambda penalty: float(np.square(errors[penalty]).mean()))
         added = problem.errors(np.zeros(int(own.max()) + 1), 1.0, 0.0)
-        if np.square(added).mean() <= np.square(errors[best]).mean():
-            return cls(damage, np.ones(len(damage)), 1.0, 1.0, float("inf"), added)
+        # What lies within the noise is predicted by anything: it neither teaches nor counts as predicted.
+        loud = measured > _LOUD * noise
+        if loud.sum() < _FEWEST or np.square(added[loud]).mean() <= np.square(errors[best][loud]).mean():
+            residuals = problem.log_ratios(added)[loud]
+            return cls(damage, np.ones(len(damage)), 1.0, 1.0, float("inf"), residuals, len(measured))
         log_weight, exponent, log_scale = problem.solve(best)
-        return cls(damage, np.exp(log_weight[own]), exponent, float(np.exp(log_scale)), best, errors[best])
+        return cls(damage, np.exp(log_weight[own]), exponent, float(np.exp(log_scale)), best,
+                   problem.log_ratios(errors[best])[loud], len(measured))  # fmt: skip
 
     @property
     def corrected(self) -> np.ndarray:
@@ -112,29 +121,16 @@ class JointDamage:
 
     def save(self, path: str | Path) -> None:
         """Write an `.npz`, atomically."""
-        law = np.array([self.exponent, self.scale, self.penalty])
+        law = np.array([self.exponent, self.scale, self.penalty, self.plans])
         save_arrays(path, damage=self.damage, weight=self.weight, law=law, residuals=self.residuals)
 
     @classmethod
     def load(cls, path: str | Path) -> "JointDamage":
         """Read what `save` wrote. Raises ArtifactError if it is missing or damaged."""
         a = load_arrays(path, ("damage", "weight", "law", "residuals"))
-        if a["damage"].shape != a["weight"].shape or a["law"].shape != (3,) or not (a["damage"] > 0).all():
+        if a["damage"].shape != a["weight"].shape or a["law"].shape != (4,) or not (a["damage"] > 0).all():
             raise ArtifactError(f"{path} is not a valid law of joint damage. Delete it to learn it anew.")
-        return cls(a["damage"], a["weight"], *a["law"].tolist(), a["residuals"])
-
-    def interval(self, predicted: np.ndarray, coverage: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper end around predictions, from the plans held out (conformal, in the logarithm).
-
-        Raises:
-            CompressError: for a coverage that is not in (0, 1).
-        """
-        if not 0 < coverage < 1:
-            raise CompressError(f"The 'coverage' parameter of an interval must be in (0, 1). Got {coverage!r}.")
-        n = len(self.residuals)
-        rank = min(int(np.ceil((n + 1) * coverage)), n)
-        width = float(np.sort(np.abs(self.residuals))[rank - 1])
-        return predicted * np.exp(-width), predicted * np.exp(width)
+        return cls(a["damage"], a["weight"], *a["law"][:3].tolist(), a["residuals"], int(a["law"][3]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +178,11 @@ class _Problem:
                 *known.solve(penalty)
             )
         return errors
+
+    def log_ratios(self, errors: np.ndarray) -> np.ndarray:
+        """`(n_plans,)` logarithm of measured over predicted damage, without the noise that errors count in."""
+        measured, predicted = np.exp(self.target) - self.noise, np.exp(self.target - errors) - self.noise
+        return np.log(np.maximum(measured, 1e-12) / np.maximum(predicted, 1e-12))
 
     def errors(self, log_weight: np.ndarray, exponent: float, log_scale: float) -> np.ndarray:
         """`(n_plans,)` measured minus predicted."""

@@ -207,14 +207,16 @@ def _together(run: RunFiles) -> str:
     """What widths do in company."""
     if run.joint is None:
         return "Damages of widths are added as they are. quantize.joint_plans=50 learns what they do together."
-    joint, plans = run.joint, f"{len(run.joint.residuals)} random plans were measured"
+    joint, plans = run.joint, f"{run.joint.plans} random plans were measured"
     if joint.exponent == 1 and joint.scale == 1:
+        if len(joint.residuals) < 10:
+            return f"{plans}: too few do damage beyond the noise of measuring, so damages are added as they are."
         return f"{plans}: no law predicts plans held out better than the sum, so damages are added as they are."
     factor = float(np.exp(np.sqrt(np.mean(np.square(joint.residuals)))))
     return (
         f"{plans}: damage of widths together grows like their weighted sum to the power {joint.exponent:.2f}. "
-        f"Plans held out are predicted within a factor {factor:.2f} (root mean square). Methods that add damages chose "
-        "widths by it."
+        f"The {len(joint.residuals)} that do damage beyond the noise of measuring, held out, are predicted within a "
+        f"factor {factor:.2f} (root mean square). Methods that add damages chose widths by it."
     )
 
 

@@ -161,15 +161,13 @@ def test_a_run_leaves_what_it_promises(run):
 
 def test_widths_were_priced_by_what_they_do_together(run):
     joint = JointDamage.load(run / "joint_widths.npz")
-    assert len(joint.residuals) == 10
+    assert joint.plans == 10
     assert "random plans were measured" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(("exponent", "scale"), [(2.0, 50.0), (3.0, 3.0), (0.5, 1.0)])
 def test_widths_are_priced_by_what_they_do_together(run, tmp_path, exponent, scale):
     law = JointDamage.load(run / "joint_widths.npz")
-    assert len(law.residuals) == 10
-    assert "random plans were measured" in (run / "report.html").read_text()
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     experiment = Experiment(config_of(folder), RunDir(folder), NullTracker(RunInfo("x", folder)))

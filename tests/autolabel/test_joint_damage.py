@@ -96,11 +96,13 @@ def test_more_choices_never_hurt_less_and_sums_order_alike(seed):
     assert found.predict(np.zeros((1, 8), bool)) == 0
 
 
-def test_intervals_hold_on_plans_that_were_held_out():
-    damage, _, taken, measured = make_plans(600, 15, 4, noise=0.4)
-    found = JointDamage.fit(damage, taken[:100], measured[:100])
-    low, high = found.interval(found.predict(taken[100:]), 0.9)
-    assert 0.82 <= ((measured[100:] >= low) & (measured[100:] <= high)).mean() <= 0.97
+def test_nothing_is_learned_from_noise():
+    damage, _, taken, measured = make_plans(60, 12, 8)
+    noise = 10 * float(measured.max())
+    found = JointDamage.fit(damage, taken, measured + noise * np.random.default_rng(0).standard_normal(60), noise=noise)
+    assert found.exponent == found.scale == 1
+    assert len(found.residuals) < 10
+    assert found.plans == 60
 
 
 def test_what_cannot_be_learned_from_is_refused():
@@ -115,8 +117,6 @@ def test_what_cannot_be_learned_from_is_refused():
         JointDamage.fit(damage, np.zeros_like(taken), measured)
     with pytest.raises(CompressError, match="plans that differ"):
         JointDamage.fit(damage, np.repeat(taken[:1], 20, axis=0), measured)
-    with pytest.raises(CompressError, match="coverage"):
-        JointDamage.fit(damage, taken, measured).interval(np.ones(2), 1.0)
 
 
 @pytest.fixture
@@ -176,7 +176,8 @@ def test_it_is_stored_without_loss(tmp_path):
     found.save(tmp_path / "joint.npz")
     read = JointDamage.load(tmp_path / "joint.npz")
     np.testing.assert_array_equal(read.predict(taken), found.predict(taken))
-    assert read.interval(np.ones(1)) == found.interval(np.ones(1))
+    np.testing.assert_array_equal(read.residuals, found.residuals)
+    assert read.plans == 30
     (tmp_path / "joint.npz").write_bytes(b"PK")
     with pytest.raises(ArtifactError, match=r"joint\.npz"):
         JointDamage.load(tmp_path / "joint.npz")
@@ -188,7 +189,7 @@ def test_labels_of_widths_add_up_to_what_is_predicted(network):
     bench = WidthBench(structure, task, quantizer, (4, 2))
     labels = measure(structure, None, task, batches, LayerChoiceOracle((4, 2), quantizer))
     joint = learn_joint_widths(bench, batches, labels, 12, seed=1)
-    assert joint.residuals.shape == (12,)
+    assert joint.plans == 12
     priced = joint_labels(labels, bench, joint, 3.0)
     rows = [priced.unit_ids.index(name) for name in bench.layers]
     for i, row in enumerate(rows):

@@ -10,6 +10,7 @@ from torch import nn
 from autolabel.joint_widths import WidthBench
 from compress import ClassificationTask, analyze
 from compress.counting import unit_costs
+from compress.files import read_json
 from compress.quantizers.minmax import MinMaxQuantizer
 from compress.quantizers.mse import MseQuantizer
 from experiments.config import ConfigError
@@ -61,7 +62,7 @@ def found(network, tmp_path_factory):
 
 
 def test_every_predictor_has_a_row_for_every_configuration(found):
-    _, rows, chosen = found
+    folder, rows, chosen = found
     counts = {name: sum(row.predictor == name for row in rows) for name in {row.predictor for row in rows}}
     assert counts == {"mean_bits": 24, "weight_error": 24, "fisher": 24, "sum": 24, "joint_10": 48, "joint_15": 48,
                       "fisher_joint_10": 48, "fisher_joint_15": 48}  # fmt: skip
@@ -71,9 +72,11 @@ def test_every_predictor_has_a_row_for_every_configuration(found):
     lines = {line["predictor"]: line for line in summarize_widths(rows)}
     assert lines["joint_15"]["seeds"] == 2
     assert lines["mean_bits"]["within_1.5"] is None
-    # Seeds draw other configurations to learn from.
-    values = [[row.predicted for row in rows if row.predictor == "fisher_joint_15" and row.seed == s] for s in (0, 1)]
-    assert values[0] != values[1]
+    # Seeds draw other configurations to learn from, and none of them is judged.
+    drawn = [
+        read_json(folder / "measured" / f"{part}_0000.json")["widths"] for part in ("label_0", "label_1", "judged")
+    ]
+    assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
 
 
 def test_a_killed_study_goes_on_and_other_scales_are_measured_anew(found, network, monkeypatch):
