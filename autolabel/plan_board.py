@@ -28,6 +28,7 @@ class PlanBoard:
         judged_loss, judged_metric: the same on the data that decide nothing.
         dense_loss: of the network itself, on the data of `loss`.
         macs: moment -> `(n_plans,)` MACs that measuring it took.
+        judged_dense_loss: of the network itself, on the data of `judged_loss`.
     """
 
     network: str
@@ -39,6 +40,7 @@ class PlanBoard:
     judged_metric: dict[str, np.ndarray]
     dense_loss: float
     macs: dict[str, np.ndarray] = field(default_factory=dict)
+    judged_dense_loss: float = float("nan")
 
     def target(self, moment: str) -> np.ndarray:
         """`(n_plans,)` normal scores of the ranks of the loss: 0 in the middle, higher is worse."""
@@ -67,6 +69,7 @@ def boards_of(bank: LabelBank, moments: tuple[str, ...]) -> list[PlanBoard]:
                 {moment: rows[f"metric_{moment}_test"] for moment in moments},
                 float(bank.networks["loss_validation"][i]),
                 {moment: rows[f"macs_{moment}"] for moment in moments},
+                float(bank.networks["loss_test"][i]),
             )
         )
     return found

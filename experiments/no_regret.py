@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from autolabel.label_bank import LabelBank
-from autolabel.plan_board import boards_of
+from autolabel.plan_board import PlanBoard, boards_of
 from autolabel.plan_formula import PlanFormula
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_labeler_files import INDEX_FILE
@@ -150,26 +150,42 @@ def fit_for(board: Board, settings: BoardSettings, folder: Path) -> Path:
 
     For a zoo network its family and its task are left out; for another network, tasks with the same data.
     """
-    hidden_tasks = (board.task,) if board.zoo else BOARD_NETWORKS[board.network].shares_data_with
-    families = (board.family,) if board.zoo else ()
+    families, hidden_tasks = _hidden(board)
     made = {"bank": hash_file(settings.bank), "labeler": settings.labeler, "features": FEATURES_VERSION}
     digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / "labelers" / digest / ("-".join([*families, *hidden_tasks]) or "all")
     if (path / INDEX_FILE).exists():
         return path
-    bank = LabelBank.load(settings.bank)
-    boards = boards_of(bank, MOMENTS)
-    seen = [b for b in boards if b.family not in families and b.task not in hidden_tasks and b.network != board.network]
+    boards = boards_of(LabelBank.load(settings.bank), MOMENTS)
+    seen = unlike(board, boards)
     if board.zoo:
         assert_disjoint(seen, [b for b in boards if b.network == board.network], "family_and_task")
     LABELERS[settings.labeler]().fit(seen, "finetuned").save(path)
     return path
 
 
+def unlike(board: Board, boards: Sequence[PlanBoard]) -> list[PlanBoard]:
+    """What may be learned from before this board is judged."""
+    families, tasks = _hidden(board)
+    return [b for b in boards if b.family not in families and b.task not in tasks and b.network != board.network]
+
+
+def _hidden(board: Board) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Families and tasks."""
+    if board.zoo:
+        return (board.family,), (board.task,)
+    return (), tuple(BOARD_NETWORKS[board.network].shares_data_with)
+
+
+def board_network(board: Board, settings: BoardSettings) -> BoardNetwork:
+    """How the network of a board is loaded."""
+    return zoo_network(settings.zoo, board.network) if board.zoo else BOARD_NETWORKS[board.network]
+
+
 def run_board(board: Board, seed: int, settings: BoardSettings, folder: str) -> list[dict[str, Any]]:
     """Rows of all methods of one board and seed; stored, and read again the next time."""
     path = Path(folder) / "rows" / f"{board.name}_{seed}.json"
-    network = zoo_network(settings.zoo, board.network) if board.zoo else BOARD_NETWORKS[board.network]
+    network = board_network(board, settings)
     key = {
         "board": asdict(board), "settings": {**asdict(settings), "zoo": "", "bank": hash_file(settings.bank)},
         "search": asdict(_SEARCH), "repair": asdict(network.repair), "features": FEATURES_VERSION,
@@ -181,7 +197,7 @@ def run_board(board: Board, seed: int, settings: BoardSettings, folder: str) -> 
             return found["rows"]
     torch.use_deterministic_algorithms(True, warn_only=True)
     labeler = load_plan_labeler(fit_for(board, settings, Path(folder)))
-    rows = _Runner(board, network, seed, settings, labeler, Path(folder)).rows()
+    rows = BoardRunner(board, network, seed, settings, labeler, Path(folder)).rows()
     made = {"commit": str(describe_code().get("commit", "")), "versions": library_versions()}
     write_json(path, {"key": _plain(key), "made": made, "rows": rows})
     return rows
@@ -204,7 +220,7 @@ def run_boards(
     return [row for number in sorted(found) for row in found[number]]
 
 
-class _Runner:
+class BoardRunner:
     """One board with one seed."""
 
     def __init__(
@@ -226,19 +242,22 @@ class _Runner:
         bench = self.subject.bench
         dense = evaluate(self.subject.structure.traced.module, bench.task, bench.judged["test"])[0]
         found = [self._row(DENSE, dense, 0.0)]
-        names = [name for name in self.settings.methods if name not in SEARCHES]
-        formulas = {name: self._formula(name) for name in names}
-        plans = {name: (mask, self._feature_macs(name)) for name, mask in formulas.items()}
-        plans |= self._searched(PlanFormula(), (FORMULA_SEARCH, FORMULA_RACE), formulas)
-        plans |= self._searched(self.labeler, (SEARCH, RACE), formulas)
         known: dict[bytes, float] = {}
-        for name, (mask, macs) in plans.items():
+        for name, (mask, macs) in self.plans().items():
             key = mask.tobytes()
             if key not in known:
                 (outcome,) = replace(self.subject.oracle, moments=("finetuned",)).measure(bench, mask)
                 known[key] = outcome.metric["test"]
             found.append(self._row(name, known[key], macs))
         return found
+
+    def plans(self) -> dict[str, tuple[np.ndarray, float]]:
+        """Method -> `(n_units,)` bool, what it removes, and the MACs that choosing it took."""
+        names = [name for name in self.settings.methods if name not in SEARCHES]
+        formulas = {name: self._formula(name) for name in names}
+        found = {name: (mask, self._feature_macs(name)) for name, mask in formulas.items()}
+        found |= self._searched(PlanFormula(), (FORMULA_SEARCH, FORMULA_RACE), formulas)
+        return found | self._searched(self.labeler, (SEARCH, RACE), formulas)
 
     def _row(self, method: str, metric: float, macs: float) -> dict[str, Any]:
         board = self.board

@@ -1,6 +1,7 @@
 """The job that compares the learned plan with those of formulas on many boards."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from experiments.no_regret import (
     trained_boards,
     zoo_boards,
 )
+from experiments.plan_damages import DamageRow, judge_boards, summarize_damages
 from experiments.plan_labelers import LABELERS
 from experiments.progress import progress
 from experiments.raw_table import write_raw
@@ -28,7 +30,8 @@ from experiments.tracker import Tracker
 
 
 class NoRegretJob:
-    """Writes `no_regret.csv` (a row for each board, method and seed) and `summary.json`; a killed run goes on.
+    """Writes `no_regret.csv` (a row for each board, method and seed), `plan_damage.csv` (predicted and realised damage
+    of the plans) and `summary.json`; a killed run goes on.
 
     Args:
         zoo, bank: folder of the zoo and file of the label bank measured on it.
@@ -93,6 +96,9 @@ class NoRegretJob:
         with progress("comparing plans") as on_row:
             rows = run_boards(boards, self.seeds, self.settings, run_dir.path, self.workers, on_row)
         write_raw(run_dir, "no_regret.csv", COLUMNS, rows)
-        found = summarize(rows)
+        with progress("predicting damage") as on_board:
+            damages = judge_boards(boards, self.settings, run_dir.path, self.workers, on_board)
+        write_raw(run_dir, "plan_damage.csv", [field.name for field in fields(DamageRow)], map(asdict, damages))
+        found = {**summarize(rows), "plan_damage": summarize_damages(damages)}
         write_json(run_dir.file("summary.json"), found)
         return {"no_regret": found["overall"]}

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from compress.files import write_json
 from experiments.config import ConfigError
 from experiments.label_economy import COLUMNS as ECONOMY_COLUMNS
 from experiments.label_economy import EconomyRow, economy
+from experiments.plan_damages import DamageRow, judge_bank
 from experiments.plan_intervals import COLUMNS as INTERVAL_COLUMNS
 from experiments.plan_intervals import judge_intervals
 from experiments.plan_labelers import LABELERS
@@ -40,13 +41,15 @@ from experiments.who_predicts import (
 
 log = logging.getLogger(__name__)
 FORMULA = "refit_residual/loss"
+# Moments whose damage in nats is predicted.
+DAMAGE_MOMENTS = ("at_once", "refitted", "finetuned")
 _TOLD = ("scope", "truth", "predictor", "zero_shot", "spearman_median", "low", "high", "spearman_mean_of_families",
          "spearman_worst_family", "worst_family")  # fmt: skip
 
 
 class WhoPredictsJob:
     """Writes `who_predicts.csv` (one row for each truth, network and predictor), and `summary.json`; for the
-    fine-tuned truth also `label_economy.csv` and `plan_intervals.csv`.
+    fine-tuned truth also `label_economy.csv` and `plan_intervals.csv`; and `plan_damage.csv`, nats instead of order.
 
     Args:
         bank: file of a label bank that `experiment=bank` measured.
@@ -100,6 +103,10 @@ class WhoPredictsJob:
                 _write(run_dir, "label_economy.csv", ECONOMY_COLUMNS, _economy(boards, predictions, config.seed))
                 _write(run_dir, "plan_intervals.csv", INTERVAL_COLUMNS, judge_intervals(predictions, truth))
         _write(run_dir, "who_predicts.csv", COLUMNS, rows)
+        with progress("predicting damage") as on_fit:
+            origins = [bank.rows("plans", int(i))["origin"] for i in _rows_of(bank, boards)]
+            damages = judge_bank(boards, origins, DAMAGE_MOMENTS, config.seed, on_fit=on_fit)
+        _write(run_dir, "plan_damage.csv", [field.name for field in fields(DamageRow)], damages)
         lines = summarize(rows)
         write_json(run_dir.file("summary.json"), lines)
         for line in lines:
@@ -110,6 +117,11 @@ class WhoPredictsJob:
         best = {f"{line['predictor']} {line['zero_shot']}".strip(): line["spearman_median"] for line in lines
                 if line["scope"] == PLANS}  # fmt: skip
         return {"who_predicts": {"boards": len(boards), "spearman_median": best}}
+
+
+def _rows_of(bank: LabelBank, boards: Sequence[PlanBoard]) -> list[int]:
+    names = bank.networks["name"].tolist()
+    return [names.index(board.network) for board in boards]
 
 
 def _economy(boards: Sequence[PlanBoard], predictions: Sequence[Prediction], seed: int) -> list[EconomyRow]:

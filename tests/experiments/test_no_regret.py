@@ -12,12 +12,15 @@ from autolabel.plan_board import boards_of
 from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_race import PlanRace
 from compress.errors import ArtifactError
-from experiments import no_regret
+from compress.files import read_json
+from experiments import no_regret, plan_damages
 from experiments.bank_building import BankSettings, build_bank
 from experiments.config import ConfigError
 from experiments.figure_style import figure_style, render_file_svg
 from experiments.jobs.no_regret import NoRegretJob
 from experiments.no_regret import BoardSettings, fit_for, run_board, zoo_boards
+from experiments.plan_damages import MEASURED, DamageRow, judge_boards
+from experiments.raw_table import read_raw
 from experiments.regret import summarize
 from experiments.regret_page import draw_regret, read_rows, write_page
 from experiments.run_dir import RunDir
@@ -40,7 +43,11 @@ METHODS = (
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     base = Recipe("mlp-digits-000", "mlp", "digits", 1, 12, 2, "relu", "none", "adamw", 0.01, 0.0, 2, 64, 0.5)
-    recipes = [base, dataclasses.replace(base, name="conv1d-mnist1d-001", family="conv1d", task="mnist1d", width=4)]
+    recipes = [
+        base,
+        dataclasses.replace(base, name="conv1d-mnist1d-001", family="conv1d", task="mnist1d", width=4),
+        dataclasses.replace(base, name="conv2d-small_mnist-002", family="conv2d", task="small_mnist", width=4),
+    ]
     folder = tmp_path_factory.mktemp("zoo")
     build_zoo(folder, recipes, workers=1)
     return folder
@@ -49,7 +56,7 @@ def zoo(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bank(zoo, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bank")
-    settings = BankSettings(plans=6, fractions=(0.5,), images=64, steps=4, brief_steps=2, batch_size=32,
+    settings = BankSettings(plans=8, fractions=(0.25,), images=64, steps=4, brief_steps=2, batch_size=32,
                             context_masks=2, repaired_masks=4)  # fmt: skip
     build_bank(folder, zoo, settings, workers=1)
     return folder / "label_bank.npz"
@@ -73,17 +80,18 @@ def test_a_labeler_saw_nothing_like_its_board(zoo, bank, tmp_path, monkeypatch):
 
     monkeypatch.setitem(no_regret.LABELERS, "labeler/ridge", Recorder)
     boards = zoo_boards(zoo, 1, [0.5])
-    assert [board.name for board in boards] == ["conv1d-mnist1d-001@0.5", "mlp-digits-000@0.5"]
+    names = ["conv1d-mnist1d-001", "conv2d-small_mnist-002", "mlp-digits-000"]
+    assert [board.name for board in boards] == [f"{name}@0.5" for name in names]
     for board in boards:
         fit_for(board, settings_of(zoo, bank), tmp_path)
         fit_for(board, settings_of(zoo, bank), tmp_path)
-    assert seen == [["mlp-digits-000"], ["conv1d-mnist1d-001"]]
-    assert {board.network for board in boards_of(LabelBank.load(bank), MOMENTS)} == {n for names in seen for n in names}
+    assert [sorted(found) for found in seen] == [names[1:], [names[0], names[2]], names[:2]]
+    assert {board.network for board in boards_of(LabelBank.load(bank), MOMENTS)} == set(names)
 
 
 def test_every_method_has_a_row_and_nothing_is_done_twice(zoo, bank, tmp_path, monkeypatch):
     settings = settings_of(zoo, bank)
-    (_, board) = zoo_boards(zoo, 1, [0.5])
+    board = zoo_boards(zoo, 1, [0.5])[-1]
     rows = run_board(board, 0, settings, str(tmp_path))
     assert [row["method"] for row in rows] == ["dense", *METHODS]
     cost = {row["method"]: row["label_cost_forward_macs"] for row in rows}
@@ -93,14 +101,14 @@ def test_every_method_has_a_row_and_nothing_is_done_twice(zoo, bank, tmp_path, m
     assert all(0 <= row["metric"] <= 100 for row in rows)
     other = run_board(board, 1, settings, str(tmp_path))
     assert {row["seed"] for row in other} == {1}
-    monkeypatch.setattr(no_regret, "_Runner", None)
+    monkeypatch.setattr(no_regret, "BoardRunner", None)
     assert run_board(board, 0, settings, str(tmp_path)) == rows
     with pytest.raises(TypeError):
         # Other settings are measured anew.
         run_board(board, 0, dataclasses.replace(settings, candidates=1), str(tmp_path))
 
 
-def test_the_job_writes_its_table(zoo, bank, tmp_path):
+def test_the_job_writes_its_tables(zoo, bank, tmp_path, monkeypatch):
     job = NoRegretJob(str(zoo), str(bank), ("magnitude", "labeler/search"), "labeler/ridge", 1, (), (0.5,),
                       race_steps=(1,), searches=1, workers=1)  # fmt: skip
     job.check(Config())
@@ -109,8 +117,24 @@ def test_the_job_writes_its_table(zoo, bank, tmp_path):
     assert set(metrics["no_regret"]) == {"magnitude", "labeler/search"}
     lines = (tmp_path / "run" / "no_regret.csv").read_text().splitlines()
     assert lines[0] == "board,network,task,budget,method,seed,metric,higher_is_better,label_cost_forward_macs"
-    assert len(lines) == 1 + 2 * 3
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["boards"]
+    assert len(lines) == 1 + 3 * 3
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["boards"]
+    # Two methods on three boards, before and after other plans were measured.
+    damages = read_raw(tmp_path / "run" / "plan_damage.csv", DamageRow)
+    assert [(row.board, row.measured, row.method) for row in damages] == [
+        (board["board"], number, method)
+        for board in summary["boards"]
+        for number in MEASURED
+        for method in ("magnitude", "labeler/search")
+    ]
+    assert all(0 < row.low < row.predicted < row.high for row in damages)
+    assert len({row.realised for row in damages}) > 3
+    assert [line["measured"] for line in summary["plan_damage"]] == list(MEASURED)
+    monkeypatch.setattr(plan_damages, "measure_losses", None)
+    assert judge_boards(zoo_boards(zoo, 1, [0.5]), job.settings, tmp_path / "run", 1) == [
+        DamageRow(**row) for path in sorted((tmp_path / "run" / "damages").iterdir()) for row in read_json(path)["rows"]
+    ]
 
 
 def row(board, method, seed, metric, better=True, cost=0):

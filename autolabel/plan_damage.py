@@ -1,0 +1,216 @@
+"""Damage in nats that a whole plan does, predicted from its summary, and corrected by a few measured plans."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.special import ndtri
+
+from autolabel.plan_board import PlanBoard
+from autolabel.plan_summary import PlanSummary
+from compress.errors import ArtifactError, CompressError
+from compress.files import read_json, write_json
+
+DAMAGE_FILE = "plan_damage.json"
+# Smaller damages, in nats, are not told from the noise of measuring: nothing is learned from them.
+SMALLEST = 3e-3
+COLUMNS = (
+    "refitted_loss_sum", "refitted_output_sum", "averaged_loss_sum", "silenced_loss_sum", "refitted_kept_variance",
+    "averaged_kept_variance", "refitted_output_capped", "refitted_output_largest", "log_fisher_nats",
+    "log_second_order_nats", "log_removed_magnitude", "log_removed_activation", "log_removed_reconstruction",
+    "log_removed_taylor", "log_removed_wanda", "weight_bytes", "macs", "n_groups",
+)  # fmt: skip
+_PENALTY = 100.0
+_FAR = 4.0
+_FEWEST_PLANS = 5
+_ROUNDS = 40
+# A network's misfits beyond so many standard deviations do not teach how networks differ.
+_OUTLYING = 2.5
+
+
+@dataclass(frozen=True, eq=False)
+class DamagePrediction:
+    """What plans are expected to do.
+
+    Attributes:
+        nats: `(n_plans,)` median damage.
+        log_std: `(n_plans,)` standard deviation of its logarithm.
+    """
+
+    nats: np.ndarray
+    log_std: np.ndarray
+
+    def interval(self, coverage: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper end, in nats.
+
+        Raises:
+            CompressError: for a coverage that is not in (0, 1).
+        """
+        if not 0 < coverage < 1:
+            raise CompressError(f"The 'coverage' parameter of an interval must be in (0, 1). Got {coverage!r}.")
+        factor = np.exp(float(ndtri(0.5 + coverage / 2)) * self.log_std)
+        return self.nats / factor, self.nats * factor
+
+
+@dataclass(frozen=True, eq=False)
+class PlanDamage:
+    """Log damage as a regression on numbers of the plan, whose coefficients differ from network to network.
+
+    What all networks share is a ridge regression on the numbers and their squares. By how much the level, the slope and
+    the coefficients of single networks differ from it is learned too, so that a few measured plans of a new network
+    correct as much as they can tell (random effects: Laird and Ware 1982, "Random-effects models for longitudinal
+    data", by expectation maximisation).
+
+    Attributes:
+        moment: of the damages, out of `autolabel.plan_oracle.MOMENTS`.
+        columns: names of the numbers of whole plans that are read, see `PlanSummarizer`.
+        center, scale: `(n_columns + 1,)` of the numbers and of the logarithm of the dense loss.
+        weights: `(2 (n_columns + 1) + 1,)` what networks share: of the numbers, of their squares, the level.
+        variances: `(n_columns + 3,)` of what they differ in: level, slope of the prediction, coefficients.
+        noise: variance of the log damage of single plans.
+    """
+
+    moment: str
+    columns: tuple[str, ...]
+    center: np.ndarray
+    scale: np.ndarray
+    weights: np.ndarray
+    variances: np.ndarray
+    noise: float
+
+    @classmethod
+    def fit(cls, boards: Sequence[PlanBoard], moment: str, columns: Sequence[str] = COLUMNS) -> "PlanDamage":
+        """Learn from boards, each with the losses of its plans after this moment.
+
+        Raises:
+            CompressError: for fewer than two boards with five plans that do damage, or plans that were summarised
+                without one of the columns.
+        """
+        known = []
+        for board in boards:
+            damage = board.loss[moment] - board.dense_loss
+            counts = np.isfinite(damage) & (damage > SMALLEST)
+            if counts.sum() >= _FEWEST_PLANS:
+                known.append((_numbers(board.summary, board.dense_loss, columns)[counts], np.log(damage[counts])))
+        if len(known) < 2:
+            raise CompressError(
+                f"PlanDamage.fit needs at least two networks with {_FEWEST_PLANS} plans that do damage. "
+                f"Got {len(known)}."
+            )
+        values = np.concatenate([numbers for numbers, _ in known])
+        center, scale = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-9)
+        matrix, target = _squares((values - center) / scale), np.concatenate([damage for _, damage in known])
+        penalty = np.full(matrix.shape[1], _PENALTY)
+        penalty[-1] = 0.0
+        weights = np.linalg.solve(matrix.T @ matrix + np.diag(penalty), matrix.T @ target)
+        shared = cls(moment, tuple(columns), center, scale, weights, np.zeros(values.shape[1] + 2), 0.0)
+        effects = []
+        for numbers, damage in known:
+            prior = shared._prior(numbers)
+            effects.append((shared._effects(numbers, prior), damage - prior))
+        variances, noise = _spread(effects)
+        inside = [(design[ok], rest[ok]) for design, rest in effects
+                  for ok in [np.abs(rest - design @ _posterior(design, rest, variances, noise)[0])
+                             < _OUTLYING * np.sqrt(noise)]]  # fmt: skip
+        variances, _ = _spread(inside)
+        return cls(moment, tuple(columns), center, scale, weights, variances, noise)
+
+    def predict(
+        self, summary: PlanSummary, dense_loss: float, measured: Sequence[int] = (), damages: Sequence[float] = ()
+    ) -> DamagePrediction:
+        """Damages of plans of one network and one size.
+
+        Args:
+            summary: of the plans; how they differ from one another matters, so that those that were measured belong
+                to it.
+            dense_loss: of the network itself.
+            measured: rows of the plans that were measured.
+            damages: theirs, in nats; those below `SMALLEST` say that a damage is small, and not how small.
+
+        Raises:
+            CompressError: for damages that do not fit the measured rows or are not finite, or plans that were
+                summarised without a column.
+        """
+        rows, found = np.asarray(measured, dtype=int), np.asarray(damages, dtype=np.float64)
+        if rows.shape != found.shape or not np.isfinite(found).all():
+            raise CompressError(f"Each measured plan needs one finite damage. Got {len(rows)} plans and {found}.")
+        numbers = _numbers(summary, dense_loss, self.columns)
+        prior = self._prior(numbers)
+        design = self._effects(numbers, prior)
+        target = np.log(np.maximum(found, SMALLEST)) - prior[rows]
+        mean, covariance = _posterior(design[rows], target, self.variances, self.noise)
+        variance = self.noise + np.einsum("ij,jk,ik->i", design, covariance, design)
+        return DamagePrediction(np.exp(prior + design @ mean), np.sqrt(variance))
+
+    def _prior(self, numbers: np.ndarray) -> np.ndarray:
+        return _squares((numbers - self.center) / self.scale) @ self.weights
+
+    def _effects(self, numbers: np.ndarray, prior: np.ndarray) -> np.ndarray:
+        """`(n_plans, n_columns + 3)` what a network's own level, slope and coefficients are multiplied with."""
+        values = np.clip((numbers - self.center) / self.scale, -_FAR, _FAR)
+        return np.column_stack([np.ones(len(prior)), prior - prior.mean(), values - values.mean(axis=0)])
+
+    def save(self, folder: str | Path) -> None:
+        """Write it into a folder, as JSON."""
+        arrays = {name: [float(f"{x:.6g}") for x in getattr(self, name)]
+                  for name in ("center", "scale", "weights", "variances")}  # fmt: skip
+        write_json(Path(folder) / DAMAGE_FILE, {"moment": self.moment, "columns": list(self.columns), **arrays,
+                                                "noise": float(f"{self.noise:.6g}")})  # fmt: skip
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "PlanDamage":
+        """Read what `save` wrote. Raises ArtifactError if it is missing or damaged."""
+        path = Path(folder) / DAMAGE_FILE
+        found = read_json(path)
+        try:
+            columns = tuple(map(str, found["columns"]))
+            n = len(columns) + 1
+            arrays = []
+            for name, length in (("center", n), ("scale", n), ("weights", 2 * n + 1), ("variances", n + 2)):
+                values = np.array(found[name], dtype=np.float64)
+                if values.shape != (length,) or not np.isfinite(values).all():
+                    raise ValueError(f"{name} does not fit the columns")
+                arrays.append(values)
+            return cls(str(found["moment"]), columns, *arrays, float(found["noise"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{path} is damaged ({error}). Fit and save it again: experiment=pretrain") from None
+
+
+def _numbers(summary: PlanSummary, dense_loss: float, columns: Sequence[str]) -> np.ndarray:
+    """`(n_plans, n_columns + 1)` float64."""
+    missing = [name for name in columns if name not in summary.plan_names]
+    if missing:
+        raise CompressError(f"These plans were summarised without {missing[0]!r}.")
+    values = summary.plan_values[:, [summary.plan_names.index(name) for name in columns]].astype(np.float64)
+    return np.column_stack([values, np.full(len(values), np.log(max(dense_loss, 1e-3)))])
+
+
+def _squares(values: np.ndarray) -> np.ndarray:
+    values = np.clip(values, -_FAR, _FAR)
+    return np.column_stack([values, values**2, np.ones(len(values))])
+
+
+def _posterior(
+    design: np.ndarray, rest: np.ndarray, variances: np.ndarray, noise: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of a network's own coefficients after these plans were seen."""
+    # In the scale of the prior, where a variance of zero is no trouble.
+    scaled = design * np.sqrt(variances)
+    inner = np.linalg.inv(scaled.T @ scaled / noise + np.eye(len(variances)))
+    root = np.sqrt(variances)
+    return root * (inner @ (scaled.T @ rest)) / noise, inner * np.outer(root, root)
+
+
+def _spread(effects: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, float]:
+    """Variances of the coefficients over networks, and of single plans."""
+    variances, noise = np.full(effects[0][0].shape[1], 0.1), 0.2
+    for _ in range(_ROUNDS):
+        squares, misfit = np.zeros(len(variances)), 0.0
+        for design, rest in effects:
+            mean, covariance = _posterior(design, rest, variances, noise)
+            squares += mean**2 + np.diag(covariance)
+            misfit += np.square(rest - design @ mean).sum() + np.einsum("ij,jk,ik->", design, covariance, design)
+        variances = np.maximum(squares / len(effects), 1e-9)
+        noise = max(float(misfit / sum(len(rest) for _, rest in effects)), 1e-6)
+    return variances, noise
