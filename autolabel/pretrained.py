@@ -4,6 +4,7 @@ from pathlib import Path
 
 from autolabel.competence import Competence
 from autolabel.plan_blend import BlendPlanLabeler
+from autolabel.plan_damage import PlanDamage
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_labeler_files import INDEX_FILE
 from autolabel.plan_labelers import GBDTPlanLabeler, RidgePlanLabeler, SetPlanLabeler
@@ -37,3 +38,12 @@ def load_competence(path: str | Path | None = None) -> Competence:
         ArtifactError: if they are missing or damaged.
     """
     return Competence.load(PRETRAINED if path is None else Path(path))
+
+
+def load_plan_damage(path: str | Path | None = None) -> PlanDamage:
+    """What predicts damage of whole plans in nats, beside the plan labeler in a folder; None for the pretrained one.
+
+    Raises:
+        ArtifactError: if it is missing or damaged.
+    """
+    return PlanDamage.load(PRETRAINED if path is None else Path(path))

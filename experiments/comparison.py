@@ -18,16 +18,13 @@ from autolabel.allocators import LearnedSearchAllocator
 from autolabel.joint_damage import JointDamage
 from autolabel.joint_widths import FLOAT_BITS, joint_labels
 from autolabel.learning import join_scores, learn_labels
-from autolabel.plan_criteria import plan_criteria
 from autolabel.plan_search import PlanSearch
-from autolabel.plan_summary import PlanSummarizer
 from autolabel.pretrained import load_competence, load_plan_labeler
 from autolabel.tables import LabelTable
 from compress.allocation import allocate
 from compress.criterion import score_units
 from compress.errors import ArtifactError, CompressError
 from compress.files import read_json, write_atomic, write_json
-from compress.output_sensitivity import collect_output_sensitivity
 from compress.plan import CompressionPlan
 from compress.scores import Scores
 from compress.statistics import Statistics
@@ -41,8 +38,6 @@ if TYPE_CHECKING:
     from experiments.workbench import Workbench
 
 log = logging.getLogger(__name__)
-# Enough for a matrix of second moments of gradients; each costs several backward passes.
-_SENSITIVITY_BATCHES = 8
 # Prices of widths that are tried, times the one at the plan of added damages.
 _PRICES = (1.0, 0.1, 0.3, 3.0, 10.0)
 COLUMNS = (
@@ -282,9 +277,7 @@ class _Seed:
         """The favourite of the plan labeler among plans of the budget's size. No label is measured for it."""
         experiment = self.comparison.experiment
         labeler = load_plan_labeler(experiment.config.plan_labeler)
-        few = self._pool()[0][:_SENSITIVITY_BATCHES]
-        sensitivity = collect_output_sensitivity(experiment.structure, experiment.task, few, seed=self.seed)
-        summarizer = PlanSummarizer(self.statistics, sensitivity, experiment.costs, plan_criteria())
+        summarizer = experiment.plan_summarizer(self.statistics, self._pool()[0], self.seed)
         verdict = load_competence(experiment.config.plan_labeler).judge(
             summarizer.summarize(np.zeros((1, len(experiment.structure.units)), dtype=bool))
         )

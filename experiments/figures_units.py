@@ -185,6 +185,9 @@ def draw_damage(run: RunFiles) -> Figure | None:
     if predicted is None or not realised:
         return None
     bars = [("predicted (sum)", predicted, MUTED)]
+    recovered = [number(run.plan_damage, end) for end in ("nats", "low", "high")]
+    if None not in recovered:
+        bars.append(("predicted after repair", recovered[0], MUTED))
     bars += [(f"realised, {stage_words(stage)}", value, SERIES[0]) for stage, value in realised.items()]
     figure = new_figure(0.75 + 0.3 * len(bars))
     axes = figure.subplots()
@@ -198,6 +201,9 @@ def draw_damage(run: RunFiles) -> Figure | None:
             va="center",
             fontsize=8.5,
         )
+    if None not in recovered:
+        # Below the number beside the bar.
+        axes.plot(recovered[1:], [1.2, 1.2], color=INK, linewidth=1.2, marker="|", markersize=5)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks(range(len(bars)), [name for name, _, _ in bars])
     axes.margins(x=0.12)

@@ -27,7 +27,7 @@ from experiments.worker_pool import run_pieces
 # Part of the plans that a goal asks to be predicted within this factor.
 FACTOR = 1.5
 MOMENT = "refitted"
-MEASURED = (0, 3, 10, 20)
+MEASURED = (0, 3, 10, 20, 40)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ def check_settings(config: Config, parts: Components) -> None:
     for name in ("images", "batch_size"):
         _at_least(f"measure.{name}", getattr(measure, name), 1)
     _at_least("measure.sample", measure.sample, 1)
+    _at_least("measure.plans", measure.plans, 0)
     joint, widths = quantize.joint_plans, set(quantize.bits)
     _require("quantize.joint_plans", joint == 0 or (joint >= 10 and quantize.enabled and len(widths) > 1),
              "0, or at least 10 where quantize.enabled is true and there are several widths", joint)  # fmt: skip

@@ -55,6 +55,7 @@ def summarize(run: RunFiles) -> dict[str, Any]:
         "stages": {stage: pick(_stages(run), stage, "metric") for stage in STAGES},
         "labeler": _labeler(run),
         "predicted_damage": number(run.result, "predicted_damage"),
+        "predicted_recovered_damage": run.plan_damage,
         "realised_damage": realised.get("pruned"),
         "realised_damage_by_stage": realised,
         "baselines": [_method(method) for method in methods],

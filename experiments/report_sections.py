@@ -174,11 +174,22 @@ def render_damage(run: RunFiles, report: Report, figures: Figures) -> str:
     rows = [
         [f"predicted{by}, sum over the plan", format_damage(predicted) if predicted is not None else "not predicted"]
     ]
+    rows += _recovered_row(report["predicted_recovered_damage"])
     rows += [[f"realised, {stage_words(stage)}", format_damage(value)] for stage, value in realised.items()]
     words = _damage_sentence(predicted, realised.get("pruned"))
     caption = "Damage of the whole plan, predicted and realised."
     drawn = figure(figures, "damage", caption)
     return about + paragraph(words) + table(["damage of the whole plan", "loss per example"], rows) + drawn
+
+
+def _recovered_row(found: Mapping[str, Any] | None) -> list[list[str]]:
+    if found is None:
+        return []
+    if "skipped" in found:
+        return [["predicted after the repair", found["skipped"]]]
+    low, high = (format_damage(found[end]) for end in ("low", "high"))
+    about = f"predicted after the repair, from {found['measured']} other plans that were repaired and measured"
+    return [[about, f"{format_damage(found['nats'])} ({100 * found['coverage']:.0f} % interval {low} to {high})"]]
 
 
 def _damage_sentence(predicted: float | None, realised: float | None) -> str:

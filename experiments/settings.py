@@ -30,12 +30,17 @@ class TrainSettings:
 
 @dataclass
 class MeasureSettings:
-    """Which units are measured (`sample`: a number, or null for all), and on how many examples."""
+    """Which units are measured (`sample`: a number, or null for all), and on how many examples.
+
+    `plans` random plans are repaired and measured, to predict what the chosen plan will do after its repair; with 0
+    nothing is predicted but the sum of its labels.
+    """
 
     sample: int | None = 512
     images: int = 512
     batch_size: int = 256
     sampling: str = "stratified"
+    plans: int = 0
 
 
 @dataclass

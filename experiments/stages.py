@@ -24,6 +24,8 @@ from experiments.data import ShuffledBatches
 from experiments.exporting import export_run
 from experiments.labelling import Labelling
 from experiments.placement import PlacedBatches, placed
+from experiments.plan_prediction import predict_recovered
+from experiments.progress import progress
 from experiments.report import write_figures, write_report
 from experiments.run_dir import RunDir
 from experiments.run_files import JOINT_FILE
@@ -110,6 +112,16 @@ class Experiment(Labelling):
             settings=self.compare_settings(),
             scratch=["comparison"],
         )
+        if self.config.measure.plans:
+            stage(
+                "predict",
+                self.predict,
+                inputs=[*dense, "plan.json"],
+                outputs=["plan_damage.json"],
+                settings=settings("data", "measure", "recovery", "constraints", "plan_labeler"),
+            )
+        else:
+            (self.run_dir.path / "plan_damage.json").unlink(missing_ok=True)
         stage(
             "compress",
             self.compress,
@@ -235,6 +247,13 @@ class Experiment(Labelling):
         formats = LabelTable.load(self.run_dir.path / "layer_labels.npz") if self.quantizes else None
         joint = JointDamage.load(self.run_dir.path / JOINT_FILE) if self.config.quantize.joint_plans else None
         return Comparison(self, labels, formats, joint)
+
+    def predict(self) -> None:
+        """What the plan will do after its repair, from random plans that are repaired and measured."""
+        plan = CompressionPlan.load(self.run_dir.path / "plan.json")
+        with progress("measuring plans") as on_plan:
+            found = predict_recovered(self, plan, self.config.measure.plans, on_plan)
+        write_json(self.run_dir.file("plan_damage.json"), found)
 
     def compress(self) -> None:
         """Apply the plan, repair, fine-tune, quantise, and leave the artifact."""

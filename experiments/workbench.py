@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from autolabel.joint_widths import WidthBench
+from autolabel.plan_criteria import plan_criteria
+from autolabel.plan_summary import PlanSummarizer
 from compress.allocation import check_budget
 from compress.application import slice_model
 from compress.counting import unit_costs
 from compress.finetuning import finetune_
 from compress.graph import check_finite
+from compress.output_sensitivity import collect_output_sensitivity
 from compress.plan import CompressionPlan
 from compress.quantization import prepare_quantized
 from compress.recovery import recover_
@@ -29,6 +32,8 @@ from experiments.teacher import RememberingTeacher
 from experiments.tracker import Tracker
 
 EVALUATION_BATCH = 500
+# Enough for a matrix of second moments of gradients; each costs several backward passes.
+_SENSITIVITY_BATCHES = 8
 
 
 class Workbench:
@@ -86,6 +91,12 @@ class Workbench:
     def statistics_of(self, batches: Sequence[Any]) -> Statistics:
         """Statistics of these batches."""
         return collect_statistics(self.structure, self.task, batches)
+
+    def plan_summarizer(self, statistics: Statistics, batches: Sequence[Any], seed: int) -> PlanSummarizer:
+        """Summarises plans for what was learned on other networks."""
+        few = batches[:_SENSITIVITY_BATCHES]
+        sensitivity = collect_output_sensitivity(self.structure, self.task, few, seed=seed)
+        return PlanSummarizer(statistics, sensitivity, self.costs, plan_criteria())
 
     def refuse_impossible_budget(self) -> None:
         choices = ["removed", *(f"{bits}bit" for bits in self.config.quantize.bits)] if self.quantizes else ["removed"]

@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments import leaderboard, mixed_precision_page, regret_page  # noqa: E402
+from experiments import leaderboard, mixed_precision_page, plan_damage_page, regret_page  # noqa: E402
 from experiments.figure_style import figure_style, render_file_svg  # noqa: E402
 from experiments.label_economy import EconomyRow  # noqa: E402
 from experiments.mixed_precision import AllocationRow, WidthRow  # noqa: E402
+from experiments.plan_damages import DamageRow  # noqa: E402
 from experiments.plan_intervals import IntervalRow  # noqa: E402
 from experiments.raw_table import read_raw  # noqa: E402
 from experiments.who_predicts import Row  # noqa: E402
@@ -41,18 +42,26 @@ def _mixed_precision() -> str:
     return mixed_precision_page.write_page(rows, chosen, "`python -m experiments.run experiment=mixed_precision`")
 
 
+def _plan_damage() -> str:
+    return plan_damage_page.write_page(*(read_raw(RESULTS / "plan_damage" / f"{name}.csv", DamageRow)
+                                         for name in ("raw", "bank")))  # fmt: skip
+
+
 def _figure(name: str) -> Figure:
     raw = RESULTS / name / "raw.csv"
     if name == "who_predicts":
         return leaderboard.draw_plans(read_raw(raw, Row))
     if name == "no_regret":
         return regret_page.draw_regret(regret_page.read_rows(raw))
+    if name == "plan_damage":
+        return plan_damage_page.draw_damages(read_raw(raw, DamageRow))
     return mixed_precision_page.draw_widths(read_raw(raw, WidthRow))
 
 
 # Name of the page -> its Markdown.
 pages: dict[str, Callable[[], str]] = {
     "who_predicts": _who_predicts, "no_regret": _no_regret, "mixed_precision": _mixed_precision,
+    "plan_damage": _plan_damage,
 }  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from experiments.comparison import _Seed
 from experiments.config import config_of
 from experiments.join import join_run
 from experiments.manifest import hash_file
+from experiments.plan_prediction import predict_recovered
 from experiments.reproduction import compare_runs
 from experiments.results import collect_results
 from experiments.run_dir import RunDir, read_manifest
@@ -41,8 +42,8 @@ from experiments.tracker import RunInfo
 from experiments.trackers.null import NullTracker
 
 ROOT = Path(__file__).parents[1]
-FAST = ["experiment=quickstart", "debug=fast", "threads=1", "quantize.joint_plans=10"]
-STAGES = {"dense", "units", "features", "layers", "joint", "labels", "compare", "compress", "export"}
+FAST = ["experiment=quickstart", "debug=fast", "threads=1", "quantize.joint_plans=10", "measure.plans=4"]
+STAGES = {"dense", "units", "features", "layers", "joint", "predict", "labels", "compare", "compress", "export"}
 
 
 def begin(*arguments, module="experiments.run"):
@@ -157,6 +158,28 @@ def test_a_run_leaves_what_it_promises(run):
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert "finetune/train/loss" in json.dumps(metrics)
     assert all(map(math.isfinite, numbers(metrics)))
+
+
+def test_damage_after_the_repair_was_predicted(run):
+    found, report = read(run / "plan_damage.json"), read(run / "report.json")
+    assert found["measured"] == len(found["measured_damages"]) == 4
+    assert 0 < found["low"] < found["nats"] < found["high"]
+    assert found["forward_macs"] > 4 * 64 * read(run / "dense.json")["macs"]
+    assert report["predicted_recovered_damage"] == found
+    assert "predicted after the repair, from 4 other plans" in (run / "report.html").read_text()
+
+
+def test_damage_is_not_predicted_where_no_other_plan_has_the_size(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    experiment = Experiment(config_of(folder), RunDir(folder), NullTracker(RunInfo("x", folder)))
+    experiment.load_dense()
+    units = experiment.structure.units
+    assert "removes nothing" in predict_recovered(experiment, CompressionPlan.removing(units, []), 4)["skipped"]
+    # Smaller than the floor allows.
+    experiment.parts = replace(experiment.parts, constraints=replace(experiment.parts.constraints, floor=0.9))
+    plan = CompressionPlan.load(folder / "plan.json")
+    assert "no other plans of its size" in predict_recovered(experiment, plan, 4)["skipped"]
 
 
 def test_widths_were_priced_by_what_they_do_together(run):

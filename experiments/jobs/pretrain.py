@@ -8,6 +8,7 @@ import numpy as np
 from autolabel.competence import Competence
 from autolabel.label_bank import LabelBank
 from autolabel.plan_board import boards_of
+from autolabel.plan_damage import PlanDamage
 from autolabel.plan_oracle import MOMENTS
 from compress.files import write_json
 from experiments.config import ConfigError
@@ -19,7 +20,7 @@ from experiments.tracker import Tracker
 
 
 class PretrainJob:
-    """Writes `plan_labeler/` into the run folder, with its card.
+    """Writes `plan_labeler/` into the run folder, with what predicts damage in nats, and its card.
 
     Args:
         bank: file of a label bank that `experiment=bank` measured.
@@ -49,6 +50,8 @@ class PretrainJob:
         folder = run_dir.path / "plan_labeler"
         labeler.save(folder)
         Competence.of(boards).save(folder)
+        # What a run can tell before it trains: damage after the repair.
+        PlanDamage.fit(boards, "refitted").save(folder)
         card = {
             "labeler": self.labeler, "truth": self.truth, "boards": len(boards),
             "plans": int(sum(len(board.loss[self.truth]) for board in boards)),

@@ -1,0 +1,64 @@
+"""The page and the figure of predicted and realised damage of whole plans, drawn from raw tables."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from autolabel.plan_damage import SMALLEST
+from experiments.figure_style import FAINT, MUTED, SERIES, new_figure
+from experiments.plan_damages import FACTOR, DamageRow, summarize_damages
+
+_ABOUT = f"""`autolabel.plan_damage` predicts what a whole plan costs in nats: a regression on numbers that need no
+forward pass of the plan, learned on other networks, and corrected by other random plans of the judged network that were
+repaired and measured (on label and validation examples). It is judged on test examples. Neither the family nor the
+task of a judged zoo network was in what it learned from. Plans whose realised damage is below {SMALLEST} nats have no ratio
+and are counted as silent. *Covered*: part of the realised damages within the 90 % interval; *width*: factor from its
+middle to its ends (median); *order*: Spearman within a board (median). After fine-tuning a third of all damages is not
+positive, and what is left is small: no factor can be held there."""
+_HEADER = ("| after | measured plans | plans | silent | within a factor 1.5 | worst family | covered | width "
+           "| order |\n"
+           "|" + "---|" * 9)  # fmt: skip
+
+
+def write_page(boards: Sequence[DamageRow], bank: Sequence[DamageRow]) -> str:
+    """Markdown: plans of formulas and searches on the boards of `no_regret`, and random plans of the whole bank."""
+    text = ["# Predicted and realised damage of whole plans", "", _ABOUT, "",
+            "![Predicted and realised damage](plan_damage.svg)", ""]  # fmt: skip
+    for rows, title, source in (
+        (boards, "Plans of formulas and searches", "`results/plan_damage/raw.csv` (`experiment=no_regret`)"),
+        (bank, "Random plans", "`results/plan_damage/bank.csv` (`experiment=who_predicts`)"),
+    ):
+        lines = summarize_damages(rows)
+        text += [f"## {title}", "", f"{len({row.board for row in rows})} boards; drawn from {source}.", "", _HEADER]
+        text += [_line(line) for line in lines if "within" in line]
+        text.append("")
+    return "\n".join(text)
+
+
+def _line(line: dict) -> str:
+    order = "" if line["spearman"] is None else f"{line['spearman']:.2f}"
+    return (
+        f"| {line['moment']} | {line['measured']} | {line['plans']} | {line['silent']} | "
+        f"{100 * line['within']:.0f} % | {100 * line['within_worst_family']:.0f} % ({line['worst_family']}) | {100 * line['covered']:.0f} % | "
+        f"{line['width']:.1f} | {order} |"
+    )
+
+
+def draw_damages(rows: Sequence[DamageRow]) -> Figure:
+    """Predicted against realised damage: with nothing measured, and with the most plans measured."""
+    moment = rows[0].moment
+    numbers = sorted({row.measured for row in rows if row.moment == moment})
+    figure = new_figure(3.6)
+    shown = dict.fromkeys((numbers[0], numbers[-1]))
+    for axes, number in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
+        own = [r for r in rows if r.moment == moment and r.measured == number and r.realised >= SMALLEST]
+        predicted, realised = np.array([r.predicted for r in own]), np.array([r.realised for r in own])
+        ends = np.array([realised.min(initial=1.0), realised.max(initial=1.0)])
+        axes.fill_between(ends, ends / FACTOR, ends * FACTOR, color=FAINT, alpha=0.5, linewidth=0)
+        axes.scatter(predicted, realised, s=7, color=SERIES[0 if number == numbers[0] else 1], alpha=0.6, linewidths=0)
+        axes.set(xscale="log", yscale="log", xlabel="predicted, nats", title=f"{number} plans measured")
+        within = np.mean(np.maximum(predicted / realised, realised / predicted) <= FACTOR)
+        axes.text(0.03, 0.93, f"{100 * within:.0f} % within {FACTOR:g}", transform=axes.transAxes, color=MUTED)
+    figure.axes[0].set_ylabel(f"realised ({moment}) on test examples, nats")
+    return figure

@@ -1,0 +1,61 @@
+"""What a plan will do after its repair, predicted from other plans of its size that are repaired and measured."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from autolabel.plan_sampling import sample_plans
+from autolabel.pretrained import load_plan_damage
+from compress.errors import BudgetError
+from compress.plan import CompressionPlan
+from compress.task import evaluate
+from experiments.workbench import Workbench
+
+COVERAGE = 0.9
+_FEWEST = 2
+
+
+def predict_recovered(
+    bench: Workbench, plan: CompressionPlan, plans: int, on_plan: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Plain JSON: `nats`, `low` and `high` of the damage on label examples after the repair, `measured` plans and their
+    `forward_macs`; or why nothing was predicted (`skipped`)."""
+    structure, costs = bench.structure, bench.costs
+    removed = plan.removed_mask(structure.units)
+    fraction = costs.total(removed)[0] / costs.dense_macs
+    if not removed.any():
+        return {"skipped": "the plan removes nothing"}
+    batches = bench.batches("calibration", bench.config.measure.batch_size, noise=0.05)
+    summarizer = bench.plan_summarizer(bench.statistics, batches, bench.config.seed)
+    groups = set(structure.units.group[structure.units.removable].astype(str))
+    limits = bench.parts.constraints
+    limits = replace(limits, round_to=1, pinned=tuple(name for name in limits.pinned if name in groups))
+    try:
+        drawn = sample_plans(structure.units, costs, summarizer.scores, "macs", fraction, plans,
+                             seed=bench.config.seed, constraints=limits).removed  # fmt: skip
+    except BudgetError as error:
+        return {"skipped": f"no other plans of its size: {error}"}
+    if len(drawn) < _FEWEST:
+        return {"skipped": "there are no other plans of its size"}
+    label = bench.batches("label", limit=bench.config.measure.images)
+    dense_loss = evaluate(bench.model, bench.task, label)[1]
+    inputs, damages, spent = bench.recovery_inputs(), [], 0.0
+    for number, mask in enumerate(drawn, start=1):
+        other = CompressionPlan.removing(structure.units, [structure.units.ids[row] for row in np.flatnonzero(mask)])
+        small = bench.pruned(other)
+        bench.repair(small, other, inputs)
+        damages.append(evaluate(small, bench.task, label)[1] - dense_loss)
+        spent += (costs.dense_macs + costs.total(mask)[0]) * sum(len(batch[0]) for batch in inputs)
+        if on_plan is not None:
+            on_plan(number, len(drawn))
+    model = load_plan_damage(bench.config.plan_labeler)
+    found = model.predict(
+        summarizer.summarize(np.concatenate([drawn, removed[None]])), dense_loss, range(len(drawn)), damages
+    )
+    low, high = found.interval(COVERAGE)
+    return {
+        "nats": float(found.nats[-1]), "low": float(low[-1]), "high": float(high[-1]), "coverage": COVERAGE,
+        "measured": len(drawn), "measured_damages": [float(damage) for damage in damages], "forward_macs": spent,
+    }  # fmt: skip
