@@ -12,10 +12,10 @@ from experiments.plan_damages import FACTOR, DamageRow, summarize_damages
 _ABOUT = f"""`autolabel.plan_damage` predicts what a whole plan costs in nats: a regression on numbers that need no
 forward pass of the plan, learned on other networks, and corrected by other random plans of the judged network that were
 repaired and measured (on label and validation examples). It is judged on test examples. Neither the family nor the
-task of a judged zoo network was in what it learned from. Plans whose realised damage is below {SMALLEST} nats have no ratio
-and are counted as silent. *Covered*: part of the realised damages within the 90 % interval; *width*: factor from its
-middle to its ends (median); *order*: Spearman within a board (median). After fine-tuning a third of all damages is not
-positive, and what is left is small: no factor can be held there."""
+task of a judged zoo network was in what it learned from. Plans whose realised damage is below {SMALLEST} nats have no
+ratio and are counted as silent. *Covered*: part of the realised damages within the 90 % interval; *width*: factor from
+its middle to its ends (median); *order*: Spearman within a board (median). After fine-tuning a third of all damages is
+not positive, and what is left is small: no factor can be held there."""
 _HEADER = ("| after | measured plans | plans | silent | within a factor 1.5 | worst family | covered | width "
            "| order |\n"
            "|" + "---|" * 9)  # fmt: skip
@@ -38,11 +38,12 @@ def write_page(boards: Sequence[DamageRow], bank: Sequence[DamageRow]) -> str:
 
 def _line(line: dict) -> str:
     order = "" if line["spearman"] is None else f"{line['spearman']:.2f}"
-    return (
-        f"| {line['moment']} | {line['measured']} | {line['plans']} | {line['silent']} | "
-        f"{100 * line['within']:.0f} % | {100 * line['within_worst_family']:.0f} % ({line['worst_family']}) | {100 * line['covered']:.0f} % | "
-        f"{line['width']:.1f} | {order} |"
-    )
+    cells = [
+        line["moment"], line["measured"], line["plans"], line["silent"], f"{100 * line['within']:.0f} %",
+        f"{100 * line['within_worst_family']:.0f} % ({line['worst_family']})", f"{100 * line['covered']:.0f} %",
+        f"{line['width']:.1f}", order,
+    ]  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def draw_damages(rows: Sequence[DamageRow]) -> Figure:
