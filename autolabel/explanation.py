@@ -53,6 +53,83 @@ def top_features(
     )
 
 
+@dataclass(frozen=True)
+class Reason:
+    """What one feature did to the label of one unit.
+
+    Attributes:
+        name: of the feature.
+        value: of the unit.
+        amount: predicted damage minus what it would be without this contribution; on a logarithmic scale such amounts
+            do not add up.
+        above: share of units with a lower value.
+    """
+
+    name: str
+    value: float
+    amount: float
+    above: float
+
+
+@dataclass(frozen=True)
+class Relative:
+    """A measured unit that is like another one.
+
+    Attributes:
+        unit_id: which.
+        distance: root mean square difference of the features' ranks, 0 for twins, about 0.4 for strangers.
+        damage: what was measured.
+    """
+
+    unit_id: str
+    distance: float
+    damage: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a unit got its label.
+
+    Attributes:
+        unit_id, choice: which.
+        damage, lower, upper: predicted, with its interval.
+        coverage: of the interval.
+        reasons: the features that moved the prediction most away from the average, the first the most.
+        peers: number of units that features are compared with.
+        relatives: measured units most alike.
+    """
+
+    unit_id: str
+    choice: str
+    damage: float
+    lower: float
+    upper: float
+    coverage: float
+    reasons: tuple[Reason, ...]
+    peers: int
+    relatives: tuple[Relative, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.unit_id}, {self.choice}: predicted damage {self.damage:.3g} "
+            f"({self.coverage:.0%} interval {self.lower:.3g} to {self.upper:.3g})."
+        ]
+        lines += [
+            f"  {'+' if reason.amount >= 0 else '-'}{abs(reason.amount):.3g}  {reason.name} = {reason.value:.4g}, "
+            f"higher than in {reason.above:.0%} of {self.peers} units."
+            for reason in self.reasons
+        ]
+        if not self.reasons:
+            lines.append("  No feature moved it: this is the average of the labels.")
+        if self.relatives:
+            lines.append("  Measured units most alike:")
+        lines += [
+            f"    {found.unit_id}: {found.damage:.3g} (features {found.distance:.2f} of the spread of all units away)"
+            for found in self.relatives
+        ]
+        return "\n".join(lines)
+
+
 def explain(
     labeler: TabularLabeler,
     features: FeatureTable,
@@ -60,11 +137,8 @@ def explain(
     choice: str | None = None,
     n: int = 5,
     measured: LabelTable | None = None,
-) -> str:
-    """Words: the predicted damage of one unit, and the `n` features that moved it most away from the average.
-
-    Each feature's amount is the predicted damage minus what it would be without that contribution; on a logarithmic
-    scale such amounts do not add up.
+) -> Explanation:
+    """The predicted damage of one unit, and the `n` features that moved it most; `str` of it is words.
 
     Args:
         labeler: fitted.
@@ -90,43 +164,17 @@ def explain(
     peers = x[fitted.applies_to(features)]
     split = _contributions(fitted, x[[row]])[0, :-1]
     z = fitted.transformed(features.select(np.array([row])), choice)[0]
-    lines = [
-        f"{unit_id}, {choice}: predicted damage {label.damage[0, column]:.3g} "
-        f"({labeler.coverage:.0%} interval {label.lower[0, column]:.3g} to {label.upper[0, column]:.3g})."
-    ]
-    for i in np.argsort(-np.abs(split), kind="stable")[:n]:
-        if split[i] == 0.0:
-            break
-        amount = float(fitted.transform.inverse(z) - fitted.transform.inverse(z - split[i]))
-        below = float((peers[:, i] < x[row, i]).mean())
-        lines.append(
-            f"  {'+' if amount >= 0 else '-'}{abs(amount):.3g}  {fitted.problem.columns[i]} = {x[row, i]:.4g}, "
-            f"higher than in {below:.0%} of {len(peers)} units."
+    reasons = [
+        Reason(
+            fitted.problem.columns[i], float(x[row, i]),
+            float(fitted.transform.inverse(z) - fitted.transform.inverse(z - split[i])),
+            float((peers[:, i] < x[row, i]).mean()),
         )
-    if len(lines) == 1:
-        lines.append("  No feature moved it: this is the average of the labels.")
-    if measured is not None:
-        lines.append("  Measured units most alike:")
-        lines += [
-            f"    {found.unit_id}: {found.damage:.3g} (features {found.distance:.2f} of the spread of all units away)"
-            for found in relatives(features, measured, unit_id, choice, n)
-        ]
-    return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Relative:
-    """A measured unit that is like another one.
-
-    Attributes:
-        unit_id: which.
-        distance: root mean square difference of the features' ranks, 0 for twins, about 0.4 for strangers.
-        damage: what was measured.
-    """
-
-    unit_id: str
-    distance: float
-    damage: float
+        for i in np.argsort(-np.abs(split), kind="stable")[:n] if split[i] != 0.0
+    ]  # fmt: skip
+    damage, lower, upper = (float(values[0, column]) for values in (label.damage, label.lower, label.upper))
+    alike = () if measured is None else relatives(features, measured, unit_id, choice, n)
+    return Explanation(unit_id, choice, damage, lower, upper, labeler.coverage, tuple(reasons), len(peers), alike)
 
 
 def relatives(

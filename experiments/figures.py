@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from compress.errors import ArtifactError
 from compress.files import write_atomic
 from experiments.figure_style import figure_style, render_file_svg, render_page_svg, render_png
-from experiments.figures_labeler import draw_agreement, draw_calibration, draw_scatter
+from experiments.figures_labeler import draw_agreement, draw_calibration, draw_reasons, draw_scatter
 from experiments.figures_methods import (
     draw_accuracy_against_macs,
     draw_comparison,
@@ -32,6 +32,7 @@ DRAWINGS: Mapping[str, Callable[[RunFiles], Figure | None]] = {
     "agreement": draw_agreement,
     "scatter": draw_scatter,
     "calibration": draw_calibration,
+    "reasons": draw_reasons,
     "group_sensitivity": draw_group_sensitivity,
     "layer_sensitivity": draw_layer_sensitivity,
     "removed": draw_removed,

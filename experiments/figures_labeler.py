@@ -137,3 +137,25 @@ def held_out_pairs(run: RunFiles) -> np.ndarray:
 
 def _first(value: float | None, other: float | None) -> float | None:
     return other if value is None else value
+
+
+def draw_reasons(run: RunFiles) -> Figure | None:
+    """What features did to the labels of a few units: one panel for each unit."""
+    told = {words: found for words, found in (run.explanations or {}).items() if found["reasons"]}
+    if not told:
+        return None
+    lines = sum(len(found["reasons"]) for found in told.values())
+    figure = new_figure(0.5 + 0.62 * len(told) + 0.2 * lines)
+    ratios = [len(found["reasons"]) for found in told.values()]
+    panels = figure.subplots(len(told), 1, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0]
+    for axes, (words, found) in zip(panels, told.items(), strict=True):
+        reasons = found["reasons"]
+        amounts = [reason["amount"] for reason in reasons]
+        axes.barh(range(len(reasons)), amounts, height=0.66, color=[BAD if a > 0 else SERIES[0] for a in amounts])
+        axes.set_yticks(range(len(reasons)), [f"{r['name']} (above {r['above']:.0%} of units)" for r in reasons])
+        axes.axvline(0, color=INK, linewidth=0.8)
+        plain_rows(axes, len(reasons))
+        axes.set_title(f"{words}: {found['unit_id']}, {found['damage']:.3g}", loc="left", fontsize=9)
+        axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
+    panels[-1].set_xlabel("change of the predicted damage, loss per example")
+    return figure

@@ -1,14 +1,15 @@
 """The stages of a run that say what the parts of a network are worth: features, widths alone and together, labels."""
 
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
-from autolabel.explanation import layer_steps, top_features
+from autolabel.explanation import explain, layer_steps, top_features
 from autolabel.extraction import extract_features
 from autolabel.feature import describe_features
 from autolabel.joint_widths import learn_joint_widths
-from autolabel.learning import learn_labels
+from autolabel.learning import Learned, learn_labels
 from autolabel.measuring import measure
 from autolabel.tables import LabelTable
 from compress.files import write_json
@@ -85,6 +86,7 @@ class Labelling(Workbench):
         groups = dict.fromkeys(str(units.group[i]) for i in np.flatnonzero(units.removable) if units.ids[i] in known)
         steps = {group: [asdict(step) for step in layer_steps(units, self.costs, labels, group)] for group in groups}
         write_json(self.run_dir.file("group_steps.json"), to_json(steps))
+        write_json(self.run_dir.file("explanations.json"), to_json(_explanations(learned)))
         described = describe_features()
         top = top_features(learned.labeler, learned.features) if learned.labeler.name != "mean" else ()
         held_out = [
@@ -124,3 +126,28 @@ class Labelling(Workbench):
                 )
             ],
         )
+
+
+def _explanations(learned: Learned) -> dict[str, Any]:
+    """Words -> explanation of a few telling units, those first whose label was not measured."""
+    if learned.labeler.name == "mean":
+        return {}
+    labels = learned.labels
+    damage, width = labels.damage[:, labels.choices.index("removed")], (labels.upper - labels.lower)[:, 0]
+    rows = np.flatnonzero(np.isfinite(damage) & (labels.source != "measured"))
+    rows = rows if len(rows) else np.flatnonzero(np.isfinite(damage))
+    order = rows[np.argsort(damage[rows], kind="stable")]
+    if not len(order):
+        return {}
+    chosen = {
+        "least predicted damage": order[0],
+        "median": order[len(order) // 2],
+        "most predicted damage": order[-1],
+        "widest interval": rows[np.argmax(np.nan_to_num(width[rows]))],
+    }
+    return {
+        words: asdict(explain(learned.labeler, learned.features, labels.unit_ids[row], "removed", 5, learned.measured))
+        for words, row in chosen.items()
+        # Told once, by the first of these words.
+        if row not in list(chosen.values())[: list(chosen).index(words)]
+    }

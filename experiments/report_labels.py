@@ -71,6 +71,8 @@ def render_labeler(run: RunFiles, report: Report, figures: Figures) -> str:
             _calibration(run, figures),
             heading("Features that mattered"),
             _features(run),
+            heading("Why these labels"),
+            _explanations(run, figures),
         ]
     )
 
@@ -194,6 +196,21 @@ def _features(run: RunFiles) -> str:
         "<div class=scroll><table><thead><tr><th>feature</th><th class=text>share of all contributions</th>"
         f"<th class=text>what it is</th></tr></thead><tbody>{rows}</tbody></table></div>"
     )
+
+
+def _explanations(run: RunFiles, figures: Figures) -> str:
+    """A few units, each with what moved its label and the measured units most alike."""
+    if not run.explanations:
+        return not_run("Explanation of single labels", "the labeler has no reasons to tell")
+    rows = []
+    for words, found in run.explanations.items():
+        alike = "; ".join(f"{other['unit_id']}: {format_damage(other['damage'])}" for other in found["relatives"][:3])
+        interval = f"{format_damage(found['lower'])} to {format_damage(found['upper'])}"
+        rows.append([words, found["unit_id"], format_damage(found["damage"]), interval, alike or NOTHING])
+    caption = "What moved the label of each of these units most, in loss per example."
+    told = note("Any other unit: autolabel.explain(labeler, features, unit_id), with the labeler of this run folder.")
+    header = ["label", "unit", "predicted damage", "interval", "measured units most alike"]
+    return figure(figures, "reasons", caption) + table(header, rows) + told
 
 
 def _explain(feature: Mapping[str, Any]) -> str:

@@ -39,8 +39,8 @@ class RunFiles:
 
     Attributes:
         folder: of the run.
-        manifest, dense, costs, labeler, group_steps, choice, plan_damage, result, export: the JSON objects of these
-            names.
+        manifest, dense, costs, labeler, group_steps, explanations, choice, plan_damage, result, export: the JSON
+            objects of these names.
         warnings: texts of `warnings.json`.
         units, labels, layer_labels, held_out, plan: tables and plan of these names.
         joint: what widths do together, if that was learned.
@@ -55,6 +55,7 @@ class RunFiles:
     costs: Mapping[str, Any] | None
     labeler: Mapping[str, Any] | None
     group_steps: Mapping[str, Any] | None
+    explanations: Mapping[str, Any] | None
     choice: Mapping[str, Any] | None
     plan_damage: Mapping[str, Any] | None
     result: Mapping[str, Any] | None
@@ -85,7 +86,18 @@ def read_run(folder: str | Path) -> RunFiles:
         path = folder / name
         return read(path) if path.exists() else None
 
-    objects = ("manifest", "dense", "costs", "labeler", "group_steps", "choice", "plan_damage", "result", "export")
+    objects = (
+        "manifest",
+        "dense",
+        "costs",
+        "labeler",
+        "group_steps",
+        "explanations",
+        "choice",
+        "plan_damage",
+        "result",
+        "export",
+    )
     return RunFiles(
         folder=folder,
         **{name: load(f"{name}.json", _read_object) for name in objects},

@@ -100,7 +100,7 @@ class Experiment(Labelling):
             "labels",
             self.learn,
             inputs=[*dense, "features.npz"],
-            outputs=["labels.npz", "held_out.npz", "labeler.json", "group_steps.json", "labeler"],
+            outputs=["labels.npz", "held_out.npz", "labeler.json", "group_steps.json", "explanations.json", "labeler"],
             settings=settings("data", "measure", "labeler", "oracles", "baselines"),
             scratch=["rows.jsonl"],
         )

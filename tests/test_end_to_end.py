@@ -160,6 +160,21 @@ def test_a_run_leaves_what_it_promises(run):
     assert all(map(math.isfinite, numbers(metrics)))
 
 
+def test_single_labels_are_explained(run):
+    found, page = read(run / "explanations.json"), (run / "report.html").read_text()
+    assert set(found) >= {"least predicted damage", "median", "most predicted damage"}
+    assert len({told["unit_id"] for told in found.values()}) == len(found)
+    labels = LabelTable.load(run / "labels.npz")
+    for told in found.values():
+        row = labels.unit_ids.index(told["unit_id"])
+        assert told["damage"] == pytest.approx(labels.damage[row, labels.choices.index("removed")])
+        assert told["reasons"]
+        assert {labels.source[labels.unit_ids.index(other["unit_id"])] for other in told["relatives"]} == {"measured"}
+        assert told["unit_id"] in page
+    assert found["least predicted damage"]["damage"] < found["most predicted damage"]["damage"]
+    assert (run / "figures" / "reasons.png").stat().st_size > 1000
+
+
 def test_damage_after_the_repair_was_predicted(run):
     found, report = read(run / "plan_damage.json"), read(run / "report.json")
     assert found["measured"] == len(found["measured_damages"]) == 4

@@ -63,21 +63,21 @@ def test_words_name_the_unit_the_interval_and_the_reasons(tables):
     features, labels = tables
     labeler = GBDTLabeler().fit(features, labels)
     worst = features.unit_ids[int(np.nanargmax(labels.damage[:, 0]))]
-    lines = explain(labeler, features, worst, n=2).split("\n")
+    lines = str(explain(labeler, features, worst, n=2)).split("\n")
     assert len(lines) == 3
     assert lines[0].startswith(f"{worst}, removed: predicted damage ")
     assert "90% interval" in lines[0]
     assert any("saliency = " in line and line.strip().startswith("+") for line in lines[1:])
     assert "of 90 units" in lines[1]
-    assert explain(labeler, features, "c3").startswith("c3, 8bit:")
-    assert explain(labeler, features, "c3", "2bit").startswith("c3, 2bit:")
+    assert str(explain(labeler, features, "c3")).startswith("c3, 8bit:")
+    assert str(explain(labeler, features, "c3", "2bit")).startswith("c3, 2bit:")
 
 
 def test_the_mean_has_no_reasons(tables):
     features, labels = tables
     labeler = MeanLabeler().fit(features, labels)
     assert top_features(labeler, features) == ()
-    assert "No feature moved it" in explain(labeler, features, features.unit_ids[0])
+    assert "No feature moved it" in str(explain(labeler, features, features.unit_ids[0]))
 
 
 def test_unknown_units_and_choices_are_refused(tables):
@@ -109,7 +109,7 @@ def test_relatives_are_the_measured_units_most_alike(tables):
     nothing = np.full(unknown.shape, np.nan)
     fewer = LabelTable(labels.unit_ids, labels.choices, unknown, nothing, nothing, nothing, labels.source)
     assert relatives(alike, fewer, features.unit_ids[3], n=1)[0].unit_id == features.unit_ids[8]
-    words = explain(GBDTLabeler().fit(alike, labels), alike, features.unit_ids[3], measured=labels, n=2)
+    words = str(explain(GBDTLabeler().fit(alike, labels), alike, features.unit_ids[3], measured=labels, n=2))
     assert f"{features.unit_ids[7]}: {labels.damage[7, 0]:.3g} (features 0.00" in words
     with pytest.raises(CompressError, match="has no unit"):
         relatives(alike, labels, "c99")
