@@ -2,18 +2,21 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from autolabel.active_sampling import ActiveSampling
 from autolabel.evaluation import Agreement, compare, coverage, held_out_predictions
 from autolabel.extraction import extract_features
 from autolabel.labeler import Labeler
 from autolabel.measuring import measure
 from autolabel.oracle import Oracle
+from autolabel.sampling import sample_units
 from autolabel.tables import FeatureTable, LabelTable, merge_labels
 from compress.criterion import Criterion, score_units
+from compress.errors import CompressError
 from compress.scores import Scores
 from compress.statistics import Statistics
 from compress.structure import Structure
@@ -57,6 +60,7 @@ def learn_labels(
     criteria: Mapping[str, Criterion] | None = None,
     features: FeatureTable | None = None,
     strategy: str = "stratified",
+    active: ActiveSampling | None = None,
     seed: int = 0,
     rows_file: str | Path | None = None,
     on_row: Callable[[int, int], None] | None = None,
@@ -74,36 +78,52 @@ def learn_labels(
         criteria: name -> criterion, compared with the labeler on the same units.
         features: as `extract_features` gives them, computed here if None.
         strategy, seed, rows_file, on_row: see `measure`.
+        active: if given, only its first part of the sample is drawn by `strategy`, and the labeler is judged on it.
     """
     start = time.monotonic()
     features = features or extract_features(structure, task=task, statistics=statistics)
-    measured = measure(
-        structure,
-        None,
-        task,
-        label_batches,
-        oracle,
-        sample,
-        seed=seed,
-        strategy=strategy,
-        rows_file=rows_file,
-        on_row=on_row,
-    )
     removable = structure.units.removable
-    own = _rows(measured, removable)
+    if active is not None and rows_file is None:
+        raise CompressError("learn_labels needs 'rows_file' with 'active', so that nothing is measured twice.")
+    total = int(removable.sum())
+    n = total if sample is None else min(sample, total)
+    if n == total:
+        active = None
+    n_drawn = n if active is None else max(int(active.first * n), 1)
+    drawn = sample_units(structure.units, n_drawn, seed, strategy)
+    ids = [structure.units.ids[row] for row in drawn]
+
+    def told(done: int, _: int) -> None:
+        if on_row is not None:
+            on_row(done, n)
+
+    def measured_units() -> LabelTable:
+        found = measure(structure, None, task, label_batches, oracle, ids, rows_file=rows_file, on_row=told)
+        # The file of a killed run may hold more: what is asked next must not hang on that.
+        return _only(_rows(found, removable), ids)
+
+    own = measured_units()
+    for left in range(0 if active is None else active.rounds, 0, -1):
+        labels = merge_labels(own, labeler.fit(features, own).predict(features))
+        ids += active.choose(labels, -(-(n - len(ids)) // left))
+        own = measured_units()
+    # Units that were chosen for being doubtful are no fair sample to judge a labeler on.
+    judged = _only(own, ids[:n_drawn])
     held_out = held_out_predictions(labeler, features, own, intervals=True)
     fitted = labeler.fit(features, own)
     labels = merge_labels(own, fitted.predict(features))
     others = {name: score_units(structure, criterion, statistics) for name, criterion in (criteria or {}).items()}
     agreement = compare(
-        own,
+        judged,
         held_out,
         {n: s.removal[: len(own.unit_ids)] for n, s in others.items()},
         name=labeler.name,
         group=structure.units.group[removable],
     )
+    covered = coverage(judged, held_out)
+    held_out = _only(held_out, [unit for unit in held_out.unit_ids if unit not in set(ids[n_drawn:])])
     seconds = time.monotonic() - start
-    return Learned(features, own, labels, held_out, agreement, coverage(own, held_out), fitted, seconds)
+    return Learned(features, own, labels, held_out, agreement, covered, fitted, seconds)
 
 
 def _rows(table: LabelTable, rows: np.ndarray) -> LabelTable:
@@ -120,6 +140,13 @@ def _rows(table: LabelTable, rows: np.ndarray) -> LabelTable:
         table.forward_macs,
         table.naive_macs,
     )
+
+
+def _only(table: LabelTable, unit_ids: Sequence[str]) -> LabelTable:
+    """The table without what is known of other units than these."""
+    kept = np.isin(np.array(table.unit_ids), np.array(unit_ids, dtype=str))[:, None]
+    known = {name: np.where(kept, getattr(table, name), np.nan) for name in ("damage", "std_err", "lower", "upper")}
+    return replace(table, **known)
 
 
 def join_scores(structure: Structure, removal: Scores | LabelTable, formats: LabelTable | None = None) -> Scores:

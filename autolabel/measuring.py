@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def measure(
     task: Task,
     calibration: Sequence[Batch],
     oracle: Oracle,
-    sample: int | None = None,
+    sample: int | Collection[str] | None = None,
     *,
     seed: int = 0,
     strategy: str = "stratified",
@@ -47,7 +47,7 @@ def measure(
         task: reads batches and gives per-example losses.
         calibration: batches to measure on.
         oracle: who measures.
-        sample: how many units; None for all.
+        sample: how many units, or ids of units; None for all.
         seed, strategy: how units are drawn, see `sample_units`.
         rows_file: a JSON-lines file that takes each row as soon as it is known. When it holds rows of the same model,
             data and oracle already, they are not measured again: a killed run loses at most the rows in hand.
@@ -66,7 +66,10 @@ def measure(
     check_batches(structure, task, batches)
     if units is not None:
         structure.units.positions(units.ids)
-    rows = sample_units(structure.units, sample, seed, strategy, oracle.kind)
+    if sample is None or isinstance(sample, int):
+        rows = sample_units(structure.units, sample, seed, strategy, oracle.kind)
+    else:
+        rows = np.sort(structure.units.positions(sample))
     replay = Replay(structure, task, batches)
     log = _RowLog(rows_file, _key(structure, oracle, replay), structure.units, oracle.choices)
     n_choices = len(oracle.choices)

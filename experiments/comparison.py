@@ -331,7 +331,7 @@ class _Seed:
                     labeler,
                     oracle,
                     sample=settings.sample,
-                    strategy=settings.sampling,
+                    **experiment.sampling(self.comparison.formats),
                     seed=self.seed,
                     rows_file=rows_file,
                 )

@@ -63,6 +63,7 @@ class Labelling(Workbench):
         settings = self.config.measure
         batches = self.batches("label", settings.batch_size, limit=settings.images)
         oracle = self.parts.oracles["removal"]
+        formats = LabelTable.load(self.run_dir.path / "layer_labels.npz") if self.quantizes else None
         with progress("measuring") as on_row:
             learned = learn_labels(
                 self.structure,
@@ -73,7 +74,7 @@ class Labelling(Workbench):
                 oracle,
                 sample=settings.sample,
                 criteria=self.parts.baselines,
-                strategy=settings.sampling,
+                **self.sampling(formats),
                 seed=self.config.seed,
                 rows_file=self.run_dir.file("rows.jsonl"),
                 on_row=on_row,

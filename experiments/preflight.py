@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from autolabel.active_sampling import ACTIVE
 from autolabel.sampling import STRATEGIES
 from compress.errors import CompressError
 from compress.finetuning import check_settings as check_training
@@ -30,7 +31,7 @@ def check_settings(config: Config, parts: Components) -> None:
     _require("device", is_available(config.device), "a torch device that is here, such as 'cpu'", config.device)
     missing = [name for name in ORACLES if name not in parts.oracles]
     _require("oracles", not missing, f"a group that holds {missing}", sorted(parts.oracles))
-    _one_of("measure.sampling", [measure.sampling], STRATEGIES)
+    _one_of("measure.sampling", [measure.sampling], (*STRATEGIES, ACTIVE))
     for name in ("images", "batch_size"):
         _at_least(f"measure.{name}", getattr(measure, name), 1)
     _at_least("measure.sample", measure.sample, 1)

@@ -32,6 +32,9 @@ class TrainSettings:
 class MeasureSettings:
     """Which units are measured (`sample`: a number, or null for all), and on how many examples.
 
+    `sampling` draws them `"uniform"` or `"stratified"` over groups; `"active"` draws half of them so and spends the
+    other half where the plan hangs on them.
+
     `plans` random plans are repaired and measured, to predict what the chosen plan will do after its repair; with 0
     nothing is predicted but the sum of its labels.
     """

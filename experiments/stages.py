@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, fx
 
+from autolabel.active_sampling import ACTIVE
 from autolabel.joint_damage import JointDamage
 from autolabel.tables import LabelTable
 from compress.artifact import drop_files, load_artifact, save_artifact
@@ -96,12 +97,20 @@ class Experiment(Labelling):
             outputs=joint,
             settings=settings("data", "measure", "oracles", "quantizer", "quantize"),
         )
+        active = self.config.measure.sampling == ACTIVE
         stage(
             "labels",
             self.learn,
-            inputs=[*dense, "features.npz"],
+            inputs=[*dense, "features.npz", *(["layer_labels.npz"] if active else [])],
             outputs=["labels.npz", "held_out.npz", "labeler.json", "group_steps.json", "explanations.json", "labeler"],
-            settings=settings("data", "measure", "labeler", "oracles", "baselines"),
+            settings=settings(
+                "data",
+                "measure",
+                "labeler",
+                "oracles",
+                "baselines",
+                *(["budget", "constraints", "allocator", "quantize"] if active else []),
+            ),
             scratch=["rows.jsonl"],
         )
         stage(

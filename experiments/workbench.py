@@ -1,17 +1,22 @@
 """What the stages of a run share: components, the dense model, its batches, and the steps of a repair."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from autolabel.active_sampling import ACTIVE, ActiveSampling
 from autolabel.joint_widths import WidthBench
+from autolabel.learning import join_scores
 from autolabel.plan_criteria import plan_criteria
 from autolabel.plan_summary import PlanSummarizer
-from compress.allocation import check_budget
+from autolabel.tables import LabelTable
+from compress.allocation import allocate, check_budget
 from compress.application import slice_model
 from compress.counting import unit_costs
 from compress.finetuning import finetune_
@@ -97,6 +102,28 @@ class Workbench:
         few = batches[:_SENSITIVITY_BATCHES]
         sensitivity = collect_output_sensitivity(self.structure, self.task, few, seed=seed)
         return PlanSummarizer(statistics, sensitivity, self.costs, plan_criteria())
+
+    def sampling(self, formats: LabelTable | None) -> dict[str, Any]:
+        """How `learn_labels` draws units: `strategy` and `active`.
+
+        Args:
+            formats: labels of layers, for plans that choose widths too.
+        """
+        strategy = self.config.measure.sampling
+        if strategy != ACTIVE:
+            return {"strategy": strategy}
+        units, costs, parts = self.structure.units, self.costs, self.parts
+        allocator = replace(parts.allocator, always_quantize=self.quantizes and parts.allocator.always_quantize)
+
+        def decide(labels: LabelTable) -> np.ndarray:
+            plan = allocate(
+                units, join_scores(self.structure, labels, formats), costs, parts.budget, allocator=allocator,
+                constraints=parts.constraints,
+            )  # fmt: skip
+            return plan.removed_mask(units)[units.removable]
+
+        saved = costs.weight_bytes if parts.budget.macs is None else costs.macs
+        return {"strategy": "stratified", "active": ActiveSampling(decide, saved[units.removable, 0])}
 
     def refuse_impossible_budget(self) -> None:
         choices = ["removed", *(f"{bits}bit" for bits in self.config.quantize.bits)] if self.quantizes else ["removed"]

@@ -175,6 +175,16 @@ def test_single_labels_are_explained(run):
     assert (run / "figures" / "reasons.png").stat().st_size > 1000
 
 
+def test_half_of_the_measurements_may_go_where_the_plan_hangs_on_them(tmp_path):
+    folder = tmp_path / "run"
+    call("experiment=quickstart", "debug=fast", "threads=1", "measure.sampling=active", "quantize.enabled=false",
+         "budget.weight_bytes=null", "export.formats=[]", f"hydra.run.dir={folder}")  # fmt: skip
+    labels, told = LabelTable.load(folder / "labels.npz"), read(folder / "labeler.json")
+    assert (labels.source == "measured").sum() == told["n_measured"] == 24
+    # The labeler is judged on those that were drawn.
+    assert told["held_out"][0]["n"] == 12
+
+
 def test_damage_after_the_repair_was_predicted(run):
     found, report = read(run / "plan_damage.json"), read(run / "report.json")
     assert found["measured"] == len(found["measured_damages"]) == 4
