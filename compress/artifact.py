@@ -9,12 +9,14 @@ An artifact folder holds
 - `manifest.json`: `input` (how to feed the files), `class_names`, `example_inputs` (shape and dtype of the forward's
   inputs), `tensors` (shape, dtype and bits of each), `tied`, `quantized`, `weight_bytes`, and under `files` sha256 and
   size of every file.
+- `weights.packed`, if `pack_artifact` wrote it: all of the above in one entropy-coded file, see `compress.packing`.
 - exported files such as `model.onnx`, entered by `register_file`.
 """
 
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,15 @@ from compress.fake_quantization import insert_fake_quantizers, quantized_weights
 from compress.files import read_json, write_atomic, write_json
 from compress.folding import fold_batch_norm
 from compress.graph import as_inputs
+from compress.packing import CodedTensor, read_packed, write_packed
 from compress.plan import CompressionPlan
 from compress.quantizer import dequantize_weight, round_weight
 
 SCHEMA_VERSION = 1
 WEIGHTS, PLAN, MANIFEST = "model.safetensors", "plan.json", "manifest.json"
+PACKED = "weights.packed"
+# What a packed file needs of the manifest.
+_TOLD = ("input", "class_names", "example_inputs", "tied", "quantized")
 
 
 def save_artifact(
@@ -94,6 +100,30 @@ def save_artifact(
     }
     write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def pack_artifact(folder: str | Path, coder: str = "range") -> list[CodedTensor]:
+    """What each tensor takes in `weights.packed`, the whole artifact in one file, which is written into the folder.
+
+    Args:
+        folder: from `save_artifact`.
+        coder: see `compress.entropy_coding.encode_integers`.
+
+    Raises:
+        ArtifactError: if the artifact is damaged or the folder cannot be written. CompressError: for an unknown coder.
+    """
+    folder = Path(folder)
+    manifest = verify_artifact(folder)
+    values, plan = _stored_values(folder, manifest), CompressionPlan.load(folder / PLAN)
+    described = {name: {key: entry[key] for key in ("dtype", "axis", "scale")}
+                 for name, entry in manifest["tensors"].items() if "bits" in entry}  # fmt: skip
+    # Whoever decodes wants to know what was done, not who asked for it.
+    plain = replace(plan, provenance={}, predicted_cost={}, predicted_damage=None).to_json()
+    about = {**{name: manifest[name] for name in _TOLD}, "integers": described, "plan": plain}
+    bits = {name: int(manifest["tensors"][name]["bits"]) for name in described}
+    told = write_packed(folder / PACKED, values, bits, about, coder)
+    register_file(folder, PACKED)
+    return told
 
 
 def register_file(folder: str | Path, name: str) -> dict[str, Any]:
@@ -162,7 +192,7 @@ def load_artifact(folder: str | Path, base_model: nn.Module) -> fx.GraphModule:
     Every file of the artifact is checked first. The base model gives structure only: its weights do not matter.
 
     Args:
-        folder: from `save_artifact`.
+        folder: from `save_artifact`; or the file that `pack_artifact` wrote, wherever it lies.
         base_model: the dense model (any weights); it stays as it is.
 
     Raises:
@@ -170,19 +200,24 @@ def load_artifact(folder: str | Path, base_model: nn.Module) -> fx.GraphModule:
         PlanError: if the base model is of another architecture.
     """
     folder = Path(folder)
-    manifest = verify_artifact(folder)
-    plan = CompressionPlan.load(folder / PLAN)
+    if folder.is_file():
+        values, about = read_packed(folder)
+        lacking = {*_TOLD, "integers", "plan"} - (about.keys() if isinstance(about, dict) else set())
+        if lacking:
+            raise ArtifactError(f"{folder} is no packed artifact: it lacks {sorted(lacking)}. Save it again.")
+        plan, entries = CompressionPlan.from_json(about["plan"], folder), about["integers"]
+    else:
+        about = verify_artifact(folder)
+        values, plan, entries = _stored_values(folder, about), CompressionPlan.load(folder / PLAN), about["tensors"]
     try:
-        stored = safetensors.torch.load((folder / WEIGHTS).read_bytes())
-        example = _rebuild_inputs(manifest["example_inputs"])
-        values = {name: _restore(name, entry, stored) for name, entry in manifest["tensors"].items()}
-    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
+        example = _rebuild_inputs(about["example_inputs"])
+        values = {name: _dequantized(name, entries.get(name, {}), values) for name in values}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, ArtifactError):
             raise
         raise ArtifactError(f"{folder} is damaged ({type(error).__name__}: {error}). Save it again.") from error
-    values = {name: _dequantized(name, manifest["tensors"][name], values) for name in values}
     module = apply_plan(base_model, plan, example)
-    quantized = manifest["quantized"]
+    quantized = about["quantized"]
     own = _named_values(module)
     if quantized or any(name not in values for name in own):
         module = fold_batch_norm(module, example, keep=frozenset(values))
@@ -190,7 +225,7 @@ def load_artifact(folder: str | Path, base_model: nn.Module) -> fx.GraphModule:
         module = insert_fake_quantizers(
             module, plan.layer_formats, quantized["activations"], reduce_range=quantized["reduce_range"]
         )
-    _fill(module, values, manifest["tied"], folder / WEIGHTS)
+    _fill(module, values, about["tied"], folder)
     return module.eval()
 
 
@@ -259,6 +294,17 @@ def _rebuild(leaf: Mapping[str, Any]) -> Any:
     return torch.ones(leaf["shape"], dtype=dtype)
 
 
+def _stored_values(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors as stored; of quantised weights their integers."""
+    try:
+        stored = safetensors.torch.load((folder / WEIGHTS).read_bytes())
+        return {name: _restore(name, entry, stored) for name, entry in manifest["tensors"].items()}
+    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(f"{folder} is damaged ({type(error).__name__}: {error}). Save it again.") from error
+
+
 def _restore(name: str, entry: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Tensor:
     """The tensor as stored; of a quantised weight its integers."""
     value = stored[name]
@@ -271,7 +317,7 @@ def _restore(name: str, entry: Mapping[str, Any], stored: Mapping[str, Tensor]) 
 
 def _dequantized(name: str, entry: Mapping[str, Any], values: Mapping[str, Tensor]) -> Tensor:
     value = values[name]
-    if "bits" not in entry:
+    if "scale" not in entry:
         return value
     if entry["scale"] not in values:
         raise ArtifactError(f"The scales {entry['scale']!r} of {name!r} are missing. Save the artifact again.")

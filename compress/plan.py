@@ -105,13 +105,22 @@ class CompressionPlan:
 
     def save(self, path: str | Path) -> None:
         """Write `plan.json`, atomically."""
-        write_json(path, {"schema_version": SCHEMA_VERSION, **asdict(self)})
+        write_json(path, self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON of this plan."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
     @classmethod
     def load(cls, path: str | Path) -> "CompressionPlan":
         """Read `plan.json`. Raises ArtifactError if it is missing, damaged, or of another schema version."""
-        data = read_json(path)
-        if not isinstance(data, dict) or data.pop("schema_version", None) != SCHEMA_VERSION:
+        return cls.from_json(read_json(path), path)
+
+    @classmethod
+    def from_json(cls, data: Any, path: str | Path) -> "CompressionPlan":
+        """The plan that `to_json` wrote. Raises ArtifactError naming the file that it comes from, as `load` does."""
+        data = dict(data) if isinstance(data, dict) else {}
+        if data.pop("schema_version", None) != SCHEMA_VERSION:
             raise ArtifactError(f"{path} is not a plan of schema version {SCHEMA_VERSION}.")
         try:
             data["remove_channels"] = {k: tuple(int(i) for i in v) for k, v in data["remove_channels"].items()}

@@ -9,9 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compress.application import apply_plan
-from compress.artifact import drop_files, load_artifact, read_manifest, register_file, save_artifact, verify_artifact
+from compress.artifact import (
+    drop_files,
+    load_artifact,
+    pack_artifact,
+    read_manifest,
+    register_file,
+    save_artifact,
+    verify_artifact,
+)
 from compress.errors import ArtifactError, PlanError
 from compress.folding import fold_batch_norm
+from compress.packing import write_packed
 from compress.plan import CompressionPlan, LayerFormat
 from compress.quantization import prepare_quantized
 from compress.quantizers.minmax import MinMaxQuantizer
@@ -81,6 +90,44 @@ def test_loading_gives_the_same_outputs_byte_for_byte(form, x, plan, floats, tmp
     if "again.weight" in values:
         assert values["again.weight"] is values["fc.weight"]
     loaded.train()(x).sum().backward()
+
+
+@pytest.mark.parametrize("coder", ["range", "zstd", "none"])
+@pytest.mark.parametrize("form", ["float", "folded", "low"])
+def test_one_packed_file_gives_the_same_outputs(form, coder, x, plan, floats, tmp_path):
+    module, written = _forms(x, plan, floats)[form]
+    expected = module.eval()(x)
+    save_artifact(tmp_path / "a", module, written, x)
+    told = pack_artifact(tmp_path / "a", coder)
+    verify_artifact(tmp_path / "a")
+    # It needs nothing beside it; the folder is no longer whole without it.
+    packed = (tmp_path / "a" / "weights.packed").rename(tmp_path / "alone")
+    loaded = load_artifact(packed, _net(seed=7))
+    assert torch.equal(loaded(x), expected)
+    values = dict(loaded.named_parameters(remove_duplicate=False))
+    if "again.weight" in values:
+        assert values["again.weight"] is values["fc.weight"]
+    with pytest.raises(ArtifactError, match=r"weights\.packed"):
+        verify_artifact(tmp_path / "a")
+    integers = {tensor.name: tensor for tensor in told if tensor.entropy is not None}
+    assert bool(integers) == (form == "low")
+    for tensor in integers.values():
+        assert 0 <= tensor.entropy <= tensor.bits
+        assert tensor.coded_bytes <= tensor.packed_bytes + 1
+
+
+def test_a_packed_file_of_something_else_is_refused(x, tmp_path):
+    write_packed(tmp_path / "m.packed", {"a": torch.ones(2)}, {}, {"plan": {}})
+    with pytest.raises(ArtifactError, match=r"m\.packed is no packed artifact"):
+        load_artifact(tmp_path / "m.packed", _net())
+    about = dict.fromkeys(["input", "class_names", "example_inputs", "tied", "quantized", "integers", "plan"])
+    write_packed(tmp_path / "m.packed", {"a": torch.ones(2)}, {}, about)
+    with pytest.raises(ArtifactError, match=r"m\.packed is not a plan"):
+        load_artifact(tmp_path / "m.packed", _net())
+    about |= {"plan": CompressionPlan().to_json(), "integers": {}}
+    write_packed(tmp_path / "m.packed", {"a": torch.ones(2)}, {}, about)
+    with pytest.raises(ArtifactError, match=r"m\.packed is damaged"):
+        load_artifact(tmp_path / "m.packed", _net())
 
 
 def test_quantised_weights_take_their_bits(x, plan, floats, tmp_path):
