@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from compress.artifact import verify_artifact
+from compress.artifact import PACKED, load_artifact, verify_artifact
 from compress.errors import ArtifactError, CompressError
 from compress.files import read_json
 from compress.runtimes.onnxruntime import OnnxRuntime, measure_latency, run_onnx
@@ -29,6 +29,7 @@ from experiments.config import build, config_of
 from experiments.data import make_batches
 from experiments.manifest import hash_file
 from experiments.run_dir import read_manifest
+from experiments.settings import Config
 
 DENSE = "dense/model.onnx"
 _SCORING_BATCH = 250
@@ -99,8 +100,10 @@ def evaluate_run(folder: str | Path, repeats: int = 100, limit: int | None = Non
         name, size = path.relative_to(folder).as_posix(), path.stat().st_size
         ratios = {key: rows[0][key] / value for key, value in times.items()}
         files.append(FileResult(name, metric, reported.get(name), size, paths[0].stat().st_size / size, times, ratios))
+    packed = _score_packed(folder, config, task, batches)
     return {
         "run": folder.name,
+        "packed": packed,
         "metric_name": task.metric_name,
         "examples": sum(len(task.inputs(batch)[0]) for batch in batches),
         "files": [asdict(file) for file in files],
@@ -109,6 +112,18 @@ def evaluate_run(folder: str | Path, repeats: int = 100, limit: int | None = Non
         "ok": not altered and all(file.agrees for file in files),
         **machine,
     }
+
+
+def _score_packed(folder: Path, config: Config, task: Task, batches: Sequence[Any]) -> dict[str, Any] | None:
+    """Bytes and metric of the coded weights, decoded here and run by torch; None where the run left none."""
+    path = folder / "artifact" / PACKED
+    if not path.exists():
+        return None
+    module = load_artifact(path, build(config.model, "model", within="experiments.models"))
+    with torch.inference_mode():
+        outputs = torch.cat([module(*task.inputs(batch)) for batch in batches])
+    metric = float(task.score(outputs, list(batches)))
+    return {"path": f"artifact/{PACKED}", "file_bytes": path.stat().st_size, "metric": metric}
 
 
 def score_file(path: Path, task: Task, batches: Sequence[Any]) -> float:
@@ -186,6 +201,10 @@ def _table(result: Mapping[str, Any]) -> Table:
         cells = [f"{file['metric']:.2f}{reported}", f"{file['file_bytes']:,}\n({file['bytes_ratio']:.1f}x smaller)"]
         cells += [f"{ms:.3f} ms\n({file['latency_ratio'][key]:.2f}x)" for key, ms in file["latency_ms"].items()]
         table.add_row(file["path"], *cells)
+    if result["packed"]:
+        packed, dense = result["packed"], result["files"][0]["file_bytes"]
+        size = f"{packed['file_bytes']:,}\n({dense / packed['file_bytes']:.1f}x smaller)"
+        table.add_row(packed["path"], f"{packed['metric']:.2f}", size)
     return table
 
 

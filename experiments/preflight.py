@@ -5,6 +5,7 @@ from typing import Any
 
 from autolabel.active_sampling import ACTIVE
 from autolabel.sampling import STRATEGIES
+from compress.entropy_coding import CODERS
 from compress.errors import CompressError
 from compress.finetuning import check_settings as check_training
 from compress.quantizer import WEIGHT_BITS
@@ -48,6 +49,7 @@ def check_settings(config: Config, parts: Components) -> None:
     _one_of("quantize.bits", quantize.bits, WEIGHT_BITS)
     _one_of("quantize.activation_bits", [quantize.activation_bits], (None, 8))
     _one_of("export.formats", export.formats, FORMATS)
+    _one_of("export.coder", [export.coder], CODERS)
     for batch in export.latency_batches:
         _at_least("export.latency_batches", batch, 1)
     _at_least("export.latency_repeats", export.latency_repeats, 1)

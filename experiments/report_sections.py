@@ -154,10 +154,38 @@ def render_files(run: RunFiles, report: Report, figures: Figures) -> str:
                 "relative to the outputs. A file is called good only within its tolerance."
             ),
             figure(figures, "sizes", "Bytes of each self-contained file that was found good."),
+            heading("Coded weights"),
+            _packed(run, dense),
             heading("Latency"),
             _latency(run),
         ]
     )
+
+
+def _packed(run: RunFiles, dense: float | None) -> str:
+    """The file of coded weights: in all, and what each quantised tensor takes beside its entropy."""
+    packed = run.packed
+    if packed is None:
+        return not_run("Coded weights", "no packed.json")
+    tensors = packed["tensors"]
+    plain, coded = (sum(tensor[key] for tensor in tensors) for key in ("packed_bytes", "coded_bytes"))
+    raw = 4 * sum(tensor["values"] for tensor in tensors)
+    size = packed["file_bytes"]
+    words = paragraph(
+        f"weights.packed holds the whole compressed model in {format_bytes(size)} "
+        f"({format_ratio(ratio(dense, size))} smaller than the dense file): its weights take {format_bytes(raw)} as "
+        f"float32, {format_bytes(plain)} at their bits, {format_bytes(coded)} as coded ({packed['coder']}); the rest "
+        "tells shapes and names. load_artifact decodes it to the same outputs; an engine needs the ONNX file."
+    )
+    rows = [
+        [tensor["name"], format_count(tensor["values"]), str(tensor["bits"]),
+         f"{8 * tensor['coded_bytes'] / max(tensor['values'], 1):.2f}", f"{tensor['entropy']:.2f}",
+         format_bytes(tensor["coded_bytes"])]
+        for tensor in tensors if tensor["entropy"] is not None
+    ]  # fmt: skip
+    if not rows:
+        return words
+    return words + table(["tensor", "weights", "bits", "coded, bits per weight", "entropy", "bytes"], rows)
 
 
 def render_damage(run: RunFiles, report: Report, figures: Figures) -> str:

@@ -39,8 +39,8 @@ class RunFiles:
 
     Attributes:
         folder: of the run.
-        manifest, dense, costs, labeler, group_steps, explanations, choice, plan_damage, result, export: the JSON
-            objects of these names.
+        manifest, dense, costs, labeler, group_steps, explanations, choice, plan_damage, result, packed, export: the
+            JSON objects of these names.
         warnings: texts of `warnings.json`.
         units, labels, layer_labels, held_out, plan: tables and plan of these names.
         joint: what widths do together, if that was learned.
@@ -59,6 +59,7 @@ class RunFiles:
     choice: Mapping[str, Any] | None
     plan_damage: Mapping[str, Any] | None
     result: Mapping[str, Any] | None
+    packed: Mapping[str, Any] | None
     export: Mapping[str, Any] | None
     warnings: tuple[str, ...] | None
     units: UnitTable | None
@@ -96,6 +97,7 @@ def read_run(folder: str | Path) -> RunFiles:
         "choice",
         "plan_damage",
         "result",
+        "packed",
         "export",
     )
     return RunFiles(

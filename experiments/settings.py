@@ -123,9 +123,13 @@ class QuantizeSettings:
 
 @dataclass
 class ExportSettings:
-    """What leaves: file formats, the tolerance against the simulation, and how latency is taken."""
+    """What leaves: file formats, the tolerance against the simulation, and how latency is taken.
+
+    `coder` of `weights.packed`: `"range"` (smallest), `"zstd"` (fast to decode) or `"none"`.
+    """
 
     formats: list[str] = field(default_factory=lambda: ["onnx"])
+    coder: str = "range"
     tolerance: float = 0.02
     latency_batches: list[int] = field(default_factory=lambda: [1, 64])
     latency_repeats: int = 50

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from autolabel.active_sampling import ACTIVE
 from autolabel.joint_damage import JointDamage
 from autolabel.tables import LabelTable
-from compress.artifact import drop_files, load_artifact, save_artifact
+from compress.artifact import PACKED, drop_files, load_artifact, pack_artifact, save_artifact
 from compress.counting import count_macs
 from compress.errors import ArtifactError
 from compress.files import read_json, write_atomic, write_json
@@ -139,6 +139,13 @@ class Experiment(Labelling):
             outputs=["artifact/model.safetensors", "artifact/plan.json", "result.json"],
             settings=settings("data", "measure", "recovery", "finetune", "quantize", "quantizer"),
             scratch=["checkpoint", "artifact", "unquantized"],
+        )
+        stage(
+            "pack",
+            self.pack,
+            inputs=["artifact/model.safetensors", "artifact/plan.json"],
+            outputs=["artifact/weights.packed", "packed.json"],
+            settings=settings("export"),
         )
         if self.config.export.formats:
             stage(
@@ -322,6 +329,14 @@ class Experiment(Labelling):
                 }
             ),
         )
+
+    def pack(self) -> None:
+        """The artifact in one entropy-coded file, and what each tensor takes in it."""
+        coder = self.config.export.coder
+        coded = pack_artifact(self.run_dir.path / "artifact", coder)
+        tensors = [{**asdict(tensor), "packed_bytes": tensor.packed_bytes} for tensor in coded]
+        size = (self.run_dir.path / "artifact" / PACKED).stat().st_size
+        write_json(self.run_dir.file("packed.json"), {"file_bytes": size, "coder": coder, "tensors": tensors})
 
     def export(self) -> None:
         """Files that run, checked and timed in fresh processes."""

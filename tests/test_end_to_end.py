@@ -43,7 +43,7 @@ from experiments.trackers.null import NullTracker
 
 ROOT = Path(__file__).parents[1]
 FAST = ["experiment=quickstart", "debug=fast", "threads=1", "quantize.joint_plans=10", "measure.plans=4"]
-STAGES = {"dense", "units", "features", "layers", "joint", "predict", "labels", "compare", "compress", "export"}
+STAGES = {"dense", "units", "features", "layers", "joint", "predict", "labels", "compare", "compress", "pack", "export"}
 
 
 def begin(*arguments, module="experiments.run"):
@@ -367,6 +367,14 @@ def test_what_cannot_be_helped_is_one_line(run, tmp_path):
 
 def test_the_files_are_scored_again_by_the_runtime_alone(run):
     told = json.loads(call(run, module="experiments.evaluate").splitlines()[-1])
+    # Decoded in a process that knows nothing else of it.
+    packed, own = told["packed"], read(run / "packed.json")
+    assert packed["file_bytes"] == own["file_bytes"] == (run / "artifact" / "weights.packed").stat().st_size
+    assert packed["metric"] == read(run / "result.json")["stages"]["quantized"]["metric"]
+    tensors = own["tensors"]
+    assert sum(tensor["coded_bytes"] for tensor in tensors) < packed["file_bytes"]
+    assert all(8 * t["coded_bytes"] < t["values"] * (t["entropy"] + 0.2) + 8 * 40 for t in tensors if t["entropy"])
+    assert "coded, bits per weight" in (run / "report.html").read_text()
     assert told["ok"]
     metrics = {row["path"]: row["metric"] for row in told["files"]}
     assert set(metrics) == {"dense/model.onnx", "artifact/model.onnx", "artifact/model.int8.onnx"}
