@@ -3,7 +3,7 @@
 from compress.allocation import allocate, check_budget, closest_feasible
 from compress.allocator import Constraints
 from compress.application import apply_plan, simulate_plan
-from compress.artifact import load_artifact, save_artifact
+from compress.artifact import load_artifact, pack_artifact, save_artifact
 from compress.budget import Budget
 from compress.counting import unit_costs
 from compress.criterion import score_units
@@ -44,6 +44,7 @@ __all__ = [
     "find_units",
     "finetune_",
     "load_artifact",
+    "pack_artifact",
     "prepare_quantized",
     "recover_",
     "save_artifact",
