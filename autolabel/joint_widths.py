@@ -13,12 +13,9 @@ from autolabel.oracle import Moments
 from autolabel.tables import LabelTable
 from compress.attributes import value_of
 from compress.errors import CompressError
-from compress.quantizer import WEIGHT_BITS, Quantizer, dequantize_weight, quantize_weight
+from compress.quantizer import FLOAT_BITS, OUTPUT_AXIS, WEIGHT_BITS, Quantizer, dequantize_weight, quantize_weight
 from compress.structure import Structure
 from compress.task import Batch, Task, evaluate
-
-FLOAT_BITS = 32
-_OUTPUT_AXIS = {"conv": 0, "linear": 0, "conv_transpose": 1, "embedding": 0}
 
 
 class WidthBench:
@@ -47,7 +44,7 @@ class WidthBench:
         for name in self.layers:
             weight = value_of(self._module, found[name].weight)
             self._weights[name] = weight
-            axis, dense = _OUTPUT_AXIS[found[name].kind], weight.detach().clone()
+            axis, dense = OUTPUT_AXIS[found[name].kind], weight.detach().clone()
             self._rounded[name, FLOAT_BITS] = dense
             for width in self.bits:
                 rounded = dequantize_weight(*quantize_weight(dense, width, quantizer, axis), axis)

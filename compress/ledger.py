@@ -3,7 +3,8 @@
 import numpy as np
 
 from compress.costs import FLOAT_BYTES
-from compress.menu import FLOAT_BITS, Menu
+from compress.menu import Menu
+from compress.quantizer import FLOAT_BITS
 
 COSTS = ("macs", "weight_bytes")
 _ROUNDING = 1e-10  # of sums updated step by step; `exact_cost` has the last word

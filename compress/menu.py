@@ -16,10 +16,10 @@ from compress.allocator import Constraints
 from compress.budget import Budget
 from compress.costs import CostTable
 from compress.errors import CompressError
+from compress.quantizer import FLOAT_BITS
 from compress.scores import Scores
 from compress.units import UnitTable
 
-FLOAT_BITS = 32
 _BITS = re.compile(r"([1-9]\d*)bit")
 
 

@@ -10,6 +10,10 @@ from torch import Tensor
 from compress.errors import CompressError, DataError
 
 WEIGHT_BITS = (8, 6, 4, 3, 2)
+# Of a weight that no format was chosen for.
+FLOAT_BITS = 32
+# Kind of layer -> the axis of its weight that counts output channels, each of which has a scale.
+OUTPUT_AXIS = {"conv": 0, "linear": 0, "conv_transpose": 1, "embedding": 0}
 ACTIVATION_LEVELS = 255
 
 

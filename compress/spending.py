@@ -11,8 +11,9 @@ from compress.allocator import Constraints
 from compress.budget import Budget
 from compress.errors import BudgetError, CompressError
 from compress.ledger import Ledger
-from compress.menu import FLOAT_BITS, Menu
+from compress.menu import Menu
 from compress.plan import CompressionPlan, LayerFormat
+from compress.quantizer import FLOAT_BITS
 
 CLOSE = 0.99  # a bound counts as spent from this fraction on
 _FREE = 1e-12  # damage that is counted for a harmless step, as a fraction of all damage on the menu

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from autolabel.allocators import LearnedSearchAllocator
 from autolabel.joint_damage import JointDamage
-from autolabel.joint_widths import FLOAT_BITS, joint_labels
+from autolabel.joint_widths import joint_labels
 from autolabel.learning import join_scores, learn_labels
 from autolabel.plan_search import PlanSearch
 from autolabel.pretrained import load_competence, load_plan_labeler
@@ -26,6 +26,7 @@ from compress.criterion import score_units
 from compress.errors import ArtifactError, CompressError
 from compress.files import read_json, write_atomic, write_json
 from compress.plan import CompressionPlan
+from compress.quantizer import FLOAT_BITS
 from compress.scores import Scores
 from compress.statistics import Statistics
 from compress.task import evaluate

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from compress.quantizer import FLOAT_BITS
 from experiments.figure_style import FAINT, INK, LINE, MARKERS, MUTED, SERIES, log_like, new_figure, plain_rows
 from experiments.quantities import STAGES, shorten, stage_words
 from experiments.run_files import RunFiles, number, pick
 
 _HIGHLIGHTED = 6
 _MOST_ROWS = 80
-FLOAT_BITS = 32
 
 
 def bit_choices(choices: tuple[str, ...]) -> list[tuple[int, int]]:

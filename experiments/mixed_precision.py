@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from autolabel.joint_damage import JointDamage
-from autolabel.joint_widths import FLOAT_BITS, WidthBench
+from autolabel.joint_widths import WidthBench
 from autolabel.measuring import measure
 from autolabel.oracle import Moments
 from autolabel.oracles.layer_choice import LayerChoiceOracle
@@ -23,7 +23,7 @@ from compress.budget import Budget
 from compress.costs import CostTable
 from compress.counting import unit_costs
 from compress.files import read_json, write_json
-from compress.quantizer import Quantizer
+from compress.quantizer import FLOAT_BITS, Quantizer
 from compress.scores import Scores
 from compress.structure import Structure
 from compress.task import Batch, Task

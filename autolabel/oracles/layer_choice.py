@@ -7,7 +7,7 @@ from torch import Tensor
 
 from autolabel.oracle import Measurement, Moments
 from compress.attributes import value_of
-from compress.quantizer import WEIGHT_BITS, Quantizer, dequantize_weight, quantize_weight
+from compress.quantizer import OUTPUT_AXIS, WEIGHT_BITS, Quantizer, dequantize_weight, quantize_weight
 from compress.quantizers.mse import MseQuantizer
 from compress.replay import Replay
 from compress.structure import Structure
@@ -31,7 +31,6 @@ class LayerChoiceOracle:
 
     def measure(self, structure: Structure, replay: Replay, rows: np.ndarray) -> Iterator[Measurement]:
         """One measurement per row and format."""
-        axes = {"conv": 0, "linear": 0, "conv_transpose": 1, "embedding": 0}
         layers = {layer.name: layer for layer in structure.traced.layers()}
         for row in rows:
             layer = layers[structure.units.ids[row]]
@@ -40,7 +39,7 @@ class LayerChoiceOracle:
             replay.keep([suffix])
             weight = value_of(structure.traced.module, layer.weight).detach()
             for bits in self.bits:
-                rounded = self._rounded(weight, bits, axes[layer.kind])
+                rounded = self._rounded(weight, bits, OUTPUT_AXIS[layer.kind])
                 moments = Moments()
                 for number in range(len(replay.batches)):
                     moments.add(replay.layer_losses(suffix, rounded, number)[0] - replay.dense[number])
