@@ -95,7 +95,7 @@ def resumed(tmp_path_factory):
     assert read(folder / "stages" / "compress.json")["status"] == "running"
     assert not (folder / "result.json").exists()
     log = call(*arguments)
-    assert log.count("already done, skipped") == len(STAGES) - 2
+    assert log.count("already done, skipped") == len(STAGES - {"compress", "pack", "export"})
     assert "stage compress: resumed" in log
     assert "goes on from" in log
     return folder

@@ -214,7 +214,7 @@ def small_bank(name="net-a", n_plans=6, n_groups=2, seed=0):
     losses |= {f"macs_{moment}": rng.random(n_plans) for moment in MOMENTS}
     return LabelBank(
         networks={"name": np.array([name]), "family": np.array([f"family-{name}"]), "task": np.array(["t"]),
-                  "loss_validation": np.array([0.1])},
+                  "loss_validation": np.array([0.1]), "loss_test": np.array([0.12])},
         plans={"network": np.zeros(n_plans, dtype=np.int64), "macs": np.full(n_plans, 0.5), **losses},
         groups={"plan": np.repeat(np.arange(n_plans), n_groups), "group": np.tile(["a", "b"], n_plans),
                 "kept": rng.random(n_plans * n_groups).astype(np.float32)},
@@ -238,6 +238,7 @@ def test_banks_are_merged_saved_and_read_back(tmp_path):
     assert [(board.network, board.family) for board in boards] == [("net-a", "family-net-a"), ("net-b", "family-net-b")]
     np.testing.assert_array_equal(boards[1].judged_loss["finetuned"], second.plans["loss_finetuned_test"])
     np.testing.assert_array_equal(boards[1].loss["finetuned"], second.plans["loss_finetuned_validation"])
+    assert (boards[1].dense_loss, boards[1].judged_dense_loss) == (0.1, 0.12)
 
 
 def test_a_damaged_bank_is_named(tmp_path):

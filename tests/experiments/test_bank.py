@@ -10,7 +10,7 @@ from autolabel.label_bank import LabelBank
 from autolabel.plan_board import boards_of
 from autolabel.plan_labelers import RidgePlanLabeler
 from autolabel.plan_oracle import MOMENTS
-from autolabel.pretrained import load_plan_labeler
+from autolabel.pretrained import load_plan_damage, load_plan_labeler
 from compress.errors import ArtifactError, CompressError
 from compress.files import read_json, write_json
 from experiments import bank_building
@@ -27,13 +27,13 @@ from experiments.unit_predictors import judge_units
 from experiments.who_predicts import judge_formulas, judge_predictions, predict_boards
 from experiments.zoo import Recipe, build_zoo
 
-SETTINGS = BankSettings(plans=6, fractions=(0.5,), images=64, steps=4, brief_steps=2, batch_size=32, context_masks=2,
+SETTINGS = BankSettings(plans=6, fractions=(0.3,), images=64, steps=4, brief_steps=2, batch_size=32, context_masks=2,
                         repaired_masks=4)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
-    base = Recipe("mlp-digits-000", "mlp", "digits", 1, 16, 2, "relu", "none", "adamw", 0.01, 0.0, 2, 64, 0.5)
+    base = Recipe("mlp-digits-000", "mlp", "digits", 1, 16, 2, "relu", "none", "adamw", 0.01, 0.0, 12, 64, 0.5)
     folder = tmp_path_factory.mktemp("zoo")
     build_zoo(folder, [base, dataclasses.replace(base, name="conv2d-digits-001", family="conv2d", width=8)], workers=1)
     return folder
@@ -141,7 +141,10 @@ def test_a_labeler_is_fitted_on_the_bank_and_read_back(built, tmp_path):
         metrics = job.run(Config(), run_dir, NullTracker(RunInfo("test", tmp_path)))
     assert metrics == {"pretrain": {"boards": 2, "plans": 12}}
     labeler = load_plan_labeler(tmp_path / "run" / "plan_labeler")
-    score, _ = labeler.predict(boards_of(bank, MOMENTS)[0].summary)
+    (board, _) = boards_of(bank, MOMENTS)
+    damage = load_plan_damage(tmp_path / "run" / "plan_labeler").predict(board.summary, board.dense_loss)
+    assert (damage.nats > 0).all()
+    score, _ = labeler.predict(board.summary)
     assert np.isfinite(score).all()
     with pytest.raises(ArtifactError, match="Cannot read"):
         load_plan_labeler(tmp_path / "nothing")

@@ -46,7 +46,8 @@ def zoo(tmp_path_factory):
     recipes = [
         base,
         dataclasses.replace(base, name="conv1d-mnist1d-001", family="conv1d", task="mnist1d", width=4),
-        dataclasses.replace(base, name="conv2d-small_mnist-002", family="conv2d", task="small_mnist", width=4),
+        dataclasses.replace(base, name="conv2d-digits-002", family="conv2d", width=4),
+        dataclasses.replace(base, name="attention-mnist1d-003", family="attention", task="mnist1d", width=4),
     ]
     folder = tmp_path_factory.mktemp("zoo")
     build_zoo(folder, recipes, workers=1)
@@ -80,12 +81,12 @@ def test_a_labeler_saw_nothing_like_its_board(zoo, bank, tmp_path, monkeypatch):
 
     monkeypatch.setitem(no_regret.LABELERS, "labeler/ridge", Recorder)
     boards = zoo_boards(zoo, 1, [0.5])
-    names = ["conv1d-mnist1d-001", "conv2d-small_mnist-002", "mlp-digits-000"]
+    names = ["attention-mnist1d-003", "conv1d-mnist1d-001", "conv2d-digits-002", "mlp-digits-000"]
     assert [board.name for board in boards] == [f"{name}@0.5" for name in names]
     for board in boards:
         fit_for(board, settings_of(zoo, bank), tmp_path)
         fit_for(board, settings_of(zoo, bank), tmp_path)
-    assert [sorted(found) for found in seen] == [names[1:], [names[0], names[2]], names[:2]]
+    assert [sorted(found) for found in seen] == [names[2:], names[2:], names[:2], names[:2]]
     assert {board.network for board in boards_of(LabelBank.load(bank), MOMENTS)} == set(names)
 
 
@@ -117,7 +118,7 @@ def test_the_job_writes_its_tables(zoo, bank, tmp_path, monkeypatch):
     assert set(metrics["no_regret"]) == {"magnitude", "labeler/search"}
     lines = (tmp_path / "run" / "no_regret.csv").read_text().splitlines()
     assert lines[0] == "board,network,task,budget,method,seed,metric,higher_is_better,label_cost_forward_macs"
-    assert len(lines) == 1 + 3 * 3
+    assert len(lines) == 1 + 4 * 3
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["boards"]
     # Two methods on three boards, before and after other plans were measured.
