@@ -29,6 +29,8 @@ def write_page(boards: Sequence[DamageRow], bank: Sequence[DamageRow]) -> str:
         (boards, "Plans of formulas and searches", "`results/plan_damage/raw.csv` (`experiment=no_regret`)"),
         (bank, "Random plans", "`results/plan_damage/bank.csv` (`experiment=who_predicts`)"),
     ):
+        if not rows:
+            continue
         lines = summarize_damages(rows)
         text += [f"## {title}", "", f"{len({row.board for row in rows})} boards; drawn from {source}.", "", _HEADER]
         text += [_line(line) for line in lines if "within" in line]

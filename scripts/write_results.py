@@ -43,8 +43,8 @@ def _mixed_precision() -> str:
 
 
 def _plan_damage() -> str:
-    return plan_damage_page.write_page(*(read_raw(RESULTS / "plan_damage" / f"{name}.csv", DamageRow)
-                                         for name in ("raw", "bank")))  # fmt: skip
+    boards, bank = (RESULTS / "plan_damage" / f"{name}.csv" for name in ("raw", "bank"))
+    return plan_damage_page.write_page(read_raw(boards, DamageRow), read_raw(bank, DamageRow) if bank.exists() else [])
 
 
 def _figure(name: str) -> Figure:
