@@ -14,8 +14,9 @@ forward pass of the plan, learned on other networks, and corrected by other rand
 repaired and measured (on label and validation examples). It is judged on test examples. Neither the family nor the
 task of a judged zoo network was in what it learned from. Plans whose realised damage is below {SMALLEST} nats have no
 ratio and are counted as silent. *Covered*: part of the realised damages within the 90 % interval; *width*: factor from
-its middle to its ends (median); *order*: Spearman within a board (median). After fine-tuning a third of all damages is
-not positive, and what is left is small: no factor can be held there."""
+its middle to its ends (median); *order*: Spearman within a board (median)."""
+_FINETUNED = """After fine-tuning many damages are not positive, and what is left is small: no factor can be held
+there."""
 _HEADER = ("| after | measured plans | plans | silent | within a factor 1.5 | worst family | covered | width "
            "| order |\n"
            "|" + "---|" * 9)  # fmt: skip
@@ -23,7 +24,8 @@ _HEADER = ("| after | measured plans | plans | silent | within a factor 1.5 | wo
 
 def write_page(boards: Sequence[DamageRow], bank: Sequence[DamageRow]) -> str:
     """Markdown: plans of formulas and searches on the boards of `no_regret`, and random plans of the whole bank."""
-    text = ["# Predicted and realised damage of whole plans", "", _ABOUT, "",
+    about = [_FINETUNED] if any(row.moment == "finetuned" for row in bank) else []
+    text = ["# Predicted and realised damage of whole plans", "", _ABOUT, *about, "",
             "![Predicted and realised damage](plan_damage.svg)", ""]  # fmt: skip
     for rows, title, source in (
         (boards, "Plans of formulas and searches", "`results/plan_damage/raw.csv` (`experiment=no_regret`)"),
