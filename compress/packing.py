@@ -121,7 +121,9 @@ def read_packed(path: str | Path) -> tuple[dict[str, Tensor], Any]:
         raise ArtifactError(f"{path} is truncated or altered (its checksum is not that of its content). Copy it again.")
     try:
         return _read_body(body)
-    except (ArtifactError, KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+    # A header that lies about shapes may ask for more memory than there is.
+    except (ArtifactError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, MemoryError,
+            zlib.error) as error:  # fmt: skip
         raise ArtifactError(f"{path} is damaged ({error}). Save the artifact again.") from None
 
 

@@ -182,24 +182,29 @@ def board_network(board: Board, settings: BoardSettings) -> BoardNetwork:
     return zoo_network(settings.zoo, board.network) if board.zoo else BOARD_NETWORKS[board.network]
 
 
+def board_key(board: Board, settings: BoardSettings) -> dict[str, Any]:
+    """All that the plans of a board and what becomes of them depend on, as JSON gives it back."""
+    return _plain({
+        "board": asdict(board), "settings": {**asdict(settings), "zoo": "", "bank": hash_file(settings.bank)},
+        "search": asdict(_SEARCH), "repair": asdict(board_network(board, settings).repair),
+        "features": FEATURES_VERSION,
+        "weights": read_row(settings.zoo, board.network)["weights_sha256"] if board.zoo else "",
+    })  # fmt: skip
+
+
 def run_board(board: Board, seed: int, settings: BoardSettings, folder: str) -> list[dict[str, Any]]:
     """Rows of all methods of one board and seed; stored, and read again the next time."""
     path = Path(folder) / "rows" / f"{board.name}_{seed}.json"
-    network = board_network(board, settings)
-    key = {
-        "board": asdict(board), "settings": {**asdict(settings), "zoo": "", "bank": hash_file(settings.bank)},
-        "search": asdict(_SEARCH), "repair": asdict(network.repair), "features": FEATURES_VERSION,
-        "weights": read_row(settings.zoo, board.network)["weights_sha256"] if board.zoo else "",
-    }  # fmt: skip
+    network, key = board_network(board, settings), board_key(board, settings)
     if path.exists():
         found = read_json(path)
-        if found.get("key") == _plain(key):
+        if found.get("key") == key:
             return found["rows"]
     torch.use_deterministic_algorithms(True, warn_only=True)
     labeler = load_plan_labeler(fit_for(board, settings, Path(folder)))
     rows = BoardRunner(board, network, seed, settings, labeler, Path(folder)).rows()
     made = {"commit": str(describe_code().get("commit", "")), "versions": library_versions()}
-    write_json(path, {"key": _plain(key), "made": made, "rows": rows})
+    write_json(path, {"key": key, "made": made, "rows": rows})
     return rows
 
 

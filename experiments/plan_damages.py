@@ -1,6 +1,5 @@
 """Predicted against realised damage of whole plans, on networks whose family and task the prediction never saw."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,12 +13,10 @@ from autolabel.label_bank import LabelBank
 from autolabel.plan_board import PlanBoard, boards_of
 from autolabel.plan_damage import SMALLEST, PlanDamage
 from autolabel.plan_sampling import sample_plans
-from autolabel.plan_summary import FEATURES_VERSION
 from autolabel.pretrained import load_plan_labeler
 from compress.files import read_json, write_json
 from compress.task import evaluate
-from experiments.manifest import hash_file
-from experiments.no_regret import SEARCHES, Board, BoardRunner, BoardSettings, board_network, fit_for, unlike
+from experiments.no_regret import SEARCHES, Board, BoardRunner, BoardSettings, board_key, board_network, fit_for, unlike
 from experiments.subject import PARTS
 from experiments.who_predicts import SPLITS, assert_disjoint, held_out, seen_with
 from experiments.worker_pool import run_pieces
@@ -114,10 +111,7 @@ def judge_board(
 ) -> list[dict[str, Any]]:
     """Rows of one board; stored, and read again the next time."""
     path = Path(folder) / "damages" / f"{board.name}.json"
-    key = json.loads(json.dumps({
-        "board": asdict(board), "settings": {**asdict(settings), "zoo": "", "bank": hash_file(settings.bank)},
-        "features": FEATURES_VERSION, "numbers": numbers, "moment": MOMENT,
-    }))  # fmt: skip
+    key = {**board_key(board, settings), "numbers": list(numbers), "moment": MOMENT}
     if path.exists():
         known = read_json(path)
         if known.get("key") == key:

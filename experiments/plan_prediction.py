@@ -27,6 +27,8 @@ def predict_recovered(
     fraction = costs.total(removed)[0] / costs.dense_macs
     if not removed.any():
         return {"skipped": "the plan removes nothing"}
+    # First of all: a folder that lacks it must not cost the measuring.
+    model = load_plan_damage(bench.config.plan_labeler)
     batches = bench.batches("calibration", bench.config.measure.batch_size, noise=0.05)
     summarizer = bench.plan_summarizer(bench.statistics, batches, bench.config.seed)
     groups = set(structure.units.group[structure.units.removable].astype(str))
@@ -50,7 +52,6 @@ def predict_recovered(
         spent += (costs.dense_macs + costs.total(mask)[0]) * sum(len(batch[0]) for batch in inputs)
         if on_plan is not None:
             on_plan(number, len(drawn))
-    model = load_plan_damage(bench.config.plan_labeler)
     found = model.predict(
         summarizer.summarize(np.concatenate([drawn, removed[None]])), dense_loss, range(len(drawn)), damages
     )

@@ -118,6 +118,8 @@ def test_every_damage_is_named(tmp_path):
     [
         {"dtype": "load"},
         {"shape": [9, 9]},
+        {"shape": [10**7, 10**7]},
+        {"shape": [-4, -4]},
         {"bytes": 10**9},
         {"bytes": 0},
         {"bits": 2},
