@@ -193,7 +193,7 @@ def render_damage(run: RunFiles, report: Report, figures: Figures) -> str:
     predicted, realised = report["predicted_damage"], report["realised_damage_by_stage"]
     about = note(
         "Damage: increase of the loss per example (nats for cross-entropy). Planning assumes that damages of single "
-        "choices add; here is how far that held. The prediction counts all choices of the plan and knows of no repair; "
+        "choices add; here is how far that held. The sum counts all choices of the plan and knows of no repair; "
         "bit-widths are realised only at the end."
     )
     if predicted is None and not realised:
