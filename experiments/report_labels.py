@@ -206,13 +206,12 @@ def _explanations(run: RunFiles, figures: Figures) -> str:
     for words, found in run.explanations.items():
         alike = "; ".join(f"{other['unit_id']}: {format_damage(other['damage'])}" for other in found["relatives"][:3])
         interval = f"{format_damage(found['lower'])} to {format_damage(found['upper'])}"
-        rows.append(
-            [words, found["unit_id"], format_damage(found["damage"]), interval, (alike or NOTHING, "class=wrap")]
-        )
+        told = [words, found["unit_id"], format_damage(found["damage"]), interval]
+        rows.append([*told, (alike or NOTHING, "class=wrap")])
     caption = "What moved the label of each of these units most, in loss per example."
-    told = note("Any other unit: autolabel.explain(labeler, features, unit_id), with the labeler of this run folder.")
+    about = note("Any other unit: autolabel.explain(labeler, features, unit_id), with the labeler of this run folder.")
     header = ["label", "unit", "predicted damage", "interval", "measured units most alike"]
-    return figure(figures, "reasons", caption) + table(header, rows) + told
+    return figure(figures, "reasons", caption) + table(header, rows) + about
 
 
 def _explain(feature: Mapping[str, Any]) -> str:
