@@ -4,15 +4,12 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
@@ -20,12 +17,12 @@ from torch.utils import _pytree as pytree
 from compress.errors import CompressError, DataError
 from compress.graph import fingerprint
 from compress.task import Batch, Task, evaluate
+from compress.training_bar import TrainingBar
+from compress.training_hook import TrainingHook
+from compress.training_settings import check_settings, learning_rate, warn_of_idle_settings
 from compress.training_state import Progress, load_state, model_tensors, save_state, set_model_tensors
 
 _log = logging.getLogger(__name__)
-OPTIMIZERS = ("sgd", "adamw")
-SCHEDULES = ("cosine", "one_cycle", "constant")
-PRECISIONS = ("float32", "bfloat16")
 _LOG_EVERY = 10
 TrainBatches = Callable[[int], Iterable[Batch]] | Iterable[Batch]
 
@@ -69,6 +66,7 @@ def finetune_(
     precision: str = "float32",
     validation: Iterable[Batch] | None = None,
     patience: int | None = None,
+    hooks: Sequence[TrainingHook] = (),
     checkpoint: str | Path | None = None,
     checkpoint_every_s: float | None = 120.0,
     checkpoint_every_steps: int | None = None,
@@ -101,6 +99,7 @@ def finetune_(
             float32.
         validation: batches for choosing: the model ends with the weights of its best epoch (before training counts).
         patience: epochs without a better validation after which training stops.
+        hooks: penalties, masks that are held, schedules of sparsity; called in this order.
         checkpoint: file for going on after an interruption, written after every epoch, every `checkpoint_every_s`
             seconds and every `checkpoint_every_steps` steps. If it is there, training goes on from it.
         on_metrics: called with metrics and the number of steps done, every few steps and after every epoch.
@@ -116,9 +115,10 @@ def finetune_(
         "schedule": schedule, "warmup": warmup, "temperature": temperature, "alpha": alpha, "clip_norm": clip_norm,
         "patience": patience, "seed": seed, "precision": precision, "distilled": teacher is not None,
         "validated": validation is not None, "model": fingerprint(model),
+        "hooks": [{"name": hook.name, **hook.settings()} for hook in hooks],
     }  # fmt: skip
     check_settings(**settings)
-    _warn(settings)
+    warn_of_idle_settings(settings)
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise CompressError("The model has no parameter that requires a gradient: there is nothing to train.")
@@ -127,6 +127,7 @@ def finetune_(
     settings["steps_per_epoch"] = steps_per_epoch
     validation = None if validation is None else list(validation)
     run = _Run(model, task, teacher if alpha > 0 else None, settings, validation, on_metrics)
+    run.hooks = tuple(hooks)
     run.checkpoint, run.every_s, run.every_steps = checkpoint, checkpoint_every_s, checkpoint_every_steps
     modes = [(m, m.training) for whole in (model, teacher) if whole is not None for m in whole.modules()]
     gradients = [(p, p.grad) for p in model.parameters()]
@@ -137,7 +138,7 @@ def finetune_(
             if teacher is not None:
                 teacher.eval()
             run.start()
-            with _Bar(progress, epochs * steps_per_epoch) as (bar, line):
+            with TrainingBar(progress, epochs * steps_per_epoch) as (bar, line):
                 run.advance = lambda done, text: bar.update(line, completed=done, description=text)
                 while not run.progress.finished:
                     run.epoch(_epoch_batches(train_batches, run.progress.epoch))
@@ -150,17 +151,6 @@ def finetune_(
     state = run.progress
     best = state.best_epoch if state.best_epoch is not None else state.epoch
     return FinetuneReport(tuple(state.history), best, state.total_steps, state.epoch < epochs, run.resumed)
-
-
-def learning_rate(step: int, total: int, peak: float, schedule: str, warmup: float) -> float:
-    """The learning rate of step `step` of `total`, from 0."""
-    if schedule == "constant":
-        return peak
-    rise = max(1.0, (0.3 if schedule == "one_cycle" else warmup) * total)
-    if step + 1 < rise:
-        return peak * (step + 1) / rise
-    left = min(1.0, max(0.0, (step + 1 - rise) / max(1.0, total - rise)))
-    return peak * 0.5 * (1 + math.cos(math.pi * left))
 
 
 def distillation_loss(outputs: Tensor, teacher_outputs: Tensor, temperature: float) -> Tensor:
@@ -184,6 +174,7 @@ class _Run:
         self.progress = Progress()
         self.best: dict[str, Tensor] | None = None
         self.resumed = False
+        self.hooks: tuple[TrainingHook, ...] = ()
         self.checkpoint: str | Path | None = None
         self.every_s: float | None = None
         self.every_steps: int | None = None
@@ -196,7 +187,11 @@ class _Run:
             self.progress, self.best = load_state(self.checkpoint, self.model, self.optimizer, self.settings)
             self.resumed = True
             _log.info("Training goes on from %s after %d steps.", self.checkpoint, self.progress.total_steps)
-        elif self.validation is not None:
+        total = self.settings["epochs"] * self.settings["steps_per_epoch"]
+        with torch.no_grad():
+            for hook in self.hooks:
+                hook.attach(self.model, self.progress.total_steps, total)
+        if not self.resumed and self.validation is not None:
             self.validate({"epoch": 0})
         self.progress.finished |= self.settings["epochs"] == 0
 
@@ -246,6 +241,9 @@ class _Run:
             loss = alpha * distillation_loss(outputs, expected, self.settings["temperature"]).mean()
             if alpha < 1:
                 loss = loss + (1 - alpha) * self.task.loss(outputs, batch).mean()
+        for hook in self.hooks:
+            penalty = hook.penalty(self.model)
+            loss = loss if penalty is None else loss + penalty
         value = loss.item()
         if not math.isfinite(value):
             raise DataError(
@@ -257,6 +255,9 @@ class _Run:
         if self.settings["clip_norm"] is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings["clip_norm"])
         self.optimizer.step()
+        with torch.no_grad():
+            for hook in self.hooks:
+                hook.after_step(self.model, self.progress.total_steps + 1)
         return value, lr
 
     def forward(self, model: nn.Module, inputs: tuple) -> Any:
@@ -278,11 +279,12 @@ class _Run:
         entry |= {"metric": metric, "loss": loss}
         state.history.append(entry)
         score = metric if self.task.higher_is_better else -metric
-        if state.best_score is None or (score, -loss) > (state.best_score, -state.best_loss):
-            state.best_epoch, state.best_score, state.best_loss, state.idle = state.epoch, score, loss, 0
-            self.best = model_tensors(self.model)
-        else:
-            state.idle += 1
+        if all(hook.settled(state.total_steps) for hook in self.hooks):
+            if state.best_score is None or (score, -loss) > (state.best_score, -state.best_loss):
+                state.best_epoch, state.best_score, state.best_loss, state.idle = state.epoch, score, loss, 0
+                self.best = model_tensors(self.model)
+            else:
+                state.idle += 1
         self.report({f"validation/{self.task.metric_name}": metric, "validation/loss": loss, "epoch": state.epoch})
 
     def finish(self) -> None:
@@ -307,41 +309,6 @@ class _Run:
 
 def _widen(leaf: Any) -> Any:
     return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype == torch.bfloat16 else leaf
-
-
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "epochs": (lambda v: isinstance(v, int) and v >= 0, "an int of at least 0"),
-    "lr": (lambda v: v > 0, "above 0"),
-    "momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "weight_decay": (lambda v: v >= 0, "at least 0"),
-    "warmup": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "temperature": (lambda v: v > 0, "above 0"),
-    "alpha": (lambda v: 0 <= v <= 1, "in [0, 1]"),
-    "optimizer": (lambda v: v in OPTIMIZERS, f"one of {OPTIMIZERS}"),
-    "precision": (lambda v: v in PRECISIONS, f"one of {PRECISIONS}"),
-    "schedule": (lambda v: v in SCHEDULES, f"one of {SCHEDULES}"),
-    "patience": (lambda v: v is None or v >= 1, "at least 1, or None"),
-    "clip_norm": (lambda v: v is None or v > 0, "above 0, or None"),
-}
-
-
-def check_settings(**settings: Any) -> None:
-    """Refuse settings of `finetune_` that are out of range; those without a rule pass.
-
-    Raises:
-        CompressError: naming the setting.
-    """
-    for name, value in settings.items():
-        met, rule = _RULES.get(name, (lambda v: True, ""))
-        if not met(value):
-            raise CompressError(f"The '{name}' parameter of finetune_ must be {rule}. Got {value!r}.")
-
-
-def _warn(settings: dict[str, Any]) -> None:
-    if settings["distilled"] and settings["alpha"] == 0:
-        _log.warning("The 'alpha' parameter of finetune_ is 0: the teacher has no effect.")
-    if settings["patience"] is not None and not settings["validated"]:
-        _log.warning("The 'patience' parameter of finetune_ has no effect without validation batches.")
 
 
 def _make_optimizer(model: nn.Module, settings: dict[str, Any]) -> torch.optim.Optimizer:
@@ -372,20 +339,3 @@ def _epoch_batches(train_batches: TrainBatches, epoch: int) -> Iterator[Batch]:
     if hasattr(train_batches, "set_epoch"):
         train_batches.set_epoch(epoch)
     return iter(train_batches)
-
-
-class _Bar:
-    """A progress bar on a terminal, nothing elsewhere."""
-
-    def __init__(self, wanted: bool, total: int) -> None:
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = ProgressBar(*columns, console=console, transient=True, disable=not (wanted and console.is_terminal))
-        self._line = self._bar.add_task("training", total=total)
-
-    def __enter__(self) -> tuple[ProgressBar, Any]:
-        self._bar.start()
-        return self._bar, self._line
-
-    def __exit__(self, *_: Any) -> None:
-        self._bar.stop()

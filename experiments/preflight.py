@@ -7,10 +7,10 @@ from autolabel.active_sampling import ACTIVE
 from autolabel.sampling import STRATEGIES
 from compress.entropy_coding import CODERS
 from compress.errors import CompressError
-from compress.finetuning import check_settings as check_training
 from compress.quantizer import WEIGHT_BITS
 from compress.recovery import STEPS
 from compress.refit import LAYER_CHOICES
+from compress.training_settings import check_settings as check_training
 from experiments.compared_methods import methods_of
 from experiments.components import Components
 from experiments.config import ConfigError

@@ -22,9 +22,10 @@ from compress import (
     evaluate,
 )
 from compress.attributes import copy_traced
-from compress.finetuning import distillation_loss, finetune_, learning_rate
+from compress.finetuning import distillation_loss, finetune_
 from compress.quantization import prepare_quantized
 from compress.quantizers.minmax import MinMaxQuantizer
+from compress.training_settings import learning_rate
 
 TASK = ClassificationTask()
 
@@ -307,3 +308,41 @@ def test_a_fake_quantised_model_trains_and_goes_on(tmp_path: Path) -> None:
         finetune_(twin, DiesAfter(11), train_batches, checkpoint=file, checkpoint_every_steps=1, **settings)
     finetune_(twin, TASK, train_batches, checkpoint=file, **settings)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+class _Halving:
+    """Halves the weights after every step, adds a constant to the loss, and lets no step before the third count."""
+
+    name = "halving"
+
+    def __init__(self):
+        self.seen = []
+
+    def settings(self):
+        return {"by": 0.5}
+
+    def attach(self, model, step, total_steps):
+        self.seen.append(("attach", step, total_steps))
+
+    def penalty(self, model):
+        return torch.tensor(100.0)
+
+    def after_step(self, model, step):
+        self.seen.append(("step", step))
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+
+    def settled(self, step):
+        return step >= 3
+
+
+def test_a_hook_adds_its_penalty_is_called_after_every_step_and_says_which_models_may_be_the_result():
+    torch.manual_seed(0)
+    model, hook = nn.Linear(4, 3), _Halving()
+    before = model.weight.detach().clone()
+    batches = [(torch.randn(8, 4), torch.randint(0, 3, (8,)))]
+    report = finetune_(model, ClassificationTask(), batches, epochs=4, lr=1e-9, hooks=[hook], validation=batches)
+    assert hook.seen == [("attach", 0, 4), *(("step", step) for step in (1, 2, 3, 4))]
+    assert report.history[1]["train_loss"] > 100
+    assert report.best_epoch >= 3
+    torch.testing.assert_close(model.weight, before * 0.5**report.best_epoch, atol=1e-6, rtol=1e-5)
