@@ -1,5 +1,6 @@
 """What the compressed model may cost at most."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from compress.errors import BudgetError
@@ -13,6 +14,9 @@ class Budget:
         macs: multiply-accumulates of one example. A float in (0, 1] is a fraction of the dense model,
             an int above 1 is absolute.
         weight_bytes: bytes of all parameters in their formats; fraction or absolute as above.
+        coded_bytes: bytes after entropy coding, a fraction of the dense model's float32 bytes or absolute.
+        bit_operations: MACs times bits of the weight times bits of the activation (8 beside coarse weights).
+        latency_ms: by the latency table of the costs; a fraction of dense, or an int of milliseconds above 1.
 
     Raises:
         BudgetError: for a bound outside these ranges.
@@ -20,6 +24,9 @@ class Budget:
 
     macs: float | int | None = None
     weight_bytes: float | int | None = None
+    coded_bytes: float | int | None = None
+    bit_operations: float | int | None = None
+    latency_ms: float | int | None = None
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -33,8 +40,20 @@ class Budget:
                 f"(absolute) or None. Got {value!r}."
             )
 
-    def absolute(self, dense_macs: float, dense_weight_bytes: float) -> dict[str, float]:
-        """The bounds in absolute units, `{"macs": ..., "weight_bytes": ...}`, without those that are free."""
-        dense = {"macs": dense_macs, "weight_bytes": dense_weight_bytes}
+    def absolute(self, dense: Mapping[str, float]) -> dict[str, float]:
+        """The bounds in absolute units by name, without those that are free.
+
+        Args:
+            dense: name -> cost of the dense model, see `CostTable.dense`.
+
+        Raises:
+            BudgetError: for a bound on a cost that `dense` does not know.
+        """
         bounds = {name: value for name, value in asdict(self).items() if value is not None}
+        unknown = sorted(bounds.keys() - dense.keys())
+        if unknown:
+            raise BudgetError(
+                f"The {unknown[0]!r} parameter of Budget bounds a cost that the cost table does not hold. Give the "
+                f"table a latency table, or leave it free."
+            )
         return {name: value * dense[name] if value <= 1 else float(value) for name, value in bounds.items()}

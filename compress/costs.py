@@ -1,5 +1,6 @@
 """What units cost: multiply-accumulates of one example, and bytes of the parameters."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +33,11 @@ class CostTable:
         out_share: `(n_layers, n_units)` fraction of the layer's outputs that the unit is.
         layer_unit: `(n_layers,)` row of the layer's own unit (kind `"layer"`) or -1 if it has no format to choose.
         uncounted: `(operation, times)` of what costs nothing in these numbers.
+        coded_bits: name of a `LayerChoice` -> `(n_layers,)` bits of each weight after entropy coding; see
+            `compress.coded_bits`.
+        latency_ms: name of a `LayerChoice` -> `(n_layers,)` milliseconds of the whole layer on some runtime, which are
+            taken to shrink with its MACs; `"32bit"` is the layer as it is.
+        dense: name -> cost of the dense model, for every cost that may be bounded.
     """
 
     unit_ids: tuple[str, ...]
@@ -47,6 +53,9 @@ class CostTable:
     out_share: np.ndarray
     layer_unit: np.ndarray
     uncounted: tuple[tuple[str, int], ...] = ()
+    coded_bits: Mapping[str, np.ndarray] = field(default_factory=dict)
+    latency_ms: Mapping[str, np.ndarray] = field(default_factory=dict)
+    dense: Mapping[str, float] = field(init=False)
     dense_macs: float = field(init=False)
     dense_weight_bytes: float = field(init=False)
 
@@ -60,6 +69,15 @@ class CostTable:
         macs, weight_bytes = self.total(np.zeros(n_units, dtype=bool))
         object.__setattr__(self, "dense_macs", macs)
         object.__setattr__(self, "dense_weight_bytes", weight_bytes)
+        dense = {
+            "macs": macs,
+            "weight_bytes": weight_bytes,
+            "coded_bytes": weight_bytes,
+            "bit_operations": macs * 32**2,
+        }
+        if "32bit" in self.latency_ms:
+            dense["latency_ms"] = float(np.sum(self.latency_ms["32bit"]))
+        object.__setattr__(self, "dense", dense)
 
     def kept_shares(self, removed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`(kept_in, kept_out)`, each `(n_layers,)`, the fraction of inputs and outputs that stay."""

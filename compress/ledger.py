@@ -2,11 +2,8 @@
 
 import numpy as np
 
-from compress.costs import FLOAT_BYTES
 from compress.menu import Menu
-from compress.quantizer import FLOAT_BITS
 
-COSTS = ("macs", "weight_bytes")
 _ROUNDING = 1e-10  # of sums updated step by step; `exact_cost` has the last word
 
 Savings = dict[str, np.ndarray]
@@ -33,9 +30,9 @@ class Ledger:
         self.group_level = np.zeros(len(menu.groups), dtype=np.int64)
         self.layer_level = np.zeros(len(menu.layers), dtype=np.int64)
         self._kept_in, self._kept_out = np.ones(n_layers), np.ones(n_layers)
-        self._bits = np.full(n_layers, FLOAT_BITS)
+        self._column = np.zeros(n_layers, dtype=np.int64)
         for choices in menu.layers:
-            self._bits[choices.layers] = choices.bits[0]
+            self._column[choices.layers] = choices.columns[0]
         touched = [len(c.layers) for c in menu.groups]
         self._start = np.concatenate([[0], np.cumsum(touched)]).astype(np.int64)
         self._touch_group = np.repeat(np.arange(len(touched)), np.array(touched, dtype=np.int64))
@@ -48,11 +45,10 @@ class Ledger:
         self._list_formats()
 
     def cost(self) -> dict[str, float]:
-        """`{"macs": ..., "weight_bytes": ...}` of the levels chosen so far."""
-        costs = self.menu.costs
-        macs = costs.layer_macs * self._kept_in * self._kept_out
-        packed = costs.layer_bytes(self._kept_in, self._kept_out, self._bits)
-        return {"macs": float(macs.sum()), "weight_bytes": float(packed.sum())}
+        """Name -> cost of the levels chosen so far."""
+        every = np.arange(len(self._column))
+        found = self._cost(every, self._kept_in, self._kept_out, self._column)
+        return {name: float(values.sum()) for name, values in found.items()}
 
     def slack(self) -> dict[str, float]:
         """What may still be spent of each bound; negative where it is exceeded."""
@@ -83,7 +79,7 @@ class Ledger:
     def set_layer(self, layer: int, level: int) -> None:
         """Let a layer be stored at this level."""
         choices = self.menu.layers[layer]
-        self._bits[choices.layers] = choices.bits[level]
+        self._column[choices.layers] = choices.columns[level]
         self.layer_level[layer] = level
         self._format_now[layer] = choices.damage[level]
 
@@ -119,12 +115,12 @@ class Ledger:
         """`(layer, level, damage, saved)`, one row for each format of each layer, against the format it has now."""
         layer = self._pair_layer
         kept_in, kept_out = self._kept_in[layer], self._kept_out[layer]
-        before = self._bytes(layer, kept_in, kept_out, self._bits[layer])
-        after = self._bytes(layer, kept_in, kept_out, self._pair_bits)
+        before = self._cost(layer, kept_in, kept_out, self._column[layer])
+        after = self._cost(layer, kept_in, kept_out, self._pair_column)
         n_moves = len(self._format_layer)
-        saved = np.bincount(self._pair_move, before - after, n_moves)
+        saved = {name: np.bincount(self._pair_move, before[name] - after[name], n_moves) for name in before}
         damage = self._format_damage - self._format_now[self._format_layer]
-        return self._format_layer, self._format_level, damage, {"macs": np.zeros(n_moves), "weight_bytes": saved}
+        return self._format_layer, self._format_level, damage, saved
 
     def removed(self) -> np.ndarray:
         """`(n_units,)` bool over the unit table: what is removed so far."""
@@ -137,25 +133,21 @@ class Ledger:
         """The cost as the cost table itself gives it, free of rounding on the way."""
         mask = np.zeros(len(self.menu.units), dtype=bool)
         mask[self.menu.columns] = self.removed()
-        return dict(zip(COSTS, self.menu.costs.total(mask, self._bits), strict=True))
+        prices, costs = self.menu.prices, self.menu.costs
+        return {name: prices.total(name, costs, mask, self._column) for name in prices.product}
 
     def _saved(
         self, move: np.ndarray, layer: np.ndarray, gone_in: np.ndarray, gone_out: np.ndarray, n_moves: int
     ) -> Savings:
-        kept_in, kept_out, bits = self._kept_in[layer], self._kept_out[layer], self._bits[layer]
-        left_in, left_out = kept_in - gone_in, kept_out - gone_out
-        macs = self.menu.costs.layer_macs[layer] * (kept_in * kept_out - left_in * left_out)
-        size = self._bytes(layer, kept_in, kept_out, bits) - self._bytes(layer, left_in, left_out, bits)
-        return {"macs": np.bincount(move, macs, n_moves), "weight_bytes": np.bincount(move, size, n_moves)}
+        kept_in, kept_out, column = self._kept_in[layer], self._kept_out[layer], self._column[layer]
+        before = self._cost(layer, kept_in, kept_out, column)
+        after = self._cost(layer, kept_in - gone_in, kept_out - gone_out, column)
+        return {name: np.bincount(move, before[name] - after[name], n_moves) for name in before}
 
-    def _bytes(self, layer: np.ndarray, kept_in: np.ndarray, kept_out: np.ndarray, bits: np.ndarray) -> np.ndarray:
-        """`CostTable.layer_bytes` for a selection of layers in any order, with repeats."""
-        costs = self.menu.costs
-        weights = costs.layer_weights[layer] * kept_in * kept_out
-        scales = np.where(bits < FLOAT_BITS, costs.layer_outputs[layer], 0)
-        floats = FLOAT_BYTES * (costs.layer_params[layer] + scales) * kept_out
-        # Float32 too is rounded up there when widths are given, so what `cost` sums is what is differenced here.
-        return np.ceil(weights * bits / 8 - 1e-6) + floats
+    def _cost(self, layer: np.ndarray, kept_in: np.ndarray, kept_out: np.ndarray, column: np.ndarray) -> Savings:
+        """Every cost of a selection of layers in any order, with repeats."""
+        prices = self.menu.prices
+        return {name: prices.cost(name, layer, kept_in, kept_out, column) for name in prices.product}
 
     def _look_around(self, group: int) -> None:
         """Note what one level more and one less of this group mean."""
@@ -179,7 +171,7 @@ class Ledger:
         times = np.array([len(layers[i].layers) for i in self._format_layer], dtype=np.int64)
         self._pair_move = np.repeat(np.arange(len(times)), times)
         self._pair_layer = _joined([layers[i].layers for i in self._format_layer], np.int64)
-        self._pair_bits = _joined([c.bits for c in layers], np.int64)[self._pair_move]
+        self._pair_column = _joined([c.columns for c in layers], np.int64)[self._pair_move]
 
 
 def _joined(arrays: list[np.ndarray], dtype: type) -> np.ndarray:

@@ -6,7 +6,6 @@ entries.
 
 import difflib
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -16,11 +15,10 @@ from compress.allocator import Constraints
 from compress.budget import Budget
 from compress.costs import CostTable
 from compress.errors import CompressError
-from compress.quantizer import FLOAT_BITS
+from compress.layer_choice import LayerChoice, choice_of
+from compress.layer_prices import LayerPrices, price_layers
 from compress.scores import Scores
 from compress.units import UnitTable
-
-_BITS = re.compile(r"([1-9]\d*)bit")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,17 +49,21 @@ class GroupChoices:
 
 @dataclass(frozen=True, eq=False)
 class LayerChoices:
-    """The widths one layer may be stored in.
+    """The ways one layer may be stored.
 
     Attributes:
         name: the layer.
         layers: rows of the cost table's layers that take the format.
-        bits: `(n_levels,)` descending widths; 32 is float32.
+        choices: `n_levels` of them, by descending nominal bits per weight.
+        columns: `(n_levels,)` their columns in the menu's prices.
+        bits: `(n_levels,)` nominal bits per weight; 32 is float32.
         damage, raw_damage: `(n_levels,)` as in `GroupChoices`; float32 does none.
     """
 
     name: str
     layers: np.ndarray
+    choices: tuple[LayerChoice, ...]
+    columns: np.ndarray
     bits: np.ndarray
     damage: np.ndarray
     raw_damage: np.ndarray
@@ -74,6 +76,7 @@ class Menu:
     Attributes:
         units: the units of the model.
         costs: the cost table.
+        prices: what every layer costs in every choice.
         columns: `(n_units,)` column of the cost table that each unit has.
         groups: the groups of which something may go.
         layers: the layers that have a format to choose.
@@ -84,6 +87,7 @@ class Menu:
 
     units: UnitTable
     costs: CostTable
+    prices: LayerPrices
     columns: np.ndarray
     groups: tuple[GroupChoices, ...]
     layers: tuple[LayerChoices, ...]
@@ -116,24 +120,25 @@ def open_menu(
     table = _score_table(units, scores)
     pinned = _pinned_rows(units, costs, columns, constraints.pinned)
     groups = _group_choices(units, costs, columns, table.get("removed"), pinned, constraints)
-    layers, unscored = _layer_choices(units, costs, columns, table, pinned, constraints, always_quantize)
-    if budget.weight_bytes is None:
+    prices = price_layers(costs, [*offered_choices(table).values(), LayerChoice(8)])
+    layers, unscored = _layer_choices(units, costs, prices, columns, table, pinned, constraints, always_quantize)
+    bounds = budget.absolute(costs.dense)
+    buys = {"weight_bytes", "coded_bytes", "bit_operations", "latency_ms"}
+    if any(choice.rank for choice in prices.choices):
+        buys |= {"macs"}
+    if not buys & bounds.keys():
         # Nothing is bought by fewer bits than there must be.
         layers = tuple(_widest(c) for c in layers) if always_quantize else ()
-    bounds = budget.absolute(costs.dense_macs, costs.dense_weight_bytes)
-    return Menu(units, costs, columns, groups, layers, bounds, scores.scale, unscored)
+    return Menu(units, costs, prices, columns, groups, layers, bounds, scores.scale, unscored)
 
 
-def offered_bits(choices: Iterable[str]) -> dict[str, int]:
-    """Width of each format among these choices (`"8bit"` -> 8). Raises CompressError for a choice unknown here."""
-    bits = {}
-    for choice in choices:
-        match = _BITS.fullmatch(choice)
-        if match and 2 <= int(match[1]) <= 8:
-            bits[choice] = int(match[1])
-        elif choice != "removed":
-            raise CompressError(f"Allocators know the choices 'removed' and '2bit' to '8bit'. Got {choice!r}.")
-    return bits
+def offered_choices(names: Iterable[str]) -> dict[str, LayerChoice]:
+    """The choices of layers among these names; `"removed"` is one of channels. Raises CompressError for another."""
+    found = {}
+    for name in names:
+        if name != "removed":
+            found[name] = choice_of(name)
+    return found
 
 
 def _check_settings(constraints: Constraints) -> None:
@@ -166,7 +171,7 @@ def _columns(units: UnitTable, costs: CostTable) -> np.ndarray:
 
 def _score_table(units: UnitTable, scores: Scores) -> dict[str, np.ndarray]:
     """Choice -> `(n_units,)` scores, NaN where there is none."""
-    offered_bits(scores.choices)
+    offered_choices(scores.choices)
     rows = units.positions(scores.unit_ids)
     table = {}
     for column, choice in enumerate(scores.choices):
@@ -251,6 +256,7 @@ def _removed_levels(size: int, free: int, constraints: Constraints) -> np.ndarra
 def _layer_choices(
     units: UnitTable,
     costs: CostTable,
+    prices: LayerPrices,
     columns: np.ndarray,
     table: dict[str, np.ndarray],
     pinned: np.ndarray,
@@ -258,30 +264,38 @@ def _layer_choices(
     always_quantize: bool,
 ) -> tuple[tuple[LayerChoices, ...], int]:
     wide_only = _named_layers(units, costs, constraints.max_bits_only)
-    widths = sorted(offered_bits(table).items(), key=lambda pair: -pair[1])
+    named = sorted(offered_choices(table).items(), key=lambda pair: -pair[1].bits_per_weight)
+    column_of = {choice: column for column, choice in enumerate(prices.choices)}
+    plain, eight = LayerChoice(), LayerChoice(8)
     choices, unscored = [], 0
     for row in np.flatnonzero((units.kind == "layer") & ~pinned):
         layers = np.flatnonzero(costs.layer_unit == columns[row])
         if not len(layers):
             continue
-        scored = ((bits, float(table[choice][row])) for choice, bits in widths)
-        offered = {bits: score for bits, score in scored if not np.isnan(score)}
+        scored = ((choice, float(table[name][row])) for name, choice in named)
+        offered = {choice: score for choice, score in scored if not np.isnan(score)}
         if units.ids[row] in wide_only:
-            offered = {bits: score for bits, score in offered.items() if bits == 8}
+            offered = {choice: score for choice, score in offered.items() if choice.bits >= 8 and choice.density == 1}
         if always_quantize:
+            offered = {choice: score for choice, score in offered.items() if choice.bits <= 8}
             unscored += not offered
-            offered = offered or {8: 0.0}
+            offered = offered or {eight: 0.0}
         else:
-            offered = {FLOAT_BITS: 0.0, **offered}
-        if list(offered) == [FLOAT_BITS]:
+            offered = {plain: 0.0, **{c: v for c, v in offered.items() if c != plain}}
+        if list(offered) == [plain]:
             continue
-        raw = np.array(list(offered.values()))
-        choices.append(LayerChoices(units.ids[row], layers, np.array(list(offered)), np.maximum(raw, 0.0), raw))
+        raw, own = np.array(list(offered.values())), tuple(offered)
+        bits = np.array([choice.bits_per_weight for choice in own])
+        own_columns = np.array([column_of[choice] for choice in own])
+        choices.append(LayerChoices(
+            units.ids[row], layers, own, own_columns, bits, np.maximum(raw, 0.0), raw
+        ))  # fmt: skip
     return tuple(choices), unscored
 
 
 def _widest(choices: LayerChoices) -> LayerChoices:
-    return replace(choices, bits=choices.bits[:1], damage=choices.damage[:1], raw_damage=choices.raw_damage[:1])
+    return replace(choices, choices=choices.choices[:1], columns=choices.columns[:1], bits=choices.bits[:1],
+                   damage=choices.damage[:1], raw_damage=choices.raw_damage[:1])  # fmt: skip
 
 
 def _named_layers(units: UnitTable, costs: CostTable, names: Iterable[str]) -> set[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from compress.allocator import Constraints
 from compress.budget import Budget
 from compress.errors import BudgetError, CompressError
+from compress.layer_choice import LayerChoice
 from compress.ledger import Ledger
 from compress.menu import Menu
 from compress.plan import CompressionPlan, LayerFormat
@@ -29,13 +30,18 @@ def require_nats(menu: Menu, allocator: str) -> None:
 
 
 def take_strictest(ledger: Ledger) -> None:
-    """Take the smallest choice everywhere. No plan of the menu costs less, in any bound."""
+    """Take the smallest choice everywhere. No plan of the menu costs less in a single bound.
+
+    Where choices of a layer are cheap in different bounds (ranks save MACs, bits save bytes), it takes those whose
+    fractions of the bounds add up to the least.
+    """
     for group, choices in enumerate(ledger.menu.groups):
         ledger.set_group(group, len(choices.removed) - 1)
     layer, level, _, saved = ledger.formats()
     for index in range(len(ledger.menu.layers)):
         rows = np.flatnonzero(layer == index)
-        ledger.set_layer(index, int(level[rows[np.argmax(saved["weight_bytes"][rows])]]))
+        gain = sum((saved[name][rows] / bound for name, bound in ledger.bounds.items()), np.zeros(len(rows)))
+        ledger.set_layer(index, int(level[rows[np.argmax(gain)]]))
 
 
 def feasible_budget(menu: Menu, budget: Budget) -> Budget:
@@ -43,7 +49,7 @@ def feasible_budget(menu: Menu, budget: Budget) -> Budget:
     ledger = Ledger(menu)
     take_strictest(ledger)
     least = ledger.exact_cost()
-    dense = {"macs": menu.costs.dense_macs, "weight_bytes": menu.costs.dense_weight_bytes}
+    dense = menu.costs.dense
     raised = {}
     for name, bound in menu.bounds.items():
         if least[name] > bound:
@@ -62,7 +68,7 @@ def require_feasible(menu: Menu, budget: Budget, constraints: Constraints) -> No
     ledger = Ledger(menu)
     take_strictest(ledger)
     least = ledger.exact_cost()
-    dense = {"macs": menu.costs.dense_macs, "weight_bytes": menu.costs.dense_weight_bytes}
+    dense = menu.costs.dense
     lines = [
         f"The '{name}' parameter of Budget cannot be met: {getattr(budget, name)!r} allows {bound:,.0f} of "
         f"{dense[name]:,.0f}, and the strictest plan under the constraints needs {least[name]:,.0f} "
@@ -84,7 +90,7 @@ def _what_to_loosen(menu: Menu, constraints: Constraints) -> str:
         tips.append(f"unpin some of {list(constraints.pinned)[:3]}")
     if constraints.max_bits_only and "weight_bytes" in menu.bounds:
         tips.append(f"free some of max_bits_only={list(constraints.max_bits_only)[:3]}")
-    if "weight_bytes" in menu.bounds and all(c.bits.min() > 2 for c in menu.layers):
+    if menu.bounds.keys() - {"macs"} and all(c.bits.min() > 2 for c in menu.layers):
         tips.append("offer fewer bits (score the choices '4bit', '3bit' or '2bit')")
     if len(menu.groups) < len(menu.units.groups):
         tips.append("score or free the groups of which nothing may go")
@@ -98,7 +104,7 @@ def descend(ledger: Ledger) -> None:
     how far each bound is exceeded, and only up to what is still needed.
     """
     menu = ledger.menu
-    dense = {"macs": menu.costs.dense_macs, "weight_bytes": menu.costs.dense_weight_bytes}
+    dense = menu.costs.dense
     total = sum(c.damage.max() for c in (*menu.groups, *menu.layers))
     least = _FREE * total if total > 0 else 1.0
     while min((slack := ledger.slack()).values(), default=0.0) < 0:
@@ -184,7 +190,7 @@ def write_plan(
     menu = ledger.menu
     cost = ledger.exact_cost()
     assert not exceeds(ledger), f"plan above its bounds {menu.bounds}: {cost}"
-    widths = {c.name: int(c.bits[level]) for c, level in zip(menu.layers, ledger.layer_level, strict=True)}
+    taken = {c.name: c.choices[level] for c, level in zip(menu.layers, ledger.layer_level, strict=True)}
     provenance = {
         "allocator": allocator,
         "budget": asdict(budget),
@@ -197,17 +203,29 @@ def write_plan(
     return CompressionPlan.removing(
         menu.units,
         [menu.units.ids[row] for row in np.flatnonzero(ledger.removed())],
-        layer_formats={name: LayerFormat(bits) for name, bits in widths.items() if bits < FLOAT_BITS},
+        layer_formats=_formats(menu, taken),
         predicted_damage=ledger.raw_damage() if menu.scale == "nats" else None,
         predicted_cost=cost,
         provenance=provenance,
     )
 
 
+def _formats(menu: Menu, taken: Mapping[str, LayerChoice]) -> dict[str, LayerFormat]:
+    costs = menu.costs
+    rows = {name: row for row, name in enumerate(costs.layer_names)}
+    found = {}
+    for name, choice in taken.items():
+        if choice != LayerChoice():
+            scheme = {FLOAT_BITS: "float32", 16: "float16"}.get(choice.bits, "symmetric")
+            rank = choice.rank_of(costs.layer_weights[rows[name]], costs.layer_outputs[rows[name]])
+            found[name] = LayerFormat(choice.bits, scheme=scheme, density=choice.density, rank=rank)
+    return found
+
+
 def stopped_by(ledger: Ledger, cost: Mapping[str, float]) -> str:
     """Why the plan does not keep more.
 
-    `"macs"` or `"weight_bytes"` (or both) when that bound is spent to within 1 %; `"nothing left to keep"` when all
+    Names of bounds such as `"macs"` when these are spent to within 1 %; `"nothing left to keep"` when all
     that may stay as it is does; `"step size: ..."` when the smallest step back would exceed a bound.
     """
     bounds = ledger.menu.bounds

@@ -46,7 +46,7 @@ class LearnedSearchAllocator:
             BudgetError: if no plan meets the budget under the constraints.
             CompressError: unless exactly one cost is bounded, or if the units are not those of the summarizer.
         """
-        bounds = budget.absolute(costs.dense_macs, costs.dense_weight_bytes)
+        bounds = budget.absolute(costs.dense)
         if len(bounds) != 1:
             raise CompressError(f"A search of plans needs exactly one bound in the budget. Got {sorted(bounds)}.")
         ((size, bound),) = bounds.items()

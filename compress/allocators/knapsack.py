@@ -155,7 +155,7 @@ def _costs_are_linear(ledger: Ledger) -> bool:
     """Whether no two choices meet in a layer, so that costs add and one solve is final."""
     menu = ledger.menu
     layers = [c.layers for c in menu.groups]
-    if "weight_bytes" in menu.bounds:
+    if menu.bounds.keys() - {"macs"} or any(choice.rank for choice in menu.prices.choices):
         layers += [c.layers for c in menu.layers]
     touched = np.concatenate(layers) if layers else np.empty(0, dtype=np.int64)
     return len(np.unique(touched)) == len(touched)

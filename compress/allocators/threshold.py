@@ -42,7 +42,7 @@ class ThresholdAllocator:
         ordered = [values[choices.rows] for choices in menu.groups]
         thresholds = np.unique(np.concatenate([np.zeros(0), *ordered]))
         found = []
-        for width in sorted({int(b) for c in menu.layers for b in c.bits} or {32}, reverse=True):
+        for width in sorted({float(b) for c in menu.layers for b in c.bits} or {32.0}, reverse=True):
             formats = np.array([max(0, int((c.bits >= width).sum()) - 1) for c in menu.layers], dtype=np.int64)
             position = self._lowest(ledger, ordered, thresholds, formats)
             if position is not None:

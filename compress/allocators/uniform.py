@@ -40,7 +40,7 @@ class UniformAllocator:
         ledger = Ledger(menu)
         fractions = _fractions(menu)
         candidates = []
-        for width in sorted({int(b) for c in menu.layers for b in c.bits} or {32}, reverse=True):
+        for width in sorted({float(b) for c in menu.layers for b in c.bits} or {32.0}, reverse=True):
             layer_level = np.array([_level_of_width(c.bits, width) for c in menu.layers], dtype=np.int64)
             rank = _largest_that_fits(ledger, fractions, layer_level)
             if rank is not None:
@@ -72,7 +72,7 @@ def _group_levels(menu: Menu, fraction: float) -> np.ndarray:
     return np.array([min(i, len(c.removed) - 1) for i, c in zip(levels, menu.groups, strict=True)], dtype=np.int64)
 
 
-def _level_of_width(bits: np.ndarray, width: int) -> int:
+def _level_of_width(bits: np.ndarray, width: float) -> int:
     """The narrowest width on offer that is not below `width`, or the widest."""
     return max(0, int((bits >= width).sum()) - 1)
 

@@ -75,7 +75,7 @@ class TestAllocator:
         plan = kind().allocate(units, scores, costs, budget, Constraints())
         widths = [plan.layer_formats[n].bits if n in plan.layer_formats else 32 for n in costs.layer_names]
         cost = dict(zip(("macs", "weight_bytes"), costs.total(plan.removed_mask(units), np.array(widths)), strict=True))
-        bounds = budget.absolute(costs.dense_macs, costs.dense_weight_bytes)
+        bounds = budget.absolute(costs.dense)
         assert plan.predicted_cost == cost
         assert all(cost[name] <= bound for name, bound in bounds.items())
         assert max(cost[name] / bound for name, bound in bounds.items()) > 0.9

@@ -1,0 +1,62 @@
+"""One way to store a layer: how many bits a weight, how many of the weights, how many ranks; and its name in tables."""
+
+import math
+import re
+from dataclasses import dataclass
+
+from compress.errors import CompressError
+from compress.quantizer import FLOAT_BITS
+
+_NAME = re.compile(r"([1-9]\d*)bit(?:_d(0\.\d+))?(?:_r(0\.\d+))?")
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """What a layer may become.
+
+    Attributes:
+        bits: of each weight that is kept, 1 to 8, 16, or 32 for float32.
+        density: fraction of the weights that is kept, in (0, 1].
+        rank: of the two factors that replace the weight, a fraction in (0, 1) of the layer's `useful_rank`, or None.
+    """
+
+    bits: int = FLOAT_BITS
+    density: float = 1.0
+    rank: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Such as `"4bit"`, `"3bit_d0.25"` (a quarter of the weights is kept) or `"32bit_r0.5"` (two factors
+        of half the useful rank)."""
+        density = "" if self.density == 1 else f"_d{self.density:g}"
+        return f"{self.bits}bit{density}" + ("" if self.rank is None else f"_r{self.rank:g}")
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Nominal: of the kept weights, and of a mask without context at this density."""
+        d = self.density
+        mask = -d * math.log2(d) - (1 - d) * math.log2(1 - d) if d < 1 else 0.0
+        return self.bits * d + mask
+
+    def rank_of(self, weights: float, outputs: float) -> int | None:
+        """The rank in a layer of so many weights and outputs, at least 1; None without one."""
+        return None if self.rank is None else max(1, math.floor(self.rank * useful_rank(weights, outputs) + 1e-9))
+
+
+def useful_rank(weights: float, outputs: float) -> int:
+    """The largest rank at which two layers, one with the whole kernel and one of 1 x 1, have fewer weights than one.
+
+    They have as many MACs for each weight as the one. 0 if there is no such rank.
+    """
+    return max(0, math.ceil(weights / (weights / outputs + outputs)) - 1) if outputs else 0
+
+
+def choice_of(name: str) -> LayerChoice:
+    """The choice of this name. Raises CompressError if it is none."""
+    match = _NAME.fullmatch(name)
+    if not match or int(match[1]) not in (*range(1, 9), 16, FLOAT_BITS):
+        raise CompressError(
+            f"A choice of a layer is called like '4bit' (1 to 8, 16 or 32 bits), '4bit_d0.25' (with a density) or "
+            f"'4bit_r0.5' (with a rank). Got {name!r}."
+        )
+    return LayerChoice(int(match[1]), float(match[2] or 1), float(match[3]) if match[3] else None)

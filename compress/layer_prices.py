@@ -1,0 +1,119 @@
+"""What every layer costs in every choice, as a function of what stays of its inputs and outputs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compress.costs import FLOAT_BYTES, CostTable
+from compress.errors import CompressError
+from compress.layer_choice import LayerChoice
+from compress.quantizer import FLOAT_BITS
+
+# Activations of a layer with few-bit weights are taken to have 8 bits where operations are counted by bits.
+_ACTIVATION_BITS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPrices:
+    """Costs of the form `product kept_in kept_out + inward kept_in + outward kept_out`, each `(n_layers, n_choices)`.
+
+    A layer of one weight costs by the product; its scales and biases by the outputs; the factors of a layer of low rank
+    by the inputs and by the outputs. The bytes of packed weights are rounded up, layer by layer.
+
+    Attributes:
+        choices: the columns; the first is the layer as it is, in float32.
+        product, inward, outward: name of the cost -> array.
+    """
+
+    choices: tuple[LayerChoice, ...]
+    product: Mapping[str, np.ndarray]
+    inward: Mapping[str, np.ndarray]
+    outward: Mapping[str, np.ndarray]
+
+    def cost(
+        self, name: str, layer: np.ndarray, kept_in: np.ndarray, kept_out: np.ndarray, choice: np.ndarray
+    ) -> np.ndarray:
+        """The cost `name` of some layers, in any order and with repeats; all arrays have one entry for each.
+
+        Args:
+            layer, choice: row and column.
+            kept_in, kept_out: fractions that stay.
+        """
+        own = layer, choice
+        weights = self.product[name][own] * kept_in * kept_out
+        if name == "weight_bytes":
+            weights = np.ceil(weights - 1e-6)
+        return weights + self.inward[name][own] * kept_in + self.outward[name][own] * kept_out
+
+    def total(self, name: str, costs: CostTable, removed: np.ndarray, choice: np.ndarray) -> float:
+        """The exact cost `name` of a plan.
+
+        Args:
+            removed: `(n_units,)` bool, in the order of `costs`.
+            choice: `(n_layers,)` column of each layer.
+        """
+        kept_in, kept_out = costs.kept_shares(removed)
+        return float(self.cost(name, np.arange(len(choice)), kept_in, kept_out, choice).sum())
+
+
+def price_layers(costs: CostTable, choices: Sequence[LayerChoice]) -> LayerPrices:
+    """Prices of all costs that the table knows; the choice float32 is put first.
+
+    `coded_bytes` counts bits per weight as `costs.coded_bits` says of a layer and choice, and nominal ones
+    (`LayerChoice.bits_per_weight`) where it says nothing.
+
+    Raises:
+        CompressError: for a latency table that lacks a choice.
+    """
+    plain = LayerChoice()
+    choices = (plain, *(choice for choice in choices if choice != plain))
+    n_layers = len(costs.layer_names)
+    names = tuple(costs.dense)
+    zeros = {name: np.zeros((n_layers, len(choices))) for name in names}
+    prices = LayerPrices(
+        choices, zeros, {n: v.copy() for n, v in zeros.items()}, {n: v.copy() for n, v in zeros.items()}
+    )
+    for column, choice in enumerate(choices):
+        _price(prices, costs, column, choice)
+    return prices
+
+
+def _price(prices: LayerPrices, costs: CostTable, column: int, choice: LayerChoice) -> None:
+    weights, macs, outputs = costs.layer_weights, costs.layer_macs, costs.layer_outputs
+    formatted = weights > 0
+    coarse = choice.bits < FLOAT_BITS
+    fan_in = np.where(outputs > 0, weights / np.maximum(outputs, 1), 0.0)
+    rank = np.array([choice.rank_of(*pair) or 0 for pair in zip(weights, outputs, strict=True)])
+    activation_bits = _ACTIVATION_BITS if coarse else FLOAT_BITS
+    per_weight = {
+        "macs": np.where(formatted, macs / np.maximum(weights, 1), 0.0),
+        # Without coding a zero takes as many bits as any other weight.
+        "weight_bytes": np.full(len(weights), choice.bits / 8),
+        "coded_bytes": costs.coded_bits.get(choice.name, np.full(len(weights), choice.bits_per_weight)) / 8,
+    }
+    per_weight["bit_operations"] = per_weight["macs"] * min(choice.bits, FLOAT_BITS) * activation_bits
+    floats = costs.layer_params + (outputs if coarse else 0.0)
+    for name in prices.product:
+        if name == "latency_ms":
+            prices.product[name][:, column] = _latency(costs, choice)
+            continue
+        if choice.rank is None:
+            prices.product[name][:, column] = per_weight[name] * weights
+        else:
+            prices.inward[name][:, column] = per_weight[name] * rank * fan_in
+            prices.outward[name][:, column] = per_weight[name] * rank * outputs
+        # What has no weight to coarsen: products of attention, mixing of tokens.
+        if name in ("macs", "bit_operations"):
+            rest = np.where(formatted, 0.0, macs) * (1 if name == "macs" else FLOAT_BITS**2)
+            prices.product[name][:, column] += rest
+        else:
+            prices.outward[name][:, column] += FLOAT_BYTES * floats
+
+
+def _latency(costs: CostTable, choice: LayerChoice) -> np.ndarray:
+    if choice.name not in costs.latency_ms:
+        raise CompressError(
+            f"The latency table knows nothing of the choice {choice.name!r}. Measure it, or do not bound 'latency_ms'."
+        )
+    return np.asarray(costs.latency_ms[choice.name], dtype=np.float64)
