@@ -11,7 +11,7 @@ from compress.allocator import Constraints
 from compress.budget import Budget
 from compress.errors import BudgetError, CompressError
 from compress.layer_choice import LayerChoice
-from compress.ledger import Ledger
+from compress.ledger import Ledger, Savings
 from compress.menu import Menu
 from compress.plan import CompressionPlan, LayerFormat
 from compress.quantizer import FLOAT_BITS
@@ -116,7 +116,7 @@ def descend(ledger: Ledger) -> None:
             if left < 0:
                 weight = -left / ledger.bounds[name] / dense[name]
                 gain += weight * np.minimum(np.concatenate([group_saved[name], format_saved[name]]), -left)
-        useful = ~np.isnan(damage) & (gain > 0)
+        useful = ~np.isnan(damage) & (gain > 0) & _comes_closer(ledger, slack, group_saved, format_saved)
         if not useful.any():
             # A level that saves nothing by itself may stand before one that does.
             if np.isnan(group_damage).all():
@@ -130,6 +130,16 @@ def descend(ledger: Ledger) -> None:
             ledger.set_group(best, int(ledger.group_level[best]) + 1)
         else:
             ledger.set_layer(int(layer[best - len(group_damage)]), int(level[best - len(group_damage)]))
+
+
+def _comes_closer(ledger: Ledger, slack: Savings, group_saved: Savings, format_saved: Savings) -> np.ndarray:
+    """Which steps lower the squared excess over all bounds: a layer must not go to and fro between two of them."""
+    before, after = 0.0, 0.0
+    for name, left in slack.items():
+        saved = np.concatenate([group_saved[name], format_saved[name]])
+        before += min(left / ledger.bounds[name], 0.0) ** 2
+        after += np.minimum((left + saved) / ledger.bounds[name], 0.0) ** 2
+    return after < before * (1 - 1e-12)
 
 
 def give_back(ledger: Ledger) -> None:

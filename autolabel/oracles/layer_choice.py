@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from compress.splitting import find_splits
 
 from autolabel.oracle import Measurement, Moments
 from compress.attributes import value_of
@@ -12,6 +11,7 @@ from compress.layer_choice import LayerChoice, useful_rank
 from compress.quantizer import OUTPUT_AXIS, WEIGHT_BITS, Quantizer
 from compress.quantizers.mse import MseQuantizer
 from compress.replay import Replay
+from compress.splitting import find_splits
 from compress.stored_weight import store_weight
 from compress.structure import Structure
 

@@ -14,12 +14,14 @@ from compress.costs import CostTable
 from compress.errors import CompressError
 from compress.ledger import Ledger
 from compress.menu import open_menu
+from compress.outer_approximation import approximate
 from compress.plan import CompressionPlan
 from compress.scores import Scores
 from compress.spending import require_feasible, require_nats, settle, write_plan
 from compress.units import UnitTable
 
 _LOG = logging.getLogger(__name__)
+_RELAXED = 40  # problems without whole numbers before those with
 _TIE = 1e-9  # price of a level without damage, as a fraction of all damage: nothing goes without need
 
 # (radius, overshoot) of the linear problems to try around one plan. A trade (more of this, less of that) costs less in
@@ -37,9 +39,10 @@ class KnapsackAllocator:
     cost *with all else as it is now*, the linear problem is solved, and its solution is brought into the bounds by
     exact steps and filled up. If that does less damage it is the new plan, and all begins anew around it; otherwise the
     problem is solved again with fewer levels or wider bounds, until none of these views offers anything better. So the
-    plan is never worse than the descent's (`descent_damage` in the provenance); `gap` there is HiGHS's worst over the
-    linear problems; it bounds the excess damage only where `linear` is true. Of 300 random nets of three groups, small
-    enough to enumerate, 95 % came out optimal and the mean excess damage was 0.4 %.
+    plan is never worse than the descent's (`descent_damage` in the provenance). Then a lower bound is proven, and
+    better plans are met on the way (`compress.outer_approximation`): no plan within the budget does less damage than
+    `lower_bound` in the provenance, and `gap` is the plan's excess over it as a part of the plan's damage. Small
+    problems are solved to optimality; where rounds or time end first, the gap is what is left.
 
     Damages are assumed to add over choices; a negative one counts as 0. Units of a group go lowest score first.
 
@@ -47,8 +50,10 @@ class KnapsackAllocator:
         always_quantize: store every layer in at most 8 bits, even if the bytes are not bounded.
         time_limit_s: seconds for all solves together; when they are over, the best plan so far is returned and the
             provenance says so.
-        gap: relative optimality gap at which HiGHS stops.
+        gap: relative optimality gap at which the solver stops.
         rounds: most linear problems to solve.
+        proof_rounds: most problems in whole numbers to solve for the lower bound; 0 proves nothing where costs are not
+            linear.
 
     Raises:
         CompressError: for a parameter out of range.
@@ -58,6 +63,7 @@ class KnapsackAllocator:
     time_limit_s: float = 60.0
     gap: float = 1e-4
     rounds: int = 30
+    proof_rounds: int = 10
     name = "knapsack"
 
     def __post_init__(self) -> None:
@@ -111,8 +117,17 @@ class KnapsackAllocator:
                 best, least, views = ledger.levels(), ledger.damage(), [] if linear else list(again)
             else:
                 ledger.set_levels(*best)
+        ledger.set_levels(*best)
+        lower = least * (1 - gap)
+        if not linear and self.proof_rounds:
+            left = self.time_limit_s - (time.monotonic() - start)
+            proof = approximate(ledger, left, self.gap, _RELAXED, self.proof_rounds)
+            least, lower, rounds = ledger.damage(), proof.lower_bound, rounds + proof.rounds
+            timed_out |= proof.timed_out
+        gap = (least - lower) / least if least > 0 else 0.0
         _LOG.info("knapsack: %d rounds, %.2f s, damage %.6g -> %.6g", rounds, time.monotonic() - start, first, least)
-        return {"linear": linear, "rounds": rounds, "gap": gap, "timed_out": timed_out, "descent_damage": first}
+        return {"linear": linear, "rounds": rounds, "gap": gap, "lower_bound": lower, "timed_out": timed_out,
+                "descent_damage": first}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
