@@ -49,8 +49,8 @@ def factor_weight(
     Without second moments the truncated singular value decomposition (Eckart and Young 1936). With them that of the
     weight times a root of the second moment of the first layer's inputs, which minimises the error of the outputs
     (Zhang et al. 2016, arXiv:1505.06798; SVD-LLM, Wang et al. 2024, arXiv:2403.07378) if the second layer has no
-    kernel. If it has one, its inputs at several offsets are correlated, and its weight is solved by least squares
-    afterwards. The norms of a reduced channel in both factors are made equal.
+    kernel. If it has one, its inputs at several offsets are correlated; its weight is solved by least squares after
+    either decomposition, and the better result is taken. The norms of a reduced channel in both factors are made equal.
 
     Args:
         weight: `(out_ch, in_ch, *kernel)` of a layer without groups.
@@ -63,8 +63,15 @@ def factor_weight(
     view = _View(tuple(weight.shape), tuple(first_dims))
     dense = view.unfold(weight.detach().double())
     moments = None if second_moment is None else view.unfold_moments(second_moment.to(dense))
-    basis = _basis(dense, moments, ridge)
-    return [_factors(view, dense, basis[:, :rank], moments, ridge, weight.dtype) for rank in ranks]
+    bases = [_basis(dense, moments, ridge)]
+    if moments is not None and view.n_offsets > 1:
+        # The first one takes the offsets for independent, which they are not: for some ranks this one does better.
+        bases.append(_basis(dense, None, ridge))
+
+    def candidates(rank: int) -> list[Factors]:
+        return [_factors(view, dense, basis[:, :rank], moments, ridge, weight.dtype) for basis in bases]
+
+    return [min(candidates(rank), key=lambda factors: factors.output_error) for rank in ranks]
 
 
 @dataclass(frozen=True)

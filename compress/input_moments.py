@@ -47,7 +47,7 @@ def collect_input_moments(
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             for batch in batches:
-                probe.run(*batch, enable_io_processing=False)
+                probe.run(*batch)
     finally:
         module.train(was_training)
     moments = {name: total / probe.counts[name] for name, total in probe.sums.items()}

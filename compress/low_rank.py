@@ -70,6 +70,7 @@ def factorize(
         _wire(module, split, arguments, weights, bias)
     module.graph.lint()
     module.recompile()
+    module.train(module.training)  # the new submodules too
     return module
 
 

@@ -59,7 +59,8 @@ class Split:
         """What follows the bias in the calls of the first and of the second layer: stride, padding, dilation."""
         if not self.map.dims:
             return (), ()
-        padding = argument(self.layer.node, 4, "padding", 0)
+        node = self.layer.node
+        padding = argument(node, 4, "padding", "valid" if node.target._overloadname == "padding" else 0)
         return self._arguments(padding, True), self._arguments(padding, False)
 
     def _arguments(self, padding: Any, first: bool) -> tuple[Any, ...]:

@@ -21,6 +21,7 @@ SEAMS = {
     "criterion": "compress/criteria",
     "allocator": "compress/allocators",
     "quantizer": "compress/quantizers",
+    "factorizer": "compress/factorizers",
     "exporter": "compress/exporters",
     "runtime": "compress/runtimes",
     "oracle": "autolabel/oracles",
