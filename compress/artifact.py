@@ -4,11 +4,13 @@ An artifact folder holds
 
 - `model.safetensors`: every parameter and buffer under its name. A quantised weight is a stream of uint8 instead: its
   integers plus 2^(bits-1), `bits` bits each, lowest bit first, in C order; its scales lie beside it as float32
-  (`NAME_scale`). Of tied names only the first is stored.
+  (`NAME_scale`). A weight in another format (`compress.weight_formats`) is stored as its symbols in the same way (those
+  that count from 0 less 2^(bits-1)), its parameters beside it (`NAME_format.scale` and so on); formats of floating
+  point are stored in their dtype. Of tied names only the first is stored.
 - `plan.json`: the compression plan, from which the shapes are rebuilt.
 - `manifest.json`: `input` (how to feed the files), `class_names`, `example_inputs` (shape and dtype of the forward's
-  inputs), `tensors` (shape, dtype and bits of each), `tied`, `quantized`, `weight_bytes`, and under `files` sha256 and
-  size of every file.
+  inputs), `tensors` (shape, dtype, bits and format of each), `tied`, `quantized`, `weight_bytes`, and under `files`
+  sha256 and size of every file.
 - `weights.packed`, if `pack_artifact` wrote it: all of the above in one entropy-coded file, see `compress.packing`.
 - exported files such as `model.onnx`, entered by `register_file`.
 """
@@ -31,13 +33,20 @@ from compress.application import apply_plan
 from compress.attributes import value_of
 from compress.bit_packing import pack_bits, unpack_bits
 from compress.errors import ArtifactError
-from compress.fake_quantization import insert_fake_quantizers, quantized_weights, quantizes_activations
+from compress.fake_quantization import (
+    QuantizedWeight,
+    insert_fake_quantizers,
+    quantized_weights,
+    quantizes_activations,
+)
 from compress.files import read_json, write_atomic, write_json
 from compress.folding import fold_batch_norm
+from compress.formatted_weight import FormattedEntry, formatted_weights
 from compress.graph import as_inputs
 from compress.packing import CodedTensor, read_packed, write_packed
 from compress.plan import CompressionPlan
 from compress.quantizer import dequantize_weight, round_weight
+from compress.stored_weight import parameter_names, restore_weight, store_weight
 
 SCHEMA_VERSION = 1
 WEIGHTS, PLAN, MANIFEST = "model.safetensors", "plan.json", "manifest.json"
@@ -70,13 +79,14 @@ def save_artifact(
     folder = Path(folder)
     args, kwargs = as_inputs(example_inputs)
     entries = quantized_weights(module) if isinstance(module, fx.GraphModule) else []
-    if plan.layer_formats and not entries:
+    formatted = formatted_weights(module)
+    if plan.layer_formats and not entries and not formatted:
         warnings.warn(
             "The plan has layer formats but the module is not quantised: its weights are saved as floats. Call "
             "prepare_quantized first.",
             stacklevel=2,
         )
-    stored, tensors, tied = _collect(module, entries)
+    stored, tensors, tied = _collect(module, entries, formatted)
     write_atomic(folder / WEIGHTS, lambda file: file.write(safetensors.torch.save(stored)))
     plan.save(folder / PLAN)
     example = {
@@ -115,7 +125,7 @@ def pack_artifact(folder: str | Path, coder: str = "range") -> list[CodedTensor]
     folder = Path(folder)
     manifest = verify_artifact(folder)
     values, plan = _stored_values(folder, manifest), CompressionPlan.load(folder / PLAN)
-    described = {name: {key: entry[key] for key in ("dtype", "axis", "scale")}
+    described = {name: {key: entry[key] for key in ("dtype", "axis", "scale", "format") if key in entry}
                  for name, entry in manifest["tensors"].items() if "bits" in entry}  # fmt: skip
     # Whoever decodes wants to know what was done, not who asked for it.
     plain = replace(plan, provenance={}, predicted_cost={}, predicted_damage=None).to_json()
@@ -211,7 +221,10 @@ def load_artifact(folder: str | Path, base_model: nn.Module) -> fx.GraphModule:
         values, plan, entries = _stored_values(folder, about), CompressionPlan.load(folder / PLAN), about["tensors"]
     try:
         example = _rebuild_inputs(about["example_inputs"])
-        values = {name: _dequantized(name, entries.get(name, {}), values) for name in values}
+        decoded_with = parameter_names(entries)
+        values = {
+            name: _dequantized(name, entries.get(name, {}), values) for name in values if name not in decoded_with
+        }
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, ArtifactError):
             raise
@@ -230,20 +243,31 @@ def load_artifact(folder: str | Path, base_model: nn.Module) -> fx.GraphModule:
 
 
 def _collect(
-    module: nn.Module, entries: Sequence[Any]
+    module: nn.Module, entries: Sequence[QuantizedWeight], formatted: Sequence[FormattedEntry]
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]], dict[str, str]]:
     """`(stored, tensors, tied)`: what goes into the file, its description, and the names that share a tensor."""
     packed = {entry.parameter: entry for entry in entries}
+    masks = {f"{entry.holder}.kept" for entry in formatted}
+    on_integers = {id(value_of(module, name)) for name in packed}
+    stores = {id(value_of(module, entry.parameter)): entry for entry in formatted}
     stored: dict[str, Tensor] = {}
     described: dict[str, dict[str, Any]] = {}
     tied: dict[str, str] = {}
     first: dict[int, str] = {}
     for name, value in _named_values(module).items():
+        if name in masks:  # the zeros of the stored weight say as much
+            continue
         if id(value) in first:
             tied[name] = first[id(value)]
             continue
         first[id(value)] = name
         described[name] = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        if id(value) in stores and id(value) not in on_integers:
+            symbols, description = store_weight(stores[id(value)], value)
+            bits = description.get("bits")
+            stored[name] = symbols if bits is None else torch.from_numpy(pack_bits(symbols.numpy(), bits))
+            described[name] |= description
+            continue
         alias = next((n for n in packed if value_of(module, n) is value), None)
         if alias is None:
             stored[name] = value.detach().cpu().contiguous().clone()
@@ -317,6 +341,8 @@ def _restore(name: str, entry: Mapping[str, Any], stored: Mapping[str, Tensor]) 
 
 def _dequantized(name: str, entry: Mapping[str, Any], values: Mapping[str, Tensor]) -> Tensor:
     value = values[name]
+    if "format" in entry:
+        return restore_weight(name, entry, values).to(getattr(torch, entry["dtype"]))
     if "scale" not in entry:
         return value
     if entry["scale"] not in values:

@@ -53,17 +53,22 @@ def check_formats(module: fx.GraphModule, formats: Mapping[str, LayerFormat]) ->
                 f"The plan has a format for layer {name!r}, which this model does not have. Its layers look like "
                 f"{sorted(known)[:3]}."
             )
-    bits: dict[int, tuple[str, int]] = {}
-    for layer in layers:
-        if layer.name not in formats:
-            continue
-        weight = id(module.get_parameter(layer.weight))
-        name, first = bits.setdefault(weight, (layer.name, formats[layer.name].bits))
-        if first != formats[layer.name].bits:
-            raise PlanError(
-                f"Layers {name!r} and {layer.name!r} share one weight but the plan gives them {first} and "
-                f"{formats[layer.name].bits} bits. Give both the same format."
-            )
+    for group in tied_layers(module):
+        first, *others = [layer.name for layer in group if layer.name in formats] or [None]
+        for name in others:
+            if formats[name] != formats[first]:
+                raise PlanError(
+                    f"Layers {first!r} and {name!r} share one weight but the plan gives them two formats: "
+                    f"{formats[first].to_json()} and {formats[name].to_json()}. Give both the same."
+                )
+
+
+def tied_layers(module: fx.GraphModule) -> list[list[Layer]]:
+    """The layers in execution order, those that share one weight together."""
+    tied: dict[int, list[Layer]] = {}
+    for layer in layers_of(module):
+        tied.setdefault(id(module.get_parameter(layer.weight)), []).append(layer)
+    return list(tied.values())
 
 
 def insert_fake_quantizers(
@@ -71,10 +76,13 @@ def insert_fake_quantizers(
 ) -> fx.GraphModule:
     """A copy with fake-quantisers that still lack their ranges (all scales are 1): the form that a state dict fills.
 
+    Formats that engines do not compute on (see `LayerFormat.on_integers`) are left out: their layers stay in float.
+
     Raises:
         PlanError: for an unknown layer, or two formats of one tied weight.
     """
     check_formats(module, formats)
+    formats = {name: layer_format for name, layer_format in formats.items() if layer_format.on_integers}
     module = copy_traced(module)
     if quantize_activations:
         _insert_activation_quantizers(module, formats)
@@ -87,11 +95,7 @@ def insert_fake_quantizers(
 
 def _insert_weight_quantizers(module: fx.GraphModule, formats: Mapping[str, LayerFormat], reduce_range: bool) -> None:
     graph = module.graph
-    layers = list(layers_of(module))
-    tied: dict[int, list[Layer]] = {}
-    for layer in layers:
-        tied.setdefault(id(module.get_parameter(layer.weight)), []).append(layer)
-    for group in tied.values():
+    for group in tied_layers(module):
         named = [layer for layer in group if layer.name in formats]
         if not named:
             continue
@@ -178,6 +182,7 @@ def quantized_weights(module: fx.GraphModule) -> list[QuantizedWeight]:
         # The scales of a rounded bias are computed, those of a weight are read.
         if node.op == "call_function" and node.target is WEIGHT_OP and is_parameter(node.args[1]):
             weight, scale, _, axis, _, largest = node.args
+            weight = weight.args[0] if weight.op == "call_module" else weight  # a mask may lie between
             bits = node.meta.get("bits") or next(b for b in (2, 3, 4, 6, 8) if 2 ** (b - 1) - 1 >= largest)
             found.append(QuantizedWeight(weight.target, bits, largest, axis, scale.target, node))
     return found

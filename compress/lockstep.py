@@ -36,7 +36,7 @@ class Walk:
     def nodes(self) -> Iterator[fx.Node]:
         """Every call of the graph, each after its values have been computed."""
         for node in self.module.graph.nodes:
-            if node.op == "call_function":
+            if node.op in ("call_function", "call_module"):
                 self.run(node)
                 yield node
             self.forget(node)
@@ -49,7 +49,8 @@ class Walk:
                 return _read(self.module, argument) if argument.op == "get_attr" else values[argument.name]
 
             args, kwargs = fx.map_arg((node.args, node.kwargs), look_up)
-            values[node.name] = node.target(*args, **kwargs)
+            call = self.module.get_submodule(node.target) if node.op == "call_module" else node.target
+            values[node.name] = call(*args, **kwargs)
 
     def forget(self, node: fx.Node) -> None:
         """Drop the values that nobody needs after `node`."""

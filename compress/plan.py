@@ -1,7 +1,8 @@
 """The compression plan: plain versioned JSON keyed by names. Later stages do not know who wrote it."""
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,19 @@ import numpy as np
 
 from compress.errors import ArtifactError, PlanError
 from compress.files import read_json, write_json
+from compress.quantizer import WEIGHT_BITS
 from compress.units import UnitTable
 
 SCHEMA_VERSION = 1
+
+
+# Scheme -> the bits that it can have.
+SCHEME_BITS = {
+    "symmetric": range(1, 9), "affine": range(1, 9), "power_of_two": range(2, 9), "codebook": range(1, 9),
+    "ternary": (2,), "binary": (1,), "float16": (16,), "bfloat16": (16,), "float32": (32,),
+}  # fmt: skip
+GRANULARITIES = ("tensor", "channel", "group")
+_PATTERN = re.compile(r"unstructured|channel|[1-9]\d*:[1-9]\d*|block[1-9]\d*x[1-9]\d*")
 
 
 @dataclass(frozen=True)
@@ -19,22 +30,57 @@ class LayerFormat:
     """How the weight of one layer is stored.
 
     Attributes:
-        bits: bits per weight, 2 to 8.
-        scheme: `"symmetric"`: integers in [-(2^(bits-1)-1), 2^(bits-1)-1] times a scale.
-        granularity: `"channel"`, one scale for each output channel.
+        bits: bits per weight: 1 to 8; of `"power_of_two"` 2 to 8, of `"ternary"` 2, of `"binary"` 1, of the halves 16,
+            of `"float32"` (for a density or a rank alone) 32.
+        scheme: name of a number format, see `compress.weight_formats`. `"symmetric"`: integers in
+            [-(2^(bits-1)-1), 2^(bits-1)-1] times a scale.
+        granularity: what has one scale (or offset, or codebook): the `"tensor"`, each output `"channel"`, or each
+            `"group"` of `group_size` weights of an output channel.
+        group_size: of granularity `"group"`, 1 or more; else None.
+        density: fraction of the weights that is kept, in (0, 1]; the others are exactly zero.
+        pattern: where zeros may lie: `"unstructured"`, `"channel"`, N of M such as `"2:4"`, or such as `"block4x4"`.
+        rank: of the two factors that the weight is replaced by, 1 or more; None for none.
+
+    Raises:
+        PlanError: for a value out of range.
     """
 
     bits: int
     scheme: str = "symmetric"
     granularity: str = "channel"
+    group_size: int | None = None
+    density: float = 1.0
+    pattern: str = "unstructured"
+    rank: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
-            raise PlanError(f"The 'bits' parameter of LayerFormat must be an int in [2, 8]. Got {self.bits!r}.")
-        if self.scheme != "symmetric" or self.granularity != "channel":
-            raise PlanError(
-                f"LayerFormat knows scheme 'symmetric' per 'channel'. Got {self.scheme!r} per {self.granularity!r}."
-            )
+        schemes = tuple(SCHEME_BITS)
+        _check("scheme", self.scheme, self.scheme in schemes, f"one of {schemes}")
+        allowed = SCHEME_BITS[self.scheme]
+        span = f"an int in [{allowed[0]}, {allowed[-1]}]" if len(allowed) > 1 else f"{allowed[0]}"
+        _check("bits", self.bits, _is_int(self.bits) and self.bits in allowed, f"{span} for scheme {self.scheme!r}")
+        _check("granularity", self.granularity, self.granularity in GRANULARITIES, f"one of {GRANULARITIES}")
+        if self.granularity == "group":
+            _check("group_size", self.group_size, _is_count(self.group_size), "an int of at least 1 per 'group'")
+        else:
+            _check("group_size", self.group_size, self.group_size is None, f"None per {self.granularity!r}")
+        is_number = isinstance(self.density, (int, float)) and not isinstance(self.density, bool)
+        _check("density", self.density, is_number and 0 < self.density <= 1, "a float in (0, 1]")
+        _check(
+            "pattern", self.pattern, _is_pattern(self.pattern), "such as 'unstructured', 'channel', '2:4', 'block4x4'"
+        )
+        _check("rank", self.rank, self.rank is None or _is_count(self.rank), "None or an int of at least 1")
+
+    @property
+    def on_integers(self) -> bool:
+        """Whether the weight is symmetric per channel at a width that engines compute on: 2, 3, 4, 6 or 8 bits."""
+        return self.scheme == "symmetric" and self.granularity == "channel" and self.bits in WEIGHT_BITS
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON: `bits`, `scheme`, `granularity`, and of the other fields those that are not the default."""
+        always = ("bits", "scheme", "granularity")
+        return {f.name: getattr(self, f.name) for f in fields(self)
+                if f.name in always or getattr(self, f.name) != f.default}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,7 +155,8 @@ class CompressionPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON of this plan."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        formats = {name: layer_format.to_json() for name, layer_format in self.layer_formats.items()}
+        return {"schema_version": SCHEMA_VERSION, **asdict(self), "layer_formats": formats}
 
     @classmethod
     def load(cls, path: str | Path) -> "CompressionPlan":
@@ -128,3 +175,23 @@ class CompressionPlan:
             return cls(**data)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a valid plan: {error}") from error
+
+
+def _check(name: str, value: Any, holds: bool, wanted: str) -> None:
+    if not holds:
+        raise PlanError(f"The {name!r} parameter of LayerFormat must be {wanted}. Got {value!r}.")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return _is_int(value) and value >= 1
+
+
+def _is_pattern(text: Any) -> bool:
+    if not isinstance(text, str) or not _PATTERN.fullmatch(text):
+        return False
+    kept, _, of = text.partition(":")
+    return not of or int(kept) <= int(of)

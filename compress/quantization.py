@@ -1,7 +1,7 @@
 """Low bits from a plan: fold, insert fake-quantisers, choose their ranges on calibration data."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,12 @@ from compress.fake_quantization import (
     integer_input,
     quantized_weights,
     quantizes_activations,
+    tied_layers,
 )
-from compress.folding import fold_batch_norm
-from compress.graph import as_inputs, flat_inputs
-from compress.plan import CompressionPlan
+from compress.folding import fold_batch_norm, output_axis
+from compress.formatted_weight import FormattedWeight, format_weight_
+from compress.graph import Layer, as_inputs, flat_inputs
+from compress.plan import CompressionPlan, LayerFormat
 from compress.quantizer import Histogram, Quantizer, affine_parameters, weight_scale
 
 _log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ def prepare_quantized(
     calibration_batches: Sequence[Any],
     quantizer: Quantizer,
     reduce_range: bool = True,
+    trained_ranges: bool = False,
 ) -> fx.GraphModule:
     """A copy that computes with the low-bit weights and activations of the plan, as floats, and can be trained on.
 
@@ -42,6 +45,10 @@ def prepare_quantized(
     with ranges fixed here: the input of every quantised conv and linear, and all edges between ops that an engine can
     compute on integers; residual streams that end in a float operation (layer norm) stay float. Transposed convs and
     embeddings keep float activations.
+
+    Formats that engines do not compute on (`LayerFormat.on_integers`) are stored ones, see `compress.formatted_weight`:
+    their layers compute on decoded weights, keep float activations, and leave in float weights. A layer of density
+    below 1 keeps the zeros that its weight has here, whatever its format: prune it first.
 
     Args:
         module: a traced module, e.g. from `apply_plan`; it stays as it is.
@@ -52,6 +59,7 @@ def prepare_quantized(
         reduce_range: 8-bit weights use the integers up to 63 only. Pairs of their products with 8-bit activations fit
             into 16 bits, so the fast kernels of CPUs without VNNI are exact. Without it such weights are exported as
             uint8: as exact, finer by a bit, and about half as fast.
+        trained_ranges: scales, offsets and centroids of stored formats are parameters that are trained too.
 
     Raises:
         PlanError: for a format of an unknown layer, or activation bits other than 8.
@@ -65,6 +73,7 @@ def prepare_quantized(
     batches = list(calibration_batches)
     folded = fold_batch_norm(module, batches[0] if batches else None)
     prepared = insert_fake_quantizers(folded, plan.layer_formats, activations, reduce_range)
+    _insert_stored_formats(prepared, tied_layers(folded), plan.layer_formats, quantizer, trained_ranges)
     for entry in quantized_weights(prepared):
         weight = prepared.get_parameter(entry.parameter)
         prepared.get_buffer(entry.scale).copy_(weight_scale(weight, entry.largest, quantizer, entry.axis))
@@ -76,6 +85,32 @@ def prepare_quantized(
             prepared.get_buffer(node.args[2].target).fill_(zero_point)
         _bound_biases(prepared)
     return prepared
+
+
+def _insert_stored_formats(
+    module: fx.GraphModule, layers: Sequence[Sequence[Layer]], formats: Mapping[str, LayerFormat],
+    quantizer: Quantizer, trained: bool,
+) -> None:  # fmt: skip
+    """Hold what fake-quantisers do not: the stored formats, and masks of any format. `layers`: those tied together."""
+    for group in layers:
+        found = next((formats[layer.name] for layer in group if layer.name in formats), None)
+        if found is None:
+            continue
+        weight = module.get_parameter(group[0].weight)
+        kept = None
+        if found.density < 1:
+            kept = weight.detach() != 0
+            share = kept.double().mean().item()
+            if share > found.density + 0.01:
+                _log.warning("Layer %r is to keep %.3g of its weights, but %.3g are not zero: it was not pruned.",
+                             group[0].name, found.density, share)  # fmt: skip
+        found = LayerFormat(32, "float32") if found.on_integers else found
+        if found.scheme == "float32" and kept is None:
+            continue
+        axis = min(output_axis(layer) for layer in group)
+        format_weight_(module, group[0].weight, FormattedWeight(found, weight, axis, quantizer, kept, trained))
+    module.graph.lint()
+    module.recompile()
 
 
 class _Observer(fx.Interpreter):

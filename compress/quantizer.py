@@ -43,12 +43,22 @@ class Quantizer(Protocol):
 
     name: str
 
-    def weight_limit(self, weight: Tensor, largest: int) -> Tensor:
+    def weight_limit(self, weight: Tensor, largest: float, kept: Tensor | None = None) -> Tensor:
         """`(channels,)` the magnitude of each row that the integer `largest` stands for.
 
         Args:
             weight: `(channels, n)` float.
-            largest: the largest integer, 2^(bits-1) - 1.
+            largest: the largest integer, 2^(bits-1) - 1; or 0.5 for one bit, whose levels are -0.5 and 0.5.
+            kept: `(channels, n)` bool, False where the weight is zero and stays so whatever the range; None: all count.
+        """
+
+    def weight_range(self, weight: Tensor, levels: int, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`(low, high)`, each `(channels,)`: the ends of the range of each row that `levels` equal steps divide.
+
+        Args:
+            weight: `(channels, n)` float.
+            levels: 2 or more, both ends among them.
+            kept: as of `weight_limit`.
         """
 
     def activation_range(self, histogram: Histogram) -> tuple[float, float]:
@@ -66,7 +76,23 @@ def largest_integer(bits: int) -> int:
     return 2 ** (bits - 1) - 1
 
 
-def weight_scale(weight: Tensor, largest: int, quantizer: Quantizer, axis: int = 0) -> Tensor:
+def nearest_level(x: Tensor, largest: float) -> Tensor:
+    """`x` rounded to the integers from `-largest` to `largest`; to -0.5 or 0.5 if `largest` is 0.5 (one bit)."""
+    return (torch.floor(x) + 0.5 if largest == 0.5 else torch.round(x)).clamp(-largest, largest)
+
+
+def row_ends(weight: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`(low, high)`: smallest and largest kept value of each row of a `(channels, n)` weight; 0 where none is kept."""
+    if kept is None:
+        return torch.aminmax(weight, dim=1)
+    empty = ~kept.any(dim=1)
+    low = weight.masked_fill(~kept, torch.inf).amin(dim=1).masked_fill(empty, 0.0)
+    return low, weight.masked_fill(~kept, -torch.inf).amax(dim=1).masked_fill(empty, 0.0)
+
+
+def weight_scale(
+    weight: Tensor, largest: float, quantizer: Quantizer, axis: int = 0, kept: Tensor | None = None
+) -> Tensor:
     """`(channels,)` float32, the value of the integer 1 in each channel along `axis`; always positive.
 
     A channel of zeros gets the largest scale of the others, so that nothing later divides by zero.
@@ -77,7 +103,8 @@ def weight_scale(weight: Tensor, largest: int, quantizer: Quantizer, axis: int =
     if not torch.isfinite(weight).all():
         raise DataError("A weight with NaN or infinite values cannot be quantised. Load a sound checkpoint.")
     rows = weight.detach().movedim(axis, 0).flatten(1).float()
-    scale = (quantizer.weight_limit(rows, largest) / largest).float()
+    kept = None if kept is None else kept.movedim(axis, 0).flatten(1)
+    scale = (quantizer.weight_limit(rows, largest, kept) / largest).float()
     tiny = torch.finfo(torch.float32).tiny
     dead = scale <= tiny
     alive = scale[~dead]

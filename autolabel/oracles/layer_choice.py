@@ -8,11 +8,11 @@ from autolabel.oracle import Measurement, Moments
 from compress.attributes import value_of
 from compress.errors import CompressError
 from compress.layer_choice import LayerChoice, useful_rank
+from compress.layer_trial import try_choice
 from compress.quantizer import OUTPUT_AXIS, WEIGHT_BITS, Quantizer
 from compress.quantizers.mse import MseQuantizer
 from compress.replay import Replay
 from compress.splitting import find_splits
-from compress.stored_weight import store_weight
 from compress.structure import Structure
 
 
@@ -67,7 +67,7 @@ class LayerChoiceOracle:
             for choice in self.layer_choices:
                 if choice.rank and not (layer.name in able and useful_rank(weight.numel(), len(weight))):
                     continue
-                stored, _ = store_weight(weight, choice, self.quantizer, OUTPUT_AXIS[layer.kind])
+                stored, _ = try_choice(weight, choice, self.quantizer, OUTPUT_AXIS[layer.kind])
                 moments = Moments()
                 for number in range(len(replay.batches)):
                     moments.add(replay.layer_losses(suffix, stored, number)[0] - replay.dense[number])

@@ -19,6 +19,7 @@ from compress.errors import CompressError, ExportError
 from compress.exporter import ExportedFile
 from compress.files import write_atomic
 from compress.folding import fold_batch_norm
+from compress.formatted_weight import bake_formats
 from compress.graph import as_inputs, record_shapes
 from compress.integer_graph import integer_graph
 from compress.onnx_compaction import OPSET, compact, store_integers
@@ -64,7 +65,8 @@ class OnnxExporter:
     """Writes ONNX (opset 21). A prepared module becomes Q/DQ around int8 operations with the scales of the simulation.
 
     Weights are stored at their bits: 4-bit ones as INT4, other low ones packed into integers that a few nodes unpack
-    while the file is loaded. The engine then computes on 8-bit integers all the same.
+    while the file is loaded. The engine then computes on 8-bit integers all the same. Stored formats (see
+    `compress.formatted_weight`) leave as the float32 weights that they decode to: the file is no smaller for them.
 
     Args:
         int8_encoding: what 8-bit weights are stored as. CPUs without VNNI multiply uint8 by int8 in pairs that are
@@ -89,7 +91,7 @@ class OnnxExporter:
 
     def export(self, module: fx.GraphModule, example_inputs: Any, path: str | Path) -> ExportedFile:
         args, kwargs = as_inputs(example_inputs)
-        module = fold_batch_norm(module, example_inputs).eval()
+        module = fold_batch_norm(bake_formats(module), example_inputs).eval()
         module = integer_graph(module, record_shapes(module, args, kwargs))
         program, args, kwargs, dynamic = _export_program(module, args, kwargs)
         model = _translate(program)

@@ -2,5 +2,6 @@
 
 from compress.quantizers.minmax import MinMaxQuantizer
 from compress.quantizers.mse import MseQuantizer
+from compress.quantizers.percentile import PercentileQuantizer
 
-__all__ = ["MinMaxQuantizer", "MseQuantizer"]
+__all__ = ["MinMaxQuantizer", "MseQuantizer", "PercentileQuantizer"]

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from compress.quantizer import Histogram
+from compress.quantizer import Histogram, row_ends
 
 
 class MinMaxQuantizer:
@@ -10,8 +10,11 @@ class MinMaxQuantizer:
 
     name = "minmax"
 
-    def weight_limit(self, weight: Tensor, largest: int) -> Tensor:
-        return weight.abs().amax(dim=1)
+    def weight_limit(self, weight: Tensor, largest: float, kept: Tensor | None = None) -> Tensor:
+        return row_ends(weight.abs(), kept)[1]
+
+    def weight_range(self, weight: Tensor, levels: int, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return row_ends(weight, kept)
 
     def activation_range(self, histogram: Histogram) -> tuple[float, float]:
         return histogram.low, histogram.high

@@ -1,11 +1,13 @@
 """Ranges that make the squared error of clipping and rounding together the smallest."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from compress.errors import CompressError
-from compress.quantizer import ACTIVATION_LEVELS, Histogram, affine_parameters
+from compress.quantizer import ACTIVATION_LEVELS, Histogram, affine_parameters, nearest_level, row_ends
 
 
 class MseQuantizer:
@@ -25,18 +27,36 @@ class MseQuantizer:
             raise CompressError(f"The 'steps' parameter of MseQuantizer must be an int of at least 2. Got {steps!r}.")
         self.steps = steps
 
-    def weight_limit(self, weight: Tensor, largest: int) -> Tensor:
-        limit = weight.abs().amax(dim=1)
-        best, best_error = limit.clone(), torch.full_like(limit, torch.inf, dtype=torch.float64)
+    def weight_limit(self, weight: Tensor, largest: float, kept: Tensor | None = None) -> Tensor:
+        limit = row_ends(weight.abs(), kept)[1]
+
+        def error(candidate: Tensor) -> Tensor:
+            scale = (candidate / largest).clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+            return _squared(nearest_level(weight / scale, largest) * scale - weight, kept)
+
+        return self._search(limit, torch.zeros_like(limit), error)
+
+    def weight_range(self, weight: Tensor, levels: int, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        def error(low: Tensor, high: Tensor) -> Tensor:
+            step = ((high - low) / (levels - 1)).clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+            codes = ((weight - low[:, None]) / step).round().clamp(0, levels - 1)
+            return _squared(low[:, None] + codes * step - weight, kept)
+
+        low, high = row_ends(weight, kept)
+        # One end after the other, twice, as for activations.
+        for _ in range(2):
+            high = self._search(high, low, lambda candidate, other=low: error(other, candidate))
+            low = self._search(low, high, lambda candidate, other=high: error(candidate, other))
+        return low, high
+
+    def _search(self, start: Tensor, target: Tensor, error: Callable[[Tensor], Tensor]) -> Tensor:
+        """Of the points between `start` (included) and `target` (not), in each row the one of least error."""
+        best, least = start.clone(), torch.full_like(start, torch.inf, dtype=torch.float64)
         for fraction in torch.linspace(1.0, 1.0 / self.steps, self.steps).tolist():
-            scale = (limit * fraction / largest).clamp(min=torch.finfo(torch.float32).tiny)[:, None]
-            error = (
-                ((weight / scale).round().clamp(-largest, largest) * scale - weight)
-                .square()
-                .sum(dim=1, dtype=torch.float64)
-            )
-            better = error < best_error
-            best[better], best_error[better] = limit[better] * fraction, error[better]
+            candidate = target + (start - target) * fraction if fraction < 1 else start
+            found = error(candidate)
+            better = found < least
+            best[better], least[better] = candidate[better], found[better]
         return best
 
     def activation_range(self, histogram: Histogram) -> tuple[float, float]:
@@ -66,3 +86,8 @@ class MseQuantizer:
         values = histogram.centers
         levels = np.clip(np.rint(values / scale) + zero_point, 0, ACTIVATION_LEVELS)
         return float(histogram.counts @ np.square((levels - zero_point) * scale - values))
+
+
+def _squared(error: Tensor, kept: Tensor | None) -> Tensor:
+    """Sum of the squares of each row, float64."""
+    return (error if kept is None else error.masked_fill(~kept, 0.0)).square().sum(dim=1, dtype=torch.float64)
