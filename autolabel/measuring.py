@@ -3,9 +3,7 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,10 @@ import numpy as np
 from torch import nn
 
 from autolabel.oracle import Measurement, Oracle
+from autolabel.row_log import RowLog
 from autolabel.sampling import sample_units
 from autolabel.tables import LabelTable
-from compress.errors import ArtifactError, DataError
+from compress.errors import DataError
 from compress.replay import Replay
 from compress.statistics import check_batches
 from compress.structure import Structure, analyze
@@ -71,7 +70,7 @@ def measure(
     else:
         rows = np.sort(structure.units.positions(sample))
     replay = Replay(structure, task, batches)
-    log = _RowLog(rows_file, _key(structure, oracle, replay), structure.units, oracle.choices)
+    log = RowLog(rows_file, _key(structure, oracle, replay), structure.units.ids, oracle.choices)
     n_choices = len(oracle.choices)
     missing = [
         row for row in rows if sum((structure.units.ids[row], c) in log.rows for c in oracle.choices) < n_choices
@@ -100,65 +99,6 @@ def _key(structure: Structure, oracle: Oracle, replay: Replay) -> str:
         json.dumps([oracle.name, settings, getattr(quantizer, "name", None)], sort_keys=True, default=str).encode()
     )
     return digest.hexdigest()
-
-
-class _RowLog:
-    """Appended rows; a torn last line, left by a kill, is dropped."""
-
-    def __init__(self, path: str | Path | None, key: str, units: UnitTable, choices: tuple[str, ...]) -> None:
-        self.path = None if path is None else Path(path)
-        self.rows: dict[tuple[str, str], Measurement] = {}
-        if self.path is None:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-            if lines and not lines[-1].endswith(b"\n"):
-                lines.pop()
-                self._rewrite(lines)
-        except OSError as error:
-            raise ArtifactError(f"Cannot use {self.path} for measured rows: {error.strerror}.") from error
-        if lines:
-            self._read(lines, key, units, choices)
-        else:
-            self._append({"key": key})
-
-    def _read(self, lines: list[bytes], key: str, units: UnitTable, choices: tuple[str, ...]) -> None:
-        try:
-            found = json.loads(lines[0])["key"]
-            measurements = [Measurement(**json.loads(line)) for line in lines[1:]]
-            if found == key:
-                units.positions(m.unit_id for m in measurements)
-            for m in measurements:
-                numbers = (m.damage, m.std_err, m.n_examples, m.forward_macs, m.naive_macs)
-                if not all(isinstance(n, (int, float)) for n in numbers) or (found == key and m.choice not in choices):
-                    raise ValueError(f"the row of {m.unit_id!r} is no measurement")
-        except (ValueError, TypeError, KeyError) as error:
-            raise ArtifactError(f"{self.path} is damaged ({error}). Delete it to measure again.") from error
-        if found != key:
-            raise ArtifactError(
-                f"{self.path} holds labels of another model, data set or oracle. Delete it or take another folder."
-            )
-        self.rows = {(m.unit_id, m.choice): m for m in measurements}
-
-    def _rewrite(self, lines: list[bytes]) -> None:
-        with open(self.path, "r+b") as file:
-            file.truncate(sum(map(len, lines)))
-
-    def _append(self, value: dict[str, Any]) -> None:
-        try:
-            with open(self.path, "ab") as file:
-                file.write((json.dumps(value) + "\n").encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise ArtifactError(f"Cannot write {self.path}: {error.strerror}. Free space and run again.") from error
-
-    def add(self, measurement: Measurement) -> None:
-        """Keep a row, on disk too."""
-        self.rows[measurement.unit_id, measurement.choice] = measurement
-        if self.path is not None:
-            self._append(asdict(measurement))
 
 
 def _table(units: UnitTable, oracle: Oracle, rows: dict[tuple[str, str], Measurement], replay: Replay) -> LabelTable:

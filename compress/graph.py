@@ -21,7 +21,7 @@ _TRAINING_ARGUMENT = {ATEN.batch_norm.default: 5, ATEN.instance_norm.default: 5,
                       ATEN.rnn_relu.input: 6}  # fmt: skip
 # Without running statistics these normalise with those of the batch in either mode.
 _NEEDS_STATISTICS = (ATEN.batch_norm.default, ATEN.instance_norm.default)
-_LAYER_OPS = {
+LAYER_OPS = {
     ATEN.conv1d.default: "conv", ATEN.conv2d.default: "conv", ATEN.conv3d.default: "conv",
     ATEN.conv1d.padding: "conv", ATEN.conv2d.padding: "conv", ATEN.conv3d.padding: "conv",
     ATEN.conv_transpose1d.default: "conv_transpose", ATEN.conv_transpose2d.input: "conv_transpose",
@@ -77,7 +77,7 @@ class TracedGraph:
 def layers_of(module: fx.GraphModule) -> Iterator[Layer]:
     """The layers of a traced module, see `TracedGraph.layers`."""
     for node in module.graph.nodes:
-        kind = _LAYER_OPS.get(node.target) if node.op == "call_function" else None
+        kind = LAYER_OPS.get(node.target) if node.op == "call_function" else None
         if kind is None:
             continue
         weight = node.args[0] if kind == "embedding" else node.args[1]
