@@ -138,6 +138,7 @@ def finetune_(
     validation = None if validation is None else list(validation)
     modes = [(m, m.training) for whole in (model, teacher) if whole is not None for m in whole.modules()]
     gradients = [(p, p.grad) for p in model.parameters()]
+    prepared: list[PreparingHook] = []
     try:
         with torch.random.fork_rng():
             distiller = None
@@ -148,6 +149,7 @@ def finetune_(
             for hook in hooks:
                 if isinstance(hook, PreparingHook):
                     hook.prepare(model)
+                    prepared.append(hook)
             run = _Run(model, task, distiller, settings, validation, on_metrics)
             run.hooks = tuple(hooks)
             run.checkpoint, run.every_s, run.every_steps = checkpoint, checkpoint_every_s, checkpoint_every_steps
@@ -162,9 +164,8 @@ def finetune_(
                     run.epoch(_epoch_batches(train_batches, run.progress.epoch))
             run.finish()
     finally:
-        for hook in reversed(hooks):
-            if isinstance(hook, PreparingHook):
-                hook.release(model)
+        for hook in reversed(prepared):
+            hook.release(model)
         for module, training in modes:
             module.training = training
         for parameter, gradient in gradients:

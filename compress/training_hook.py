@@ -35,4 +35,4 @@ class PreparingHook(TrainingHook, Protocol):
         """Called before the optimizer is made and a checkpoint is read: puts the parameters into the model."""
 
     def release(self, model: nn.Module) -> None:
-        """Called at the end, also after an error: takes away what `prepare` put in, if it did, and keeps its effect."""
+        """Called at the end, also after an error: takes away what `prepare` put in and keeps its effect."""
