@@ -1,5 +1,8 @@
 """What can go wrong, by name: every error a user can act on is a `CompressError`."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class CompressError(ValueError):
     """Something a user can mend. The message names the thing and the next step."""
@@ -27,3 +30,10 @@ class ArtifactError(CompressError):
 
 class ExportError(CompressError):
     """A model that the file format cannot express."""
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """One sentence for the end of a message: the known name that is most like `name`, or what known names look like."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]!r}?" if close else f"Known names look like {known[:5]}."

@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from compress.distillation import Distillation
+from compress.distillations.logits import LogitDistillation
+from compress.distillations.logits import distillation_loss as distillation_loss
+from compress.distiller import Distiller
 from compress.errors import CompressError, DataError
 from compress.graph import fingerprint
 from compress.task import Batch, Task, evaluate
 from compress.training_bar import TrainingBar
-from compress.training_hook import TrainingHook
+from compress.training_hook import PreparingHook, TrainingHook
 from compress.training_settings import check_settings, learning_rate, warn_of_idle_settings
 from compress.training_state import Progress, load_state, model_tensors, save_state, set_model_tensors
 
@@ -53,6 +56,7 @@ def finetune_(
     train_batches: TrainBatches,
     *,
     teacher: nn.Module | None = None,
+    distillation: Distillation | None = None,
     epochs: int = 3,
     lr: float = 0.02,
     optimizer: str = "sgd",
@@ -74,32 +78,36 @@ def finetune_(
     progress: bool = True,
     seed: int = 0,
 ) -> FinetuneReport:
-    """Train `model`, in place; with a teacher the loss is `(1 - alpha) task + alpha T^2 KL(teacher || model)`.
+    """Train `model`, in place; with a teacher the loss is `(1 - alpha) task + alpha distillation`.
 
     At a fixed number of threads it repeats bit for bit, also when it was killed and goes on from its checkpoint. The
-    modes of all modules, the gradients and the global random state are left as they were. (Distillation: Hinton et al.
-    2015.)
+    modes of all modules, the gradients and the global random state are left as they were.
 
     Args:
         model: any module; a pruned or fake-quantised one as well.
         task: loss and metric.
         train_batches: a callable that gives the batches of epoch 0, 1, ...; or an iterable for every epoch alike, whose
             `set_epoch` is called first if it has one. The epochs are as long as the first.
-        teacher: the dense model, whose outputs must be logits (last dimension: classes); None to learn from the task.
+        teacher: the dense model; None to learn from the task. A wrapper that may answer from memory names the model
+            by `source_model`, which is asked where values of layers are compared.
+        distillation: what the model is to have in common with its teacher; None for `LogitDistillation(temperature)`,
+            for which the outputs must be logits (last dimension: classes).
         epochs: passes over the data.
         lr: peak learning rate.
         optimizer: `"sgd"` with Nesterov momentum, or `"adamw"`.
         weight_decay: of weights with two or more dimensions; biases and norms are not decayed.
         schedule: `"cosine"`: linear warm-up over the fraction `warmup` of all steps, then down to zero; `"one_cycle"`:
             up over 30 % of the steps, then down to zero; `"constant"`.
-        temperature, alpha: of the distillation; `alpha=0` ignores the teacher.
+        temperature: of the distillation where none is given.
+        alpha: share of the distillation; 0 ignores the teacher.
         clip_norm: largest norm of the gradient; None leaves it.
         precision: `"float32"`, or `"bfloat16"`: forward passes in autocast, about twice as fast where the processor
             multiplies bfloat16 (AVX-512 BF16, AMX, GPUs) and slower elsewhere. Weights, losses and optimizer stay
             float32.
         validation: batches for choosing: the model ends with the weights of its best epoch (before training counts).
         patience: epochs without a better validation after which training stops.
-        hooks: penalties, masks that are held, schedules of sparsity; called in this order.
+        hooks: penalties, masks that are held, schedules of sparsity; called in this order. Those that train
+            parameters of their own put them into the model before and take them away at the end.
         checkpoint: file for going on after an interruption, written after every epoch, every `checkpoint_every_s`
             seconds and every `checkpoint_every_steps` steps. If it is there, training goes on from it.
         on_metrics: called with metrics and the number of steps done, every few steps and after every epoch.
@@ -117,6 +125,8 @@ def finetune_(
         "validated": validation is not None, "model": fingerprint(model),
         "hooks": [{"name": hook.name, **hook.settings()} for hook in hooks],
     }  # fmt: skip
+    if distillation is not None:
+        settings["distillation"] = {"name": distillation.name, **distillation.settings()}
     check_settings(**settings)
     warn_of_idle_settings(settings)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -126,13 +136,23 @@ def finetune_(
     steps_per_epoch = _length(train_batches)
     settings["steps_per_epoch"] = steps_per_epoch
     validation = None if validation is None else list(validation)
-    run = _Run(model, task, teacher if alpha > 0 else None, settings, validation, on_metrics)
-    run.hooks = tuple(hooks)
-    run.checkpoint, run.every_s, run.every_steps = checkpoint, checkpoint_every_s, checkpoint_every_steps
     modes = [(m, m.training) for whole in (model, teacher) if whole is not None for m in whole.modules()]
     gradients = [(p, p.grad) for p in model.parameters()]
+    prepared: list[PreparingHook] = []
     try:
         with torch.random.fork_rng():
+            distiller = None
+            if teacher is not None and alpha > 0:
+                distillation = distillation or LogitDistillation(temperature)
+                inputs = () if distillation.reads == "outputs" else task.inputs(_first(train_batches))
+                distiller = Distiller(distillation, model, teacher, inputs, seed)
+            for hook in hooks:
+                if isinstance(hook, PreparingHook):
+                    hook.prepare(model)
+                    prepared.append(hook)
+            run = _Run(model, task, distiller, settings, validation, on_metrics)
+            run.hooks = tuple(hooks)
+            run.checkpoint, run.every_s, run.every_steps = checkpoint, checkpoint_every_s, checkpoint_every_steps
             torch.manual_seed(seed)
             run.optimizer.zero_grad(set_to_none=True)
             if teacher is not None:
@@ -144,6 +164,8 @@ def finetune_(
                     run.epoch(_epoch_batches(train_batches, run.progress.epoch))
             run.finish()
     finally:
+        for hook in reversed(prepared):
+            hook.release(model)
         for module, training in modes:
             module.training = training
         for parameter, gradient in gradients:
@@ -153,24 +175,19 @@ def finetune_(
     return FinetuneReport(tuple(state.history), best, state.total_steps, state.epoch < epochs, run.resumed)
 
 
-def distillation_loss(outputs: Tensor, teacher_outputs: Tensor, temperature: float) -> Tensor:
-    """`T^2 KL(teacher || model)` at this temperature, of each example, shape `(batch,)`, in nats."""
-    expected = F.log_softmax(teacher_outputs / temperature, dim=-1)
-    found = F.log_softmax(outputs / temperature, dim=-1)
-    divergence = F.kl_div(found, expected, reduction="none", log_target=True).sum(-1) * temperature**2
-    return divergence.reshape(divergence.shape[0], -1).mean(1)
-
-
 class _Run:
     """One training, with everything that a checkpoint holds."""
 
     def __init__(
-        self, model: nn.Module, task: Task, teacher: nn.Module | None, settings: dict[str, Any],
+        self, model: nn.Module, task: Task, distiller: Distiller | None, settings: dict[str, Any],
         validation: list[Batch] | None, on_metrics: Callable[[dict[str, float], int], None] | None,
     ) -> None:  # fmt: skip
-        self.model, self.task, self.teacher, self.settings = model, task, teacher, settings
+        self.model, self.task, self.distiller, self.settings = model, task, distiller, settings
         self.validation, self.on_metrics = validation, on_metrics
-        self.optimizer = _make_optimizer(model, settings)
+        # What is trained beside the model and is no part of it.
+        self.beside = distiller.regressors if distiller is not None else nn.ModuleList()
+        self.trained = [p for p in (*model.parameters(), *self.beside.parameters()) if p.requires_grad]
+        self.optimizer = _make_optimizer(self.trained, settings)
         self.progress = Progress()
         self.best: dict[str, Tensor] | None = None
         self.resumed = False
@@ -184,7 +201,9 @@ class _Run:
 
     def start(self) -> None:
         if self.checkpoint is not None and Path(self.checkpoint).exists():
-            self.progress, self.best = load_state(self.checkpoint, self.model, self.optimizer, self.settings)
+            self.progress, self.best = load_state(
+                self.checkpoint, self.model, self.optimizer, self.settings, self.beside
+            )
             self.resumed = True
             _log.info("Training goes on from %s after %d steps.", self.checkpoint, self.progress.total_steps)
         total = self.settings["epochs"] * self.settings["steps_per_epoch"]
@@ -229,18 +248,7 @@ class _Run:
         lr = self.lr(self.progress.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        outputs = self.forward(self.model, inputs)
-        alpha = self.settings["alpha"]
-        if self.teacher is None:
-            loss = self.task.loss(outputs, batch).mean()
-        else:
-            with torch.no_grad():
-                expected = self.forward(self.teacher, inputs)
-            if not isinstance(outputs, Tensor) or outputs.dim() < 2:
-                raise CompressError("Distillation needs logits as outputs. Set 'alpha' to 0 for this task.")
-            loss = alpha * distillation_loss(outputs, expected, self.settings["temperature"]).mean()
-            if alpha < 1:
-                loss = loss + (1 - alpha) * self.task.loss(outputs, batch).mean()
+        loss = self.loss(inputs, batch)
         for hook in self.hooks:
             penalty = hook.penalty(self.model)
             loss = loss if penalty is None else loss + penalty
@@ -253,14 +261,25 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.settings["clip_norm"] is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings["clip_norm"])
+            nn.utils.clip_grad_norm_(self.trained, self.settings["clip_norm"])
         self.optimizer.step()
         with torch.no_grad():
             for hook in self.hooks:
                 hook.after_step(self.model, self.progress.total_steps + 1)
         return value, lr
 
-    def forward(self, model: nn.Module, inputs: tuple) -> Any:
+    def loss(self, inputs: tuple, batch: Batch) -> Tensor:
+        """Of the task, or of the distillation and the task."""
+        if self.distiller is None:
+            return self.task.loss(self.forward(self.model, inputs), batch).mean()
+        said = self.forward(self.distiller.student, inputs)
+        with torch.no_grad():
+            expected = self.forward(self.distiller.teacher, inputs)
+        alpha = self.settings["alpha"]
+        loss = alpha * self.distiller.loss(said, expected)
+        return loss if alpha == 1 else loss + (1 - alpha) * self.task.loss(said[0], batch).mean()
+
+    def forward(self, model: Callable[..., Any], inputs: tuple) -> Any:
         """The outputs, which are never of lower precision than the weights."""
         if self.settings["precision"] == "float32":
             return model(*inputs)
@@ -299,7 +318,9 @@ class _Run:
 
     def save(self) -> None:
         if self.checkpoint is not None:
-            save_state(self.checkpoint, self.model, self.optimizer, self.best, self.progress, self.settings)
+            save_state(
+                self.checkpoint, self.model, self.optimizer, self.best, self.progress, self.settings, self.beside
+            )
             self._saved_at = time.monotonic()
 
     def report(self, metrics: dict[str, float]) -> None:
@@ -311,8 +332,7 @@ def _widen(leaf: Any) -> Any:
     return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype == torch.bfloat16 else leaf
 
 
-def _make_optimizer(model: nn.Module, settings: dict[str, Any]) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def _make_optimizer(parameters: Sequence[nn.Parameter], settings: dict[str, Any]) -> torch.optim.Optimizer:
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings["weight_decay"]},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
@@ -331,6 +351,12 @@ def _length(train_batches: TrainBatches) -> int:
     if not length:
         raise DataError("The 'train_batches' parameter of finetune_ must hold at least one batch. Got none.")
     return length
+
+
+def _first(train_batches: TrainBatches) -> Batch:
+    """A batch to look at, without a trace in the global random state."""
+    with torch.random.fork_rng():
+        return next(_epoch_batches(train_batches, 0))
 
 
 def _epoch_batches(train_batches: TrainBatches, epoch: int) -> Iterator[Batch]:

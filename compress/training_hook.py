@@ -25,3 +25,14 @@ class TrainingHook(Protocol):
 
     def settled(self, step: int) -> bool:
         """Whether the model after `step` steps may be the result: False while a schedule still removes weights."""
+
+
+@runtime_checkable
+class PreparingHook(TrainingHook, Protocol):
+    """A hook with parameters of its own, which the model holds while it is trained."""
+
+    def prepare(self, model: nn.Module) -> None:
+        """Called before the optimizer is made and a checkpoint is read: puts the parameters into the model."""
+
+    def release(self, model: nn.Module) -> None:
+        """Called at the end, also after an error: takes away what `prepare` put in and keeps its effect."""

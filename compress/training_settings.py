@@ -56,5 +56,7 @@ def warn_of_idle_settings(settings: dict[str, Any]) -> None:
     """Tell of settings that have no effect."""
     if settings["distilled"] and settings["alpha"] == 0:
         _log.warning("The 'alpha' parameter of finetune_ is 0: the teacher has no effect.")
+    if settings.get("distillation") is not None and not settings["distilled"]:
+        _log.warning("The 'distillation' parameter of finetune_ has no effect without a teacher.")
     if settings["patience"] is not None and not settings["validated"]:
         _log.warning("The 'patience' parameter of finetune_ has no effect without validation batches.")

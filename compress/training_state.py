@@ -60,10 +60,11 @@ def set_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def save_state(
     path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, best: Mapping[str, Tensor] | None,
-    progress: Progress, settings: Mapping[str, Any],
+    progress: Progress, settings: Mapping[str, Any], beside: nn.Module,
 ) -> None:  # fmt: skip
-    """Write weights, optimizer, best weights, global random state and progress, atomically."""
+    """Write weights, also those trained beside the model, optimizer, best weights, random state and progress."""
     tensors = {f"model/{name}": value for name, value in model_tensors(model).items()}
+    tensors |= {f"beside/{name}": value for name, value in model_tensors(beside).items()}
     tensors |= {f"best/{name}": value for name, value in (best or {}).items()}
     for index, entries in optimizer.state_dict()["state"].items():
         for name, value in entries.items():
@@ -78,7 +79,7 @@ def save_state(
 
 
 def load_state(
-    path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
+    path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any], beside: nn.Module
 ) -> tuple[Progress, dict[str, Tensor] | None]:
     """Put back what `save_state` wrote; the progress and the best weights.
 
@@ -105,10 +106,12 @@ def load_state(
     for name, value in tensors.items():
         part, _, rest = name.partition("/")
         parts.setdefault(part, {})[rest] = value
-    expected = {name: value.shape for name, value in (*model.named_parameters(), *model.named_buffers())}
-    if expected != {name: value.shape for name, value in parts["model"].items()}:
-        raise ArtifactError(f"{path} belongs to a model of other shapes. Delete it to train from the start.")
+    for whole, part in ((model, "model"), (beside, "beside")):
+        expected = {name: value.shape for name, value in (*whole.named_parameters(), *whole.named_buffers())}
+        if expected != {name: value.shape for name, value in parts.get(part, {}).items()}:
+            raise ArtifactError(f"{path} belongs to a model of other shapes. Delete it to train from the start.")
     set_model_tensors(model, parts["model"])
+    set_model_tensors(beside, parts.get("beside", {}))
     entries: dict[int, dict[str, Tensor]] = {}
     for name, value in parts.get("optimizer", {}).items():
         index, _, key = name.partition("/")

@@ -13,7 +13,8 @@ _MOST_BYTES = 1 << 28
 class RememberingTeacher(nn.Module):
     """Says again what it said before: all methods of one seed are fine-tuned on the same augmented batches.
 
-    Only outputs are kept, up to a quarter of a gigabyte; what comes after is computed every time.
+    Only outputs are kept, up to a quarter of a gigabyte; what comes after is computed every time. Who needs values
+    inside the model asks `source_model` itself.
 
     Args:
         model: the dense model, whose weights do not change.
@@ -25,6 +26,11 @@ class RememberingTeacher(nn.Module):
         self.asked = self.computed = 0
         self._known: dict[bytes, Any] = {}
         self._bytes = 0
+
+    @property
+    def source_model(self) -> nn.Module:
+        """The dense model."""
+        return self.model
 
     def forward(self, *inputs: Any) -> Any:
         self.asked += 1

@@ -33,6 +33,7 @@ CONFINED = {
 IMPLEMENTATION_FOLDERS = {
     "compress.criteria", "compress.allocators", "compress.quantizers", "compress.exporters", "compress.runtimes",
     "compress.factorizers", "compress.patterns", "compress.weight_scores", "compress.sparsity_schedules",
+    "compress.distillations", "compress.penalties",
     "autolabel.features", "autolabel.oracles", "autolabel.labelers", "autolabel.plan_labelers", "experiments.jobs",
     "experiments.models", "experiments.trackers",
 }  # fmt: skip
