@@ -31,9 +31,9 @@ CONFINED = {
     "joblib": (),
 }
 IMPLEMENTATION_FOLDERS = {
-    "compress.criteria", "compress.allocators", "compress.quantizers", "compress.exporters", "compress.runtimes",
-    "autolabel.features", "autolabel.oracles", "autolabel.labelers", "autolabel.plan_labelers", "experiments.jobs",
-    "experiments.models", "experiments.trackers",
+    "compress.criteria", "compress.allocators", "compress.quantizers", "compress.roundings", "compress.exporters",
+    "compress.runtimes", "autolabel.features", "autolabel.oracles", "autolabel.labelers", "autolabel.plan_labelers",
+    "experiments.jobs", "experiments.models", "experiments.trackers",
 }  # fmt: skip
 MAX_LINES = 400
 MAX_SCRIPT_LINES = 120

@@ -21,6 +21,7 @@ SEAMS = {
     "criterion": "compress/criteria",
     "allocator": "compress/allocators",
     "quantizer": "compress/quantizers",
+    "rounding": "compress/roundings",
     "exporter": "compress/exporters",
     "runtime": "compress/runtimes",
     "oracle": "autolabel/oracles",
