@@ -27,7 +27,7 @@ class Rounding(Protocol):
     name: str
 
     def round(self, weight: Tensor, grid: Grid, moment: Tensor) -> Tensor:
-        """The weight on the grid, of the same shape and dtype.
+        """The weight on the grid, of the same shape and dtype. A weight that is zero stays zero: masks are held.
 
         Args:
             weight: `(..., out_ch, n_inputs)`; leading dimensions are independent layers, such as the groups of a conv.

@@ -55,7 +55,7 @@ class AdaRounding:
             raise CompressError(f"The 'warmup' parameter of AdaRounding must be in [0, 1). Got {self.warmup!r}.")
 
     def round(self, weight: Tensor, grid: Grid, moment: Tensor) -> Tensor:
-        below, above = grid.neighbours(weight)
+        below, above = (values.where(weight != 0, 0.0) for values in grid.neighbours(weight))
         step = above - below
         part = ((weight - below) / step.where(step > 0, 1.0)).clamp(0.0, 1.0)
         return torch.where(self._up(weight, below, step, part, moment), above, below)

@@ -28,6 +28,11 @@ class GptqRounding:
 
     def round(self, weight: Tensor, grid: Grid, moment: Tensor) -> Tensor:
         rounded, _ = sweep_columns(
-            weight, moment, nearest=grid.nearest, damping=self.damping, activation_order=self.activation_order
+            weight,
+            moment,
+            keep=weight != 0,
+            nearest=grid.nearest,
+            damping=self.damping,
+            activation_order=self.activation_order,
         )
         return rounded

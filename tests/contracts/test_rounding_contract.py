@@ -83,6 +83,13 @@ class TestRounding:
         weight = fake_quantize_weight(weight, grid.scale, grid.largest)
         assert torch.equal(kind().round(weight, grid, moment), weight)
 
+    def test_holds_zeros(self, kind):
+        weight, grid, moment = layer(5)
+        mask = layer(6)[0] > 0
+        rounded = kind().round(weight.where(mask, 0.0), grid, moment)
+        assert (rounded[~mask] == 0).all()
+        assert (rounded[mask] != 0).any()
+
     @pytest.mark.parametrize("spoil", ["dead", "zero", "few"])
     def test_degenerate_inputs(self, kind, spoil):
         weight, grid, moment = layer(4)
