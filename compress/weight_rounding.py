@@ -67,7 +67,7 @@ def round_weights_(
     with torch.no_grad():
         for reader, moment in each_moment(prepared, readers, batches, moments, max_rows, seed):
             weight, grid = prepared.get_parameter(reader.parameter), grid_of(prepared, reader)
-            rows = reader.rows(weight.detach())
+            rows = reader.rows(weight.detach()).clone()
             rounded = rounding.round(rows, grid, moment)
             nearest = torch.stack([grid.nearest(column, j) for j, column in enumerate(rows.unbind(-1))], dim=-1)
             weight.copy_(rounded.reshape(weight.shape))
