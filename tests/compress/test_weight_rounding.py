@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from compress.data_free import synthesize_batches
 from compress.errors import CompressError, DataError, PlanError
 from compress.fake_quantization import quantized_weights
 from compress.folding import fold_batch_norm
@@ -196,6 +197,21 @@ class TestRounding:
         nearest, better = prepared_of(module, batches, 3), prepared_of(module, batches, 3)
         round_weights_(better, GptqRounding(), moments=moments)
         assert output_loss(better, module, others) < output_loss(nearest, module, others)
+
+    def test_inputs_made_without_data_serve_too(self, trained):
+        module, batches, others = trained
+        made = synthesize_batches(module, batches[0][0], n_batches=2, batch_size=40, steps=80)
+        nearest, better = prepared_of(module, batches, 3), prepared_of(module, batches, 3)
+        round_weights_(better, GptqRounding(), made)
+        assert output_loss(better, module, others) < 0.7 * output_loss(nearest, module, others)
+
+    def test_warns_where_nothing_can_be_chosen(self, caplog):
+        tokens = torch.tensor([[0, 1], [2, 3]])
+        model = trace(nn.Sequential(nn.Embedding(5, 4)), tokens).module
+        plan = CompressionPlan(layer_formats={"0": LayerFormat(4)})
+        with caplog.at_level("WARNING"):
+            assert round_weights_(prepare_quantized(model, plan, [], MseQuantizer()), GptqRounding(), [(tokens,)]) == []
+        assert "nearest rounding" in caplog.text
 
     def test_later_layers_see_what_rounded_layers_give(self, trained):
         module, batches, _ = trained
