@@ -33,9 +33,9 @@ CONFINED = {
 IMPLEMENTATION_FOLDERS = {
     "compress.criteria", "compress.allocators", "compress.quantizers", "compress.exporters", "compress.runtimes",
     "compress.factorizers", "compress.patterns", "compress.weight_scores", "compress.sparsity_schedules",
-    "compress.distillations", "compress.penalties",
-    "autolabel.features", "autolabel.oracles", "autolabel.labelers", "autolabel.plan_labelers", "experiments.jobs",
-    "experiments.models", "experiments.trackers",
+    "compress.distillations", "compress.penalties", "autolabel.features", "autolabel.oracles", "autolabel.labelers",
+    "autolabel.plan_labelers", "experiments.jobs", "experiments.models", "experiments.trackers",
+    "compress.roundings",
 }  # fmt: skip
 MAX_LINES = 400
 MAX_SCRIPT_LINES = 120

@@ -23,6 +23,7 @@ SEAMS = {
     "quantizer": "compress/quantizers",
     "factorizer": "compress/factorizers",
     "distillation": "compress/distillations",
+    "rounding": "compress/roundings",
     "exporter": "compress/exporters",
     "penalty": "compress/penalties",
     "runtime": "compress/runtimes",
