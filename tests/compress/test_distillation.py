@@ -2,16 +2,20 @@
 
 import logging
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from compress import ClassificationTask, CompressError, CompressionPlan, apply_plan, find_units
+from compress import ClassificationTask, CompressError, CompressionPlan, LayerFormat, apply_plan, find_units
 from compress.distillation import Said
 from compress.distillations import AttentionDistillation, HintDistillation, LogitDistillation, RelationDistillation
 from compress.distiller import Distiller
 from compress.finetuning import finetune_
+from compress.quantization import prepare_quantized
+from compress.quantizers.minmax import MinMaxQuantizer
 from experiments.teacher import RememberingTeacher
 
 TASK = ClassificationTask()
@@ -147,6 +151,18 @@ def test_layers_are_chosen_before_the_positions_change() -> None:
         Distiller(AttentionDistillation(), *flat, (torch.randn(3, 4),), 0)
 
 
+def test_a_fake_quantised_student_keeps_the_names_of_its_layers() -> None:
+    teacher, (x, _) = make_net(), images()
+    plan = CompressionPlan(layer_formats={"stage1.0": LayerFormat(4), "stage2.0": LayerFormat(4)}, activation_bits=8)
+    student = prepare_quantized(pruned(teacher), plan, [(x,)], MinMaxQuantizer())
+    distiller = Distiller(AttentionDistillation(["stage1.0", "stage2"]), student, teacher, (x,), 0)
+    distiller.loss(distiller.student(x), distiller.teacher(x)).backward()
+    assert student.get_parameter("stage1.0.weight").grad.abs().sum() > 0
+    assert Distiller(HintDistillation(), student, teacher, (x,), 0).pairs[:2] == (
+        ("stage1", "stage1"), ("stage2", "stage2")
+    )  # fmt: skip
+
+
 def test_wrong_layers_are_named_with_a_suggestion() -> None:
     inputs = images()[:1]
     with pytest.raises(CompressError, match=r"'stage3', which is no layer of the student.*Did you mean 'stage"):
@@ -188,6 +204,20 @@ def test_a_student_of_another_architecture_learns_the_hint() -> None:
     settings = {"teacher": teacher, "distillation": hints, "alpha": 1.0, "lr": 0.02, "optimizer": "adamw"}
     history = finetune_(student, TASK, batches, epochs=12, **settings).history
     assert history[-1]["train_loss"] < 0.6 * history[0]["train_loss"]
+
+
+def test_regressors_are_trained_and_go_into_the_checkpoint(tmp_path: Path) -> None:
+    student, teacher, file = make_net(1, width=4), make_net(), tmp_path / "training.safetensors"
+    # Only a bias behind the compared layer may move: what falls is the regressor's misfit.
+    student.requires_grad_(False).head.bias.requires_grad_(True)
+    hints = HintDistillation(["stage2"])
+    settings = {"distillation": hints, "alpha": 1.0, "lr": 0.01, "optimizer": "adamw", "seed": 3, "checkpoint": file}
+    history = finetune_(student, TASK, [images(32)], teacher=teacher, epochs=60, **settings).history
+    assert history[-1]["train_loss"] < 0.8 * history[0]["train_loss"]
+    kept = {name.removeprefix("beside/"): value for name, value in load_file(file).items() if "beside/" in name}
+    fresh = Distiller(hints, student, teacher, images()[:1], 3).regressors.state_dict()
+    assert kept.keys() == fresh.keys() == {"0.weight", "0.bias"}
+    assert all((kept[name] - value).abs().max() > 0.01 for name, value in fresh.items())
 
 
 def test_a_remembering_teacher_runs_where_its_layers_are_compared() -> None:
