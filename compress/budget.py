@@ -56,4 +56,5 @@ class Budget:
                 f"The {unknown[0]!r} parameter of Budget bounds a cost that the cost table does not hold. Give the "
                 f"table a latency table, or leave it free."
             )
-        return {name: value * dense[name] if value <= 1 else float(value) for name, value in bounds.items()}
+        # Costs are whole numbers but for rounding on the way, which must not decide whether a bound is met.
+        return {name: round(value * dense[name], 6) if value <= 1 else float(value) for name, value in bounds.items()}

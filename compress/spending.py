@@ -215,7 +215,7 @@ def write_plan(
         [menu.units.ids[row] for row in np.flatnonzero(ledger.removed())],
         layer_formats=_formats(menu, taken),
         predicted_damage=ledger.raw_damage() if menu.scale == "nats" else None,
-        predicted_cost=cost,
+        predicted_cost={name: cost[name] for name in ("macs", "weight_bytes", *menu.bounds)},
         provenance=provenance,
     )
 
