@@ -70,13 +70,7 @@ def rewind_(
     Raises:
         CompressError: for a setting out of range. ArtifactError: if `folder` holds rounds of other settings.
     """
-    check_count("rewind_", "rounds", rounds)
-    check_moment("rewind_", "early", early)
-    if rewind not in REWINDS:
-        raise CompressError(f"The 'rewind' parameter of rewind_ must be one of {REWINDS}. Got {rewind!r}.")
-    refused = {"checkpoint"} & set(training) or {"density", "schedule"} & set(pruning or {})
-    if refused:
-        raise CompressError(f"rewind_ sets {sorted(refused)[0]!r} by itself: it follows from 'folder' and 'rounds'.")
+    _check(rounds, early, rewind, {*training}, {*(pruning or {})})
     # Here a step is a round: the dense training is step 0.
     schedule = IterativeSchedule(rounds, begin=1, end=rounds + 1)
     pruner = Sparsifier(density, schedule=schedule, **(pruning or {}))
@@ -96,6 +90,16 @@ def rewind_(
         reports.append(finetune_(model, task, train_batches, hooks=(hook, *others), checkpoint=checkpoint, **training))
         densities.append(density_of(model, pruner.skip).total)
     return RewindReport(tuple(densities), tuple(reports))
+
+
+def _check(rounds: int, early: float, rewind: str, training: set[str], pruning: set[str]) -> None:
+    check_count("rewind_", "rounds", rounds)
+    check_moment("rewind_", "early", early)
+    if rewind not in REWINDS:
+        raise CompressError(f"The 'rewind' parameter of rewind_ must be one of {REWINDS}. Got {rewind!r}.")
+    refused = {"checkpoint"} & training or {"density", "schedule"} & pruning
+    if refused:
+        raise CompressError(f"rewind_ sets {sorted(refused)[0]!r} by itself: it follows from 'folder' and 'rounds'.")
 
 
 class _HeldRound(Sparsifier):
