@@ -1,5 +1,6 @@
 """The weights of a prepared module moved to the integers that a rounding chooses."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from compress.fake_quantization import quantized_weights
 from compress.layer_moments import WeightReader, visit_readers, weight_readers
 from compress.rounding import Grid, Rounding, SymmetricGrid
 from compress.second_order_update import output_error
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,13 @@ def round_weights_(
     if not quantized_weights(prepared):
         raise PlanError("The module has no fake-quantised weight to round. Call prepare_quantized with formats first.")
     readers = [reader for reader in weight_readers(prepared) if reader.quantized is not None]
+    if not readers:
+        _log.warning("No conv or linear has a quantised weight of its own: all keep nearest rounding.")
     found = []
     with torch.no_grad():
         for reader, moment in each_moment(prepared, readers, batches, moments, max_rows, seed):
             weight, grid = prepared.get_parameter(reader.parameter), grid_of(prepared, reader)
-            rows = reader.rows(weight.detach())
+            rows = reader.rows(weight.detach()).clone()
             rounded = rounding.round(rows, grid, moment)
             nearest = torch.stack([grid.nearest(column, j) for j, column in enumerate(rows.unbind(-1))], dim=-1)
             weight.copy_(rounded.reshape(weight.shape))

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from compress.data_free import synthesize_batches
 from compress.errors import CompressError, DataError, PlanError
 from compress.fake_quantization import quantized_weights
 from compress.folding import fold_batch_norm
@@ -41,6 +42,12 @@ class Mixed(nn.Module):
 
 def inputs(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make_linear(x):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return trace(nn.Linear(8, 5, bias=False), x).module
 
 
 @pytest.fixture(name="mixed")
@@ -164,7 +171,16 @@ class TestRounding:
         before = prepared(*batches[0])
         found = round_weights_(prepared, NearestRounding(), batches)
         assert torch.equal(prepared(*batches[0]), before)
-        assert all(layer.error == layer.error_nearest for layer in found)
+        assert all(layer.error == layer.error_nearest > 0 for layer in found)
+
+    @pytest.mark.parametrize("rounding", ROUNDINGS, ids=lambda r: r.name)
+    def test_errors_are_those_of_the_outputs(self, rounding):
+        x = inputs(0, 60, 8) @ inputs(1, 8, 8)
+        dense = make_linear(x)
+        module, plain = (prepared_of(dense, [(x,)], 3).eval() for _ in range(2))
+        (found,) = round_weights_(module, rounding, [(x,)])
+        assert found.error == pytest.approx(output_loss(module, dense, [(x,)]), rel=1e-4)
+        assert found.error_nearest == pytest.approx(output_loss(plain, dense, [(x,)]), rel=1e-4)
 
     @pytest.mark.parametrize("bits", [3, 4])
     @pytest.mark.parametrize("rounding", [GptqRounding(), AdaRounding()], ids=lambda r: r.name)
@@ -181,6 +197,21 @@ class TestRounding:
         nearest, better = prepared_of(module, batches, 3), prepared_of(module, batches, 3)
         round_weights_(better, GptqRounding(), moments=moments)
         assert output_loss(better, module, others) < output_loss(nearest, module, others)
+
+    def test_inputs_made_without_data_serve_too(self, trained):
+        module, batches, others = trained
+        made = synthesize_batches(module, batches[0][0], n_batches=2, batch_size=40, steps=80)
+        nearest, better = prepared_of(module, batches, 3), prepared_of(module, batches, 3)
+        round_weights_(better, GptqRounding(), made)
+        assert output_loss(better, module, others) < 0.7 * output_loss(nearest, module, others)
+
+    def test_warns_where_nothing_can_be_chosen(self, caplog):
+        tokens = torch.tensor([[0, 1], [2, 3]])
+        model = trace(nn.Sequential(nn.Embedding(5, 4)), tokens).module
+        plan = CompressionPlan(layer_formats={"0": LayerFormat(4)})
+        with caplog.at_level("WARNING"):
+            assert round_weights_(prepare_quantized(model, plan, [], MseQuantizer()), GptqRounding(), [(tokens,)]) == []
+        assert "nearest rounding" in caplog.text
 
     def test_later_layers_see_what_rounded_layers_give(self, trained):
         module, batches, _ = trained
@@ -229,6 +260,15 @@ class TestPruning:
         assert (found[0].kept.reshape(6, 6, 3).sum(-1) == 1).all()
         assert torch.equal(found[1].kept, mask)
         assert (mixed.get_parameter("deep.weight")[~mask] == 0).all()
+
+    def test_errors_are_those_of_the_outputs(self):
+        x = inputs(0, 60, 8) @ inputs(1, 8, 8)
+        dense, module, masked = (make_linear(x) for _ in range(3))
+        (found,) = prune_weights_(module, {"weight": 0.5}, [(x,)])
+        with torch.no_grad():
+            masked.get_parameter("weight").mul_(found.kept)
+        assert found.error == pytest.approx(output_loss(module, dense, [(x,)]), rel=1e-4)
+        assert found.error_masked == pytest.approx(output_loss(masked, dense, [(x,)]), rel=1e-4)
 
     def test_one_linear_is_the_sweep(self):
         x = inputs(0, 50, 8) @ inputs(1, 8, 8)
