@@ -8,8 +8,10 @@ from torch import Tensor
 from compress.errors import CompressError
 from compress.second_order_update import check_keep, damped
 
-# Elements of all matrices that are solved, or kept, together.
+# Elements of all matrices that are solved together.
 _CHUNK = 2**24
+# Of those that are updated over and over: what a processor has near.
+_CACHED = 2**21
 
 
 def solve_for_mask(weight: Tensor, moment: Tensor, kept: Tensor, damping: float = 0.01) -> Tensor:
@@ -83,7 +85,7 @@ def remove_weights(
     check_keep(keep, weight.shape)
     rows, n = weight.shape
     inverse = torch.linalg.inv(damped(moment, damping))
-    found = [_orders(part.double(), inverse, keep) for part in weight.split(max(1, _CHUNK // n**2))]
+    found = [_orders(part.double(), inverse, keep) for part in weight.split(max(1, _CACHED // n**2))]
     order, costs = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
     if isinstance(keep, tuple):
         taken, increases = [order.shape[1]] * rows, costs.flatten()
@@ -113,7 +115,7 @@ def _orders(value: Tensor, inverse: Tensor, keep: float | tuple[int, int]) -> tu
         cost, q = (value.square() / diagonal).where(allowed, torch.inf).min(dim=1)
         column = inverse[each, :, q] / diagonal[each, q][:, None]
         value -= value[each, q][:, None] * column
-        inverse -= column[:, :, None] * inverse[each, q][:, None, :]
+        inverse.baddbmm_(column[:, :, None], inverse[each, q][:, None, :], alpha=-1)
         open_[each, q] = False
         value = value.where(open_, 0.0)
         left[each, q // m] -= 1
