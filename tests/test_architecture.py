@@ -32,6 +32,7 @@ CONFINED = {
 }
 IMPLEMENTATION_FOLDERS = {
     "compress.criteria", "compress.allocators", "compress.quantizers", "compress.exporters", "compress.runtimes",
+    "compress.penalties", "compress.weight_formats",
     "autolabel.features", "autolabel.oracles", "autolabel.labelers", "autolabel.plan_labelers", "experiments.jobs",
     "experiments.models", "experiments.trackers",
 }  # fmt: skip

@@ -22,6 +22,7 @@ SEAMS = {
     "allocator": "compress/allocators",
     "quantizer": "compress/quantizers",
     "exporter": "compress/exporters",
+    "penalty": "compress/penalties",
     "runtime": "compress/runtimes",
     "oracle": "autolabel/oracles",
     "labeler": "autolabel/labelers",
