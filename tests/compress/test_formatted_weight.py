@@ -32,10 +32,12 @@ from compress.exporters.onnx import export_onnx
 from compress.fake_quantization import quantized_weights
 from compress.formatted_weight import bake_formats, formatted_weights
 from compress.graph import trace
+from compress.lockstep import Walk
 from compress.penalties import QuantizationPenalty
 from compress.plan import SCHEME_BITS
 from compress.quantizers import MinMaxQuantizer, MseQuantizer
 from compress.runtimes.onnxruntime import run_onnx
+from compress.training_hook import TrainingHook
 from compress.weight_rows import RowLayout
 
 TASK = ClassificationTask()
@@ -288,6 +290,13 @@ def test_it_trains_holds_its_masks_and_goes_on_after_a_kill(scheme, tmp_path):
     assert all(torch.equal(ours[name], other[name]) for name in ours)
 
 
+def test_a_walk_over_the_graph_computes_what_the_module_computes():
+    module, _ = prepared({"4": LayerFormat(2, "ternary")})
+    walk = Walk(module, [(inputs(),)])
+    *_, last = (walk.values[0][node.name] for node in walk.nodes() if node.name in walk.values[0])
+    assert torch.equal(last, module(inputs()))
+
+
 def test_ranges_are_fixed_unless_asked_and_the_source_is_left_alone():
     net = thin(make_net())
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -364,6 +373,7 @@ def test_the_penalty_is_the_squared_distance_by_hand():
     module = prepare_quantized(trace(net, torch.rand(3, 2)).module, CompressionPlan(layer_formats=formats),
                                [(torch.rand(3, 2),)], MinMaxQuantizer())  # fmt: skip
     penalty = QuantizationPenalty(alpha=0.5)
+    assert isinstance(penalty, TrainingHook)
     penalty.attach(module, 0, 1)
     value = penalty.penalty(module)
     assert value.item() == pytest.approx(0.5 * (1 + 1), abs=1e-6)
