@@ -9,6 +9,7 @@ from compress.counting import unit_costs
 from compress.criterion import score_units
 from compress.errors import ArtifactError, BudgetError, CompressError, DataError, PlanError, TraceError
 from compress.finetuning import finetune_
+from compress.formatted_weight import bake_formats
 from compress.plan import CompressionPlan, LayerFormat
 from compress.quantization import prepare_quantized
 from compress.recovery import recover_
@@ -37,6 +38,7 @@ __all__ = [
     "allocate",
     "analyze",
     "apply_plan",
+    "bake_formats",
     "check_budget",
     "closest_feasible",
     "collect_statistics",

@@ -59,7 +59,9 @@ def prepare_quantized(
         reduce_range: 8-bit weights use the integers up to 63 only. Pairs of their products with 8-bit activations fit
             into 16 bits, so the fast kernels of CPUs without VNNI are exact. Without it such weights are exported as
             uint8: as exact, finer by a bit, and about half as fast.
-        trained_ranges: scales, offsets and centroids of stored formats are parameters that are trained too.
+        trained_ranges: scales, offsets and centroids of stored formats are parameters that are trained too. Scales of
+            the integers that engines compute on stay fixed; a symmetric format per group, with groups as long as a
+            channel, has the same levels with trained scales, in a stored format.
 
     Raises:
         PlanError: for a format of an unknown layer, or activation bits other than 8.

@@ -45,6 +45,8 @@ def restore_weight(name: str, described: Mapping[str, Any], values: Mapping[str,
         decoder = make_format(spec["scheme"], spec["bits"], bool(spec["masked"]))
         symbols = layout.rows(stored.to(torch.int16) + _offset(decoder.signed, decoder.stored_bits))
         parameters = {key: values[parameter] for key, parameter in spec["parameters"].items()}
+        if any(len(value) != len(symbols) for value in parameters.values()):
+            raise ValueError(f"its parameters are not of {len(symbols)} rows")
         return layout.tensor(decoder.decode(symbols, parameters)).contiguous()
     except (RuntimeError, IndexError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"Weight {name!r} is damaged ({error}). Save the artifact again.") from None

@@ -16,6 +16,8 @@ from compress.errors import DataError
 from compress.quantizer import Quantizer
 
 Parameters = dict[str, Tensor]
+# In steps: a weight that is an end of its range may lie beyond it by the rounding of floats, and is not clipped.
+_SLACK = 1e-3
 
 
 @runtime_checkable
@@ -73,6 +75,12 @@ def straight_through(value: Tensor, surrogate: Tensor, kept: Tensor) -> Tensor:
 def passing(value: Tensor, rows: Tensor) -> Tensor:
     """About `value`, with its gradient and, straight through the rounding, that of `rows`."""
     return value + (rows - rows.detach())
+
+
+def rounded(place: Tensor, level: Tensor, low: float, high: float) -> Tensor:
+    """About `level`, what `place` (in steps) is rounded to; the gradient goes to `place` unless it is clipped."""
+    inside = place.clamp(low - _SLACK, high + _SLACK)
+    return inside + (level - inside).detach()
 
 
 def scaled_gradient(parameter: Tensor, kept: Tensor, largest: float) -> Tensor:

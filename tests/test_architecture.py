@@ -35,7 +35,7 @@ IMPLEMENTATION_FOLDERS = {
     "compress.factorizers", "compress.patterns", "compress.weight_scores", "compress.sparsity_schedules",
     "compress.distillations", "compress.penalties", "autolabel.features", "autolabel.oracles", "autolabel.labelers",
     "autolabel.plan_labelers", "experiments.jobs", "experiments.models", "experiments.trackers",
-    "compress.roundings",
+    "compress.roundings", "compress.weight_formats",
 }  # fmt: skip
 MAX_LINES = 400
 MAX_SCRIPT_LINES = 120

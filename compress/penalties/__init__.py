@@ -1,8 +1,9 @@
-"""Penalties: sparsity by training, each with its paper. What became zero, or nearly, is removed elsewhere."""
+"""Penalties: what is added to the loss of a training, each with its paper."""
 
 from compress.penalties.bn_l1 import BatchNormL1Penalty
 from compress.penalties.group_lasso import GroupLassoPenalty
 from compress.penalties.l0 import L0Penalty
 from compress.penalties.l1 import L1Penalty
+from compress.penalties.quantization import QuantizationPenalty
 
-__all__ = ["BatchNormL1Penalty", "GroupLassoPenalty", "L0Penalty", "L1Penalty"]
+__all__ = ["BatchNormL1Penalty", "GroupLassoPenalty", "L0Penalty", "L1Penalty", "QuantizationPenalty"]

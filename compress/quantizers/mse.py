@@ -1,6 +1,6 @@
 """Ranges that make the squared error of clipping and rounding together the smallest."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ class MseQuantizer:
             scale = (candidate / largest).clamp(min=torch.finfo(torch.float32).tiny)[:, None]
             return _squared(nearest_level(weight / scale, largest) * scale - weight, kept)
 
-        return self._search(limit, torch.zeros_like(limit), error)
+        return self._best(self._between(limit, torch.zeros_like(limit)), error)
 
     def weight_range(self, weight: Tensor, levels: int, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
         def error(low: Tensor, high: Tensor) -> Tensor:
@@ -42,21 +42,30 @@ class MseQuantizer:
             codes = ((weight - low[:, None]) / step).round().clamp(0, levels - 1)
             return _squared(low[:, None] + codes * step - weight, kept)
 
-        low, high = row_ends(weight, kept)
-        # One end after the other, twice, as for activations.
+        lowest, highest = row_ends(weight, kept)
+        # Both ends towards the middle together, then one after the other, twice: a full grid costs steps^2, and either
+        # end alone stays where it is for the sake of the other.
+        middle = (lowest + highest) / 2
+        pairs = zip(self._between(lowest, middle), self._between(highest, middle), strict=True)
+        low, high = self._best((torch.stack(pair) for pair in pairs), lambda pair: error(*pair))
         for _ in range(2):
-            high = self._search(high, low, lambda candidate, other=low: error(other, candidate))
-            low = self._search(low, high, lambda candidate, other=high: error(candidate, other))
+            high = self._best((high, *self._between(highest, low)), lambda end, other=low: error(other, end))
+            low = self._best((low, *self._between(lowest, high)), lambda end, other=high: error(end, other))
         return low, high
 
-    def _search(self, start: Tensor, target: Tensor, error: Callable[[Tensor], Tensor]) -> Tensor:
-        """Of the points between `start` (included) and `target` (not), in each row the one of least error."""
-        best, least = start.clone(), torch.full_like(start, torch.inf, dtype=torch.float64)
+    def _between(self, start: Tensor, target: Tensor) -> Iterator[Tensor]:
+        """Points from `start` (itself) on the way to `target` (without it)."""
         for fraction in torch.linspace(1.0, 1.0 / self.steps, self.steps).tolist():
-            candidate = target + (start - target) * fraction if fraction < 1 else start
+            yield target + (start - target) * fraction if fraction < 1 else start
+
+    def _best(self, candidates: Iterable[Tensor], error: Callable[[Tensor], Tensor]) -> Tensor:
+        """Of the candidates, `(..., channels)` each, in each channel the first of least error."""
+        best = least = None
+        for candidate in candidates:
             found = error(candidate)
-            better = found < least
-            best[better], least[better] = candidate[better], found[better]
+            better = torch.ones_like(found, dtype=torch.bool) if best is None else found < least
+            best = candidate if best is None else torch.where(better, candidate, best)
+            least = found if least is None else torch.where(better, found, least)
         return best
 
     def activation_range(self, histogram: Histogram) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from compress.weight_format import (
     level_count,
     level_symbols,
     nonzero,
+    rounded,
     scaled_gradient,
     straight_through,
     symbol_levels,
@@ -54,6 +55,5 @@ class AffineFormat:
         symbols = self.encode(rows, kept, parameters)
         largest = self.levels - 1
         low, step = (scaled_gradient(parameters[name], kept, largest) for name in ("low", "step"))
-        inside = ((rows - low) / nonzero(step)).clamp(0, largest)
-        rounded = inside + (symbol_levels(symbols, self.masked)[0] - inside).detach()
-        return straight_through(self.decode(symbols, parameters), low + rounded * step, kept)
+        levels = rounded((rows - low) / nonzero(step), symbol_levels(symbols, self.masked)[0], 0, largest)
+        return straight_through(self.decode(symbols, parameters), low + levels * step, kept)

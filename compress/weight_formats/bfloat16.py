@@ -29,5 +29,5 @@ class Bfloat16Format:
         return symbols.float()
 
     def simulate(self, rows: Tensor, kept: Tensor, parameters: Parameters) -> Tensor:
-        value = self.decode(self.encode(rows, kept, parameters), parameters)
+        value = self.decode(self.encode(rows.detach(), kept, parameters), parameters)
         return straight_through(value, passing(value, rows), kept)

@@ -10,6 +10,7 @@ from compress.weight_format import (
     level_bits,
     level_symbols,
     nonzero,
+    rounded,
     scaled_gradient,
     straight_through,
     symbol_levels,
@@ -53,5 +54,5 @@ class SymmetricFormat:
         largest = self.largest if self.signed else 1.0
         value = self.decode(self.encode(rows, kept, parameters), parameters)
         scale = scaled_gradient(parameters["scale"], kept, largest)
-        inside = (rows / nonzero(scale)).clamp(-largest, largest)
-        return straight_through(value, (inside + (value / nonzero(scale) - inside).detach()) * scale, kept)
+        levels = rounded(rows / nonzero(scale), value / nonzero(scale), -largest, largest)
+        return straight_through(value, levels * scale, kept)

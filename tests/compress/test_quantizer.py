@@ -20,6 +20,7 @@ from compress.quantizer import (
 )
 from compress.quantizers.minmax import MinMaxQuantizer
 from compress.quantizers.mse import MseQuantizer
+from compress.quantizers.percentile import PercentileQuantizer
 
 QUANTIZERS = (MinMaxQuantizer(), MseQuantizer())
 
@@ -161,3 +162,63 @@ def test_mse_range_clips_a_rare_outlier_and_keeps_a_uniform_range():
 
 def test_histogram_centers():
     assert Histogram(0.0, 4.0, np.zeros(4)).centers.tolist() == [0.5, 1.5, 2.5, 3.5]
+
+
+def test_the_limit_of_a_percentile_is_the_value_of_that_rank():
+    weight = torch.stack([torch.arange(1, 21.0), -torch.arange(1, 21.0).flip(0)])
+    assert PercentileQuantizer(90).weight_limit(weight, 7).tolist() == [18.0, 18.0]
+    assert PercentileQuantizer(91).weight_limit(weight, 7).tolist() == [19.0, 19.0]
+    assert PercentileQuantizer(100).weight_limit(weight, 7).tolist() == [20.0, 20.0]
+    kept = torch.zeros(2, 20, dtype=torch.bool)
+    kept[0, :10] = True
+    assert PercentileQuantizer(90).weight_limit(weight, 7, kept).tolist() == [9.0, 0.0]
+    low, high = PercentileQuantizer(90).weight_range(weight, 4)
+    assert (low.tolist(), high.tolist()) == ([3.0, -18.0], [18.0, -3.0])
+
+
+def test_a_percentile_of_a_histogram_cuts_off_whole_bins_of_rare_values():
+    counts = np.array([1.0, 9.0, 80.0, 9.0, 1.0])
+    histogram = Histogram(-5.0, 5.0, counts)
+    assert PercentileQuantizer(99).activation_range(histogram) == (-3.0, 3.0)
+    assert PercentileQuantizer(99.5).activation_range(histogram) == (-5.0, 5.0)
+    assert PercentileQuantizer(100).activation_range(histogram) == (-5.0, 5.0)
+    assert PercentileQuantizer().activation_range(Histogram(1.0, 1.0, np.zeros(5))) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("percent", [50, 100.1, "99", True, float("nan")])
+def test_a_percentile_out_of_range_is_refused(percent):
+    with pytest.raises(CompressError, match="'percent' parameter"):
+        PercentileQuantizer(percent)
+
+
+@pytest.mark.parametrize("quantizer", [*QUANTIZERS, PercentileQuantizer()], ids=lambda q: q.name)
+def test_only_kept_weights_have_a_say_in_ranges(quantizer):
+    weight = torch.randn(3, 30, generator=torch.Generator().manual_seed(0))
+    kept = torch.rand(3, 30, generator=torch.Generator().manual_seed(1)) < 0.5
+    kept[2] = False
+    wild = torch.where(kept, weight, 100.0)
+    for row in range(2):
+        alone = weight[row][kept[row]][None]
+        assert quantizer.weight_limit(wild, 3, kept)[row] == quantizer.weight_limit(alone, 3)[0]
+        for end, own in zip(quantizer.weight_range(wild, 4, kept), quantizer.weight_range(alone, 4), strict=True):
+            assert end[row] == own[0]
+    assert quantizer.weight_limit(wild, 3, kept)[2] == 0
+    assert [end[2].item() for end in quantizer.weight_range(wild, 4, kept)] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 8])
+def test_mse_finds_about_the_best_pair_of_ends(levels):
+    # Sixty values in [0, 1] and one far below, which is worth clipping.
+    weight = torch.cat([torch.linspace(0, 1, 60), torch.tensor([-2.0])])[None]
+
+    def error(low, high):
+        step = (high - low) / (levels - 1)
+        codes = ((weight - low) / step).round().clamp(0, levels - 1)
+        return (low + codes * step - weight).square().sum(-1)
+
+    ends = torch.linspace(-2, 1, 91)
+    low, high = torch.meshgrid(ends, ends, indexing="ij")
+    best = error(low[low < high][:, None], high[low < high][:, None]).min()
+    low, high = MseQuantizer().weight_range(weight, levels)
+    assert error(low, high) < 1.03 * best
+    assert error(low, high) < 0.9 * error(torch.tensor(-2.0), torch.tensor(1.0))
