@@ -10,9 +10,11 @@ from torch import Tensor, fx
 
 from compress.attributes import value_of
 from compress.errors import DataError, PlanError
+from compress.factor_formats import part_formats
 from compress.fake_quantization import (
     ACTIVATION_OP,
     WEIGHT_OP,
+    check_formats,
     insert_fake_quantizers,
     integer_input,
     quantized_weights,
@@ -51,7 +53,7 @@ def prepare_quantized(
     below 1 keeps the zeros that its weight has here, whatever its format: prune it first.
 
     Args:
-        module: a traced module, e.g. from `apply_plan`; it stays as it is.
+        module: a traced module, e.g. from `apply_plan`, and `factorize_plan` if the plan has ranks; it stays as it is.
         plan: its `layer_formats` say which layers, its `activation_bits` (None or 8) whether activations too.
         calibration_batches: tuples or dicts of the forward's inputs, as the module was traced. May be empty if only
             weights are quantised.
@@ -64,18 +66,23 @@ def prepare_quantized(
             channel, has the same levels with trained scales, in a stored format.
 
     Raises:
-        PlanError: for a format of an unknown layer, or activation bits other than 8.
+        PlanError: for a format of an unknown layer, activation bits other than 8, or trained ranges beside them.
         DataError: if calibration data is missing, or some value in the network is not finite.
     """
     if plan.activation_bits not in (None, 8):
         raise PlanError(f"The 'activation_bits' of a plan must be 8 or None. Got {plan.activation_bits!r}.")
+    if trained_ranges and plan.activation_bits is not None:
+        raise PlanError("Trained ranges need float activations. Set the 'activation_bits' of the plan to None.")
     if not plan.layer_formats:
         _log.warning("The plan has no layer formats: nothing is quantised.")
     activations = plan.activation_bits is not None
     batches = list(calibration_batches)
     folded = fold_batch_norm(module, batches[0] if batches else None)
-    prepared = insert_fake_quantizers(folded, plan.layer_formats, activations, reduce_range)
-    _insert_stored_formats(prepared, tied_layers(folded), plan.layer_formats, quantizer, trained_ranges)
+    formats = part_formats(plan)
+    check_formats(folded, formats)
+    on_integers = {} if trained_ranges else formats
+    prepared = insert_fake_quantizers(folded, on_integers, activations, reduce_range)
+    _insert_stored_formats(prepared, tied_layers(folded), formats, quantizer, trained_ranges)
     for entry in quantized_weights(prepared):
         weight = prepared.get_parameter(entry.parameter)
         prepared.get_buffer(entry.scale).copy_(weight_scale(weight, entry.largest, quantizer, entry.axis))
@@ -106,7 +113,7 @@ def _insert_stored_formats(
             if share > found.density + 0.01:
                 _log.warning("Layer %r is to keep %.3g of its weights, but %.3g are not zero: it was not pruned.",
                              group[0].name, found.density, share)  # fmt: skip
-        found = LayerFormat(32, "float32") if found.on_integers else found
+        found = LayerFormat(32, "float32") if found.on_integers and not trained else found
         if found.scheme == "float32" and kept is None:
             continue
         axis = min(output_axis(layer) for layer in group)

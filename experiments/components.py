@@ -9,13 +9,26 @@ from autolabel.oracle import Oracle
 from compress.allocator import Allocator, Constraints
 from compress.budget import Budget
 from compress.criterion import Criterion
+from compress.distillation import Distillation
 from compress.errors import CompressError
 from compress.exporter import Exporter
+from compress.pattern import SparsityPattern
 from compress.quantizer import Quantizer
+from compress.rounding import Rounding
 from compress.runtime import Runtime
+from compress.sparsity_schedule import SparsitySchedule
 from compress.task import Task
+from compress.training_hook import TrainingHook
+from compress.weight_score import WeightScore
 from experiments.config import ConfigError, build
 from experiments.settings import Config
+
+# Components that a run may do without -> where they come from.
+OPTIONAL = {
+    "distillation": "compress.distillations", "penalty": "compress.penalties", "pattern": "compress.patterns",
+    "weight_score": "compress.weight_scores", "sparsity_schedule": "compress.sparsity_schedules",
+    "rounding": "compress.roundings",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,12 @@ class Components:
     runtime: Runtime
     budget: Budget
     constraints: Constraints
+    distillation: Distillation | None = None
+    penalty: TrainingHook | None = None
+    pattern: SparsityPattern | None = None
+    weight_score: WeightScore | None = None
+    sparsity_schedule: SparsitySchedule | None = None
+    rounding: Rounding | None = None
     baselines: Mapping[str, Criterion] = field(default_factory=dict)
     oracles: Mapping[str, Oracle] = field(default_factory=dict)
 
@@ -55,6 +74,11 @@ def build_components(config: Config) -> Components:
         runtime=build(config.runtime, "runtime", within="compress.runtimes"),
         budget=_build_settings(Budget, config.budget),
         constraints=_build_settings(Constraints, config.constraints),
+        **{
+            name: build(node, name, within=within)
+            for name, within in OPTIONAL.items()
+            if (node := getattr(config, name)) is not None
+        },
         baselines={
             name: build(node, f"baselines.{name}", within="compress.criteria")
             for name, node in config.baselines.items()

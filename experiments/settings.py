@@ -15,6 +15,8 @@ class BudgetSettings:
 
     macs: int | float | None = 0.5
     weight_bytes: int | float | None = None
+    coded_bytes: int | float | None = None
+    bit_operations: int | float | None = None
 
 
 @dataclass
@@ -61,6 +63,7 @@ class RecoverySettings:
     """Repair without labels: steps of `compress.recover_`, on this many calibration images (null for all).
 
     `augment` shifts and mirrors them: a network that knows its training images by heart treats others differently.
+    `data_free` makes them from the statistics of batch norms instead: no image is needed.
     `ridge` is the penalty of the refit, null for the one that cross-validation chooses for each layer.
     """
 
@@ -70,6 +73,7 @@ class RecoverySettings:
     max_rows: int = 100_000
     images: int | None = 512
     augment: bool = False
+    data_free: bool = False
 
 
 @dataclass
@@ -106,8 +110,36 @@ class FinetuneSettings:
 
 
 @dataclass
+class SparsifySettings:
+    """Masks in the fine-tuning, besides those of the plan's densities.
+
+    They begin where `density`, or one of the groups `pattern`, `weight_score` and `sparsity_schedule` is set; what is
+    not set is a quarter of the weights (or what the pattern leaves), unstructured, by magnitude, removed by polynomial
+    decay. `by` is `"score"`, or `"labeler"`: damage measured on cells of alike weights and learned. `update` removes
+    them at once before the fine-tuning and solves for the others: `"sweep"` (SparseGPT), `"solve"` or `"exact"` (OBS).
+    `rewind` trains in `rounds` of lottery tickets that rewind `"weights"` or the `"learning_rate"`.
+    """
+
+    density: float | None = None
+    scope: str = "global"
+    floor: float = 0.01
+    normalize: str | None = None
+    skip: list[str] = field(default_factory=list)
+    by: str = "score"
+    update: str | None = None
+    rewind: str | None = None
+    rounds: int = 3
+
+
+@dataclass
 class QuantizeSettings:
     """Low-bit weights per layer as the plan says, affine activations, then quantisation-aware fine-tuning.
+
+    With `densities` below 1 or `ranks` (fractions of a layer's useful rank) each layer may also keep fewer weights or
+    become two layers; the budget's `coded_bytes`, `bit_operations` or `macs` say what that buys. `scheme`,
+    `granularity` and `group_size` are the number format of all quantised layers, see `compress.LayerFormat`; other than
+    `"symmetric"` per `"channel"` they are decoded to floats before they run. `trained_ranges` trains their scales
+    and centroids; activations stay float then.
 
     `joint_plans` random plans of widths are measured beside the single ones, to learn what widths do together; with 0
     damages of widths are added as they are.
@@ -115,6 +147,12 @@ class QuantizeSettings:
 
     enabled: bool = True
     bits: list[int] = field(default_factory=lambda: [8, 6, 4, 3, 2])
+    densities: list[float] = field(default_factory=lambda: [1.0])
+    ranks: list[float] = field(default_factory=list)
+    scheme: str = "symmetric"
+    granularity: str = "channel"
+    group_size: int | None = None
+    trained_ranges: bool = False
     activation_bits: int | None = 8
     joint_plans: int = 0
     epochs: int = 1
@@ -149,6 +187,10 @@ class Config:
         plan_labeler: folder of the plan labeler that the method `plans/search` asks; null for the pretrained one.
         objective: dotted names in the final metrics that the run returns to a sweeper.
         job: what the run does.
+        distillation: what the fine-tuned network learns from the dense one; null for its logits.
+        penalty: added to the loss of the trainings in `penalized`; null for none.
+        pattern, weight_score, sparsity_schedule: of masks, see `SparsifySettings`.
+        rounding: how weights are rounded before they are trained on in few bits; null for the nearest level.
         baselines: name -> criterion node, compared with the labeler at the same budget.
         oracles: name -> oracle node.
     """
@@ -172,6 +214,13 @@ class Config:
     exporter: Any = MISSING
     runtime: Any = MISSING
     tracker: Any = MISSING
+    distillation: Any = None
+    penalty: Any = None
+    pattern: Any = None
+    weight_score: Any = None
+    sparsity_schedule: Any = None
+    rounding: Any = None
+    penalized: list[str] = field(default_factory=lambda: ["train", "finetune", "quantize"])
     baselines: dict[str, Any] = field(default_factory=dict)
     oracles: dict[str, Any] = field(default_factory=dict)
     budget: BudgetSettings = field(default_factory=BudgetSettings)
@@ -181,5 +230,6 @@ class Config:
     compare: CompareSettings = field(default_factory=CompareSettings)
     recovery: RecoverySettings = field(default_factory=RecoverySettings)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    sparsify: SparsifySettings = field(default_factory=SparsifySettings)
     quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
     export: ExportSettings = field(default_factory=ExportSettings)

@@ -5,25 +5,22 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from autolabel.active_sampling import ACTIVE
 from autolabel.joint_damage import JointDamage
 from autolabel.tables import LabelTable
-from compress.artifact import PACKED, drop_files, load_artifact, pack_artifact, save_artifact
-from compress.counting import count_macs
+from compress.artifact import PACKED, drop_files, load_artifact, pack_artifact
 from compress.errors import ArtifactError
 from compress.files import read_json, write_atomic, write_json
 from compress.finetuning import finetune_
 from compress.plan import CompressionPlan
-from compress.task import evaluate
 from experiments.comparison import Comparison
+from experiments.components import OPTIONAL
 from experiments.data import ShuffledBatches
 from experiments.exporting import export_run
-from experiments.labelling import Labelling
 from experiments.placement import PlacedBatches, placed
 from experiments.plan_prediction import predict_recovered
 from experiments.progress import progress
@@ -31,6 +28,7 @@ from experiments.report import write_figures, write_report
 from experiments.run_dir import RunDir
 from experiments.run_files import JOINT_FILE
 from experiments.settings import Config
+from experiments.shrinking import Shrinking
 from experiments.tracker import Tracker, to_json
 from experiments.warning_log import collected_warnings
 
@@ -56,7 +54,7 @@ def run_experiment(config: Config, run_dir: RunDir, tracker: Tracker) -> dict[st
     return {name: value for name, value in report.items() if name not in VOLATILE}
 
 
-class Experiment(Labelling):
+class Experiment(Shrinking):
     """One run, stage by stage."""
 
     def run(self) -> None:
@@ -69,7 +67,7 @@ class Experiment(Labelling):
             "dense",
             self.train_dense,
             outputs=[*dense, "dense.json"],
-            settings=settings("model", "data", "train"),
+            settings=settings("model", "data", "train", "penalty", "penalized"),
             scratch=["dense/checkpoint.safetensors"],
         )
         self.load_dense()
@@ -137,7 +135,18 @@ class Experiment(Labelling):
             inputs=[*dense, "plan.json"],
             # Not the whole folder: the export adds files to it, and their names to its manifest.
             outputs=["artifact/model.safetensors", "artifact/plan.json", "result.json"],
-            settings=settings("data", "measure", "recovery", "finetune", "quantize", "quantizer"),
+            settings=settings(
+                "data",
+                "measure",
+                "recovery",
+                "finetune",
+                "quantize",
+                "quantizer",
+                "sparsify",
+                "penalized",
+                "labeler",
+                *OPTIONAL,
+            ),
             scratch=["checkpoint", "artifact", "unquantized"],
         )
         stage(
@@ -196,6 +205,7 @@ class Experiment(Labelling):
                     validation=PlacedBatches(self.batches("validation"), device),
                     checkpoint=self.run_dir.path / "dense" / "checkpoint.safetensors",
                     optimizer=settings.optimizer,
+                    hooks=self.penalties("train"),
                     on_metrics=self.log_as("train"),
                 )
         state = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
@@ -254,7 +264,9 @@ class Experiment(Labelling):
         """Plans of every method at the same budget, repaired alike; the best on validation data becomes the plan."""
         chosen = self.comparison().run()
         if chosen.layer_formats:
-            chosen = replace(chosen, activation_bits=self.config.quantize.activation_bits)
+            settings = self.config.quantize
+            bits = None if settings.trained_ranges else settings.activation_bits
+            chosen = replace(chosen, activation_bits=bits)
         chosen.save(self.run_dir.file("plan.json"))
 
     def comparison(self) -> Comparison:
@@ -270,65 +282,6 @@ class Experiment(Labelling):
         with progress("measuring plans") as on_plan:
             found = predict_recovered(self, plan, self.config.measure.plans, on_plan)
         write_json(self.run_dir.file("plan_damage.json"), found)
-
-    def compress(self) -> None:
-        """Apply the plan, repair, fine-tune, quantise, and leave the artifact."""
-        plan = CompressionPlan.load(self.run_dir.path / "plan.json")
-        stages: dict[str, dict[str, float]] = {}
-        small = self.pruned(plan)
-        stages["pruned"] = self.metrics_of(small, "test")
-        label = self.batches("label", limit=self.config.measure.images)
-        dense_loss = evaluate(self.model, self.task, label)[1]
-        realised = {"pruned": evaluate(small, self.task, label)[1] - dense_loss}
-        self.repair(small, plan)
-        stages["recovered"] = self.metrics_of(small, "test")
-        realised["recovered"] = evaluate(small, self.task, label)[1] - dense_loss
-        self.finetune(
-            small,
-            self.config.finetune.epochs,
-            self.config.finetune.lr,
-            "finetune",
-            self.run_dir.path / "checkpoint" / "float.safetensors",
-        )
-        stages["fine_tuned"] = self.metrics_of(small, "test")
-        final: fx.GraphModule = small
-        if self.quantizes and plan.layer_formats:
-            # Before its formats, for the float32 file.
-            plain = replace(plan, layer_formats={}, activation_bits=None)
-            save_artifact(self.run_dir.path / "unquantized", small, plain, self.example)
-            final = self.quantize(small, plan)
-            stages["quantized"] = self.metrics_of(final, "test")
-        realised["final"] = evaluate(final, self.task, label)[1] - dense_loss
-        # A new artifact has no exported files: that stage is no longer done.
-        (self.run_dir.path / "export.json").unlink(missing_ok=True)
-        save_artifact(
-            self.run_dir.path / "artifact", final, plan, self.example, self.input_spec(), self.data.class_names
-        )
-        formats = plan.layer_formats if final is not small else {}
-        bits = np.array([formats[name].bits if name in formats else 0 for name in self.costs.layer_names])
-        macs, weight_bytes = self.costs.total(plan.removed_mask(self.structure.units), bits)
-        counted = count_macs(small, self.example)
-        if abs(counted - macs) > 1e-6 * max(macs, 1.0):
-            self.warnings.append(f"The plan promised {macs:.0f} MACs, the sliced model has {counted:.0f}.")
-        asked = {k: v for k, v in asdict(self.config.budget).items() if v is not None}
-        write_json(
-            self.run_dir.file("result.json"),
-            to_json(
-                {
-                    "stages": stages,
-                    "macs": counted,
-                    "params": sum(p.numel() for p in small.parameters()),
-                    "weight_bytes": weight_bytes,
-                    "predicted_damage": plan.predicted_damage,
-                    "realised_damage": realised,
-                    "budget": {
-                        "asked": asked,
-                        "met": {"macs": counted, "weight_bytes": weight_bytes},
-                        "stopped_by": plan.provenance.get("stopped_by"),
-                    },
-                }
-            ),
-        )
 
     def pack(self) -> None:
         """The artifact in one entropy-coded file, and what each tensor takes in it."""

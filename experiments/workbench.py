@@ -19,15 +19,17 @@ from autolabel.tables import LabelTable
 from compress.allocation import allocate, check_budget
 from compress.application import slice_model
 from compress.counting import unit_costs
+from compress.data_free import synthesize_batches
 from compress.finetuning import finetune_
 from compress.graph import check_finite
+from compress.layer_trial import coded_bits
 from compress.output_sensitivity import collect_output_sensitivity
 from compress.plan import CompressionPlan
-from compress.quantization import prepare_quantized
 from compress.recovery import recover_
 from compress.statistics import Statistics, collect_statistics
 from compress.structure import Structure, analyze
 from compress.task import evaluate
+from compress.training_hook import TrainingHook
 from experiments.components import Components, build_components
 from experiments.data import ShuffledBatches, make_batches
 from experiments.placement import PlacedBatches, placed
@@ -69,8 +71,13 @@ class Workbench:
 
     @cached_property
     def costs(self) -> Any:
-        """Costs of every unit."""
-        return unit_costs(self.structure)
+        """Costs of every unit; with bits as coded where the budget bounds them."""
+        costs = unit_costs(self.structure)
+        if self.config.budget.coded_bytes is None or not self.quantizes:
+            return costs
+        oracle = self.parts.oracles["layer_choice"]
+        found = coded_bits(self.structure, oracle.layer_choices, oracle.quantizer, costs.layer_names)
+        return replace(costs, coded_bits=found)
 
     def batches(
         self, part: str, batch_size: int | None = None, limit: int | None = None, noise: float = 0.0
@@ -126,7 +133,7 @@ class Workbench:
         return {"strategy": "stratified", "active": ActiveSampling(decide, saved[units.removable, 0])}
 
     def refuse_impossible_budget(self) -> None:
-        choices = ["removed", *(f"{bits}bit" for bits in self.config.quantize.bits)] if self.quantizes else ["removed"]
+        choices = ["removed", *(self.parts.oracles["layer_choice"].choices if self.quantizes else ())]
         check_budget(
             self.structure.units,
             self.costs,
@@ -170,10 +177,42 @@ class Workbench:
     def recovery_inputs(self) -> list[tuple[Tensor, ...]]:
         """Unlabelled inputs for recovery, from the calibration part."""
         settings, size = self.config.recovery, self.config.measure.batch_size
+        if settings.data_free:
+            return self._synthetic_inputs
         if not settings.augment:
             return [tuple(self.task.inputs(b)) for b in self.batches("calibration", size, limit=settings.images)]
         part = self.data.calibration if settings.images is None else self.data.calibration.take(settings.images)
         return [tuple(self.task.inputs(batch)) for batch in ShuffledBatches(part, size, self.config.seed)]
+
+    @cached_property
+    def _synthetic_inputs(self) -> list[tuple[Tensor, ...]]:
+        size, images = self.config.measure.batch_size, self.config.recovery.images or 512
+        n_batches = max(1, images // size)
+        return synthesize_batches(
+            self.structure.traced.module, self.example, n_batches=n_batches, batch_size=size, seed=self.config.seed
+        )
+
+    def train_batches(self, seed: int | None = None) -> PlacedBatches:
+        """Augmented batches of the training part, in another order every epoch."""
+        batches = ShuffledBatches(
+            self.data.train, self.config.finetune.batch_size, self.config.seed if seed is None else seed
+        )
+        return PlacedBatches(batches, torch.device(self.config.device))
+
+    def training_settings(self) -> dict[str, Any]:
+        """What all trainings after the plan share."""
+        settings = self.config.finetune
+        return {
+            "teacher": self.teacher,
+            "distillation": self.parts.distillation,
+            "weight_decay": settings.weight_decay,
+            "alpha": settings.alpha,
+            "temperature": settings.temperature,
+            "optimizer": settings.optimizer,
+            "patience": settings.patience,
+            "precision": settings.precision,
+            "validation": PlacedBatches(self.batches("validation"), torch.device(self.config.device)),
+        }
 
     def finetune(
         self,
@@ -183,46 +222,23 @@ class Workbench:
         name: str,
         checkpoint: Path | None = None,
         seed: int | None = None,
+        hooks: Sequence[TrainingHook] = (),
     ) -> None:
         """Fine-tune with distillation from the dense model, in place."""
-        settings = self.config.finetune
         if not epochs:
             return
-        seed = self.config.seed if seed is None else seed
-        device = torch.device(self.config.device)
-        batches = ShuffledBatches(self.data.train, settings.batch_size, seed)
-        validation = self.batches("validation")
-        with placed([small, self.teacher], device):
+        with placed([small, self.teacher], torch.device(self.config.device)):
             finetune_(
                 small,
                 self.task,
-                PlacedBatches(batches, device),
-                teacher=self.teacher,
+                self.train_batches(seed),
                 epochs=epochs,
                 lr=lr,
-                weight_decay=settings.weight_decay,
-                alpha=settings.alpha,
-                temperature=settings.temperature,
-                optimizer=settings.optimizer,
-                patience=settings.patience,
-                precision=settings.precision,
-                validation=PlacedBatches(validation, device),
+                hooks=hooks,
                 checkpoint=checkpoint,
                 on_metrics=self.log_as(name),
+                **self.training_settings(),
             )
-
-    def quantize(self, small: fx.GraphModule, plan: CompressionPlan) -> fx.GraphModule:
-        """The model in the plan's formats, trained on with them."""
-        settings = self.config.quantize
-        prepared = prepare_quantized(small, plan, self.recovery_inputs(), self.parts.quantizer)
-        self.finetune(
-            prepared,
-            settings.epochs,
-            settings.lr,
-            "quantize",
-            self.run_dir.path / "checkpoint" / "quantized.safetensors",
-        )
-        return prepared
 
     def input_spec(self) -> dict[str, Any]:
         if self.data.layout == "tokens":

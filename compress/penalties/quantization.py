@@ -28,6 +28,7 @@ class QuantizationPenalty:
     """
 
     name = "quantization"
+    needs_formats = True
 
     def __init__(self, alpha: float = 1e-3) -> None:
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha < float("inf"):

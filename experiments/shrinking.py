@@ -1,0 +1,218 @@
+"""The stage that makes the small network: slice, repair, divide, mask, fine-tune, quantise, and leave the artifact."""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from autolabel.weight_cells import label_weights
+from compress.artifact import save_artifact
+from compress.counting import count_macs
+from compress.factor_formats import factorize_plan, part_formats
+from compress.files import write_json
+from compress.input_moments import collect_input_moments
+from compress.masking import density_of
+from compress.plan import SCHEME_BITS, CompressionPlan, LayerFormat
+from compress.quantization import prepare_quantized
+from compress.rewinding import rewind_
+from compress.second_order_pruning import prune_weights_
+from compress.sparsifier import Sparsifier
+from compress.sparsity_schedules import PolynomialSchedule
+from compress.task import evaluate
+from compress.training_hook import TrainingHook
+from compress.weight_rounding import round_weights_
+from experiments.labelling import Labelling
+from experiments.tracker import to_json
+
+# Of masks where nothing else is said.
+_DENSITY = 0.25
+
+
+class Shrinking(Labelling):
+    """From the plan to the artifact."""
+
+    def compress(self) -> None:
+        """Apply the plan, repair, fine-tune, quantise, and leave the artifact."""
+        plan = CompressionPlan.load(self.run_dir.path / "plan.json")
+        stages: dict[str, dict[str, float]] = {}
+        small = self.pruned(plan)
+        stages["pruned"] = self.metrics_of(small, "test")
+        label = self.batches("label", limit=self.config.measure.images)
+        dense_loss = evaluate(self.model, self.task, label)[1]
+        realised = {"pruned": evaluate(small, self.task, label)[1] - dense_loss}
+        self.repair(small, plan)
+        stages["recovered"] = self.metrics_of(small, "test")
+        realised["recovered"] = evaluate(small, self.task, label)[1] - dense_loss
+        small = self.divided(small, plan)
+        if any(layer_format.rank for layer_format in plan.layer_formats.values()):
+            stages["divided"] = self.metrics_of(small, "test")
+        small = self.trained(small, plan)
+        stages["fine_tuned"] = self.metrics_of(small, "test")
+        final, plan = small, self.final_plan(small, plan)
+        if self.quantizes and part_formats(plan):
+            # Before its formats, for the float32 file. Ranks are of the module itself.
+            ranks = {name: LayerFormat(32, "float32", rank=f.rank) for name, f in plan.layer_formats.items() if f.rank}
+            plain = replace(plan, layer_formats=ranks, activation_bits=None)
+            save_artifact(self.run_dir.path / "unquantized", small, plain, self.example)
+            final = self.quantize(small, plan)
+            stages["quantized"] = self.metrics_of(final, "test")
+        realised["final"] = evaluate(final, self.task, label)[1] - dense_loss
+        # A new artifact has no exported files: that stage is no longer done.
+        (self.run_dir.path / "export.json").unlink(missing_ok=True)
+        manifest = save_artifact(
+            self.run_dir.path / "artifact", final, plan, self.example, self.input_spec(), self.data.class_names
+        )
+        self._tell(plan, small, manifest["weight_bytes"], stages, realised)
+
+    def divided(self, small: fx.GraphModule, plan: CompressionPlan) -> fx.GraphModule:
+        """The model with the plan's layers of low rank, their outputs as close as can be on calibration inputs."""
+        names = [name for name, layer_format in plan.layer_formats.items() if layer_format.rank]
+        if not names:
+            return small
+        moments = collect_input_moments(small, self.recovery_inputs(), names, seed=self.config.seed)
+        return factorize_plan(small, plan, moments).eval()
+
+    def trained(self, small: fx.GraphModule, plan: CompressionPlan) -> fx.GraphModule:
+        """The model after fine-tuning, with masks where the plan or the configuration wants them."""
+        settings, finetune = self.config.sparsify, self.config.finetune
+        self.prune_weights(small, plan)
+        masks = self.sparsifier(small, plan)
+        if settings.rewind is None or masks is None:
+            hooks = [*([] if masks is None else [masks]), *self.penalties("finetune")]
+            path = self.run_dir.path / "checkpoint" / "float.safetensors"
+            if not finetune.epochs and masks is not None:
+                masks.attach(small, 0, 0)
+            self.finetune(small, finetune.epochs, finetune.lr, "finetune", path, hooks=hooks)
+            return small
+        pruning = {name: value for name, value in vars(masks).items() if name in _PRUNING}
+        rewind_(
+            small, self.task, self.train_batches(), density=masks.density, rounds=settings.rounds,
+            rewind=settings.rewind, pruning=pruning, folder=self.run_dir.path / "checkpoint" / "rounds",
+            hooks=self.penalties("finetune"), epochs=finetune.epochs, lr=finetune.lr, **self.training_settings(),
+        )  # fmt: skip
+        return small
+
+    @property
+    def sparsifies(self) -> bool:
+        """Whether the configuration wants masks besides the plan's."""
+        parts = self.parts
+        wanted = (parts.pattern, parts.weight_score, parts.sparsity_schedule, self.config.sparsify.density,
+                  self.config.sparsify.rewind, self.config.sparsify.update)  # fmt: skip
+        return any(value is not None for value in wanted) or self.config.sparsify.by == "labeler"
+
+    @property
+    def density(self) -> float | None:
+        """Of the masks that the configuration wants; None for the pattern's own."""
+        settings, pattern = self.config.sparsify, self.parts.pattern
+        if settings.density is not None or not self.sparsifies:
+            return settings.density if self.sparsifies else 1.0
+        return None if pattern is not None and pattern.least_density > 0 else _DENSITY
+
+    def prune_weights(self, small: fx.GraphModule, plan: CompressionPlan) -> None:
+        """Remove weights at once, the others making up for them, if that is configured; in place."""
+        settings = self.config.sparsify
+        if settings.update is None:
+            return
+        pattern = self.parts.pattern
+        keep: Any = (pattern.n, pattern.m) if pattern is not None and pattern.name == "n_of_m" else self.density
+        given = {name: f.density for name, f in part_formats(plan).items() if f.density < 1}
+        layers = {name: given.get(name, keep) for name in density_of(small, settings.skip).layers}
+        prune_weights_(small, layers, self.recovery_inputs(), method=settings.update, seed=self.config.seed)
+
+    def sparsifier(self, small: fx.GraphModule, plan: CompressionPlan) -> Sparsifier | None:
+        """The hook that removes weights and holds their zeros; None where all stay."""
+        settings, parts = self.config.sparsify, self.parts
+        given = {name: f.density for name, f in part_formats(plan).items() if f.density < 1}
+        if not self.sparsifies and not given:
+            return None
+        calibration = self.batches("calibration", self.config.measure.batch_size, self.config.measure.images)
+        scores = None
+        if settings.by == "labeler":
+            label = self.batches("label", self.config.measure.batch_size, limit=self.config.measure.images)
+            scores = label_weights(small, self.task, calibration, label, self.parts.labeler, skip=settings.skip).scores
+        density = 1.0 if settings.update else self.density
+        return Sparsifier(
+            density, parts.pattern or "unstructured", settings.scope, {} if settings.update else given, settings.floor,
+            settings.skip, parts.weight_score, settings.normalize, parts.sparsity_schedule or PolynomialSchedule(),
+            self.task, calibration, scores,
+        )  # fmt: skip
+
+    def penalties(self, stage: str) -> list[TrainingHook]:
+        """The configured penalty where it acts in this training. One on quantised weights has nothing to do before."""
+        penalty = self.parts.penalty
+        if penalty is None or stage not in self.config.penalized:
+            return []
+        quantized = getattr(penalty, "needs_formats", False)
+        if stage == "quantize":
+            return [penalty] if quantized else []
+        return [] if quantized else [penalty]
+
+    def final_plan(self, small: fx.GraphModule, plan: CompressionPlan) -> CompressionPlan:
+        """The plan with the number format that is configured, and the densities that came of masks."""
+        settings, formats = self.config.quantize, dict(plan.layer_formats)
+        if self.quantizes:
+            formats = {name: self._in_scheme(layer_format) for name, layer_format in formats.items()}
+        if self.sparsifies or any(f.density < 1 for f in formats.values()):
+            for name, share in density_of(small).layers.items():
+                if share < 1 and name in formats:
+                    formats[name] = replace(formats[name], density=share)
+                elif share < 1 and not any(name.startswith(f"{whole}.") for whole in formats):
+                    formats[name] = LayerFormat(32, "float32", density=share)
+        bits = plan.activation_bits if not settings.trained_ranges else None
+        return replace(plan, layer_formats=formats, activation_bits=bits)
+
+    def _in_scheme(self, layer_format: LayerFormat) -> LayerFormat:
+        settings = self.config.quantize
+        if layer_format.bits > 8:
+            return layer_format
+        allowed = SCHEME_BITS[settings.scheme]
+        bits = min(allowed, key=lambda b: (abs(b - layer_format.bits), b))
+        return replace(layer_format, bits=bits, scheme=settings.scheme, granularity=settings.granularity,
+                       group_size=settings.group_size)  # fmt: skip
+
+    def quantize(self, small: fx.GraphModule, plan: CompressionPlan) -> fx.GraphModule:
+        """The model in the plan's formats, trained on with them."""
+        settings, inputs = self.config.quantize, self.recovery_inputs()
+        prepared = prepare_quantized(small, plan, inputs, self.parts.quantizer, trained_ranges=settings.trained_ranges)
+        if self.parts.rounding is not None:
+            errors = round_weights_(prepared, self.parts.rounding, inputs, seed=self.config.seed)
+            write_json(self.run_dir.file("rounding.json"), to_json([asdict(error) for error in errors]))
+        hooks: list[TrainingHook] = self.penalties("quantize")
+        path = self.run_dir.path / "checkpoint" / "quantized.safetensors"
+        self.finetune(prepared, settings.epochs, settings.lr, "quantize", path, hooks=hooks)
+        return prepared
+
+    def _tell(
+        self, plan: CompressionPlan, small: fx.GraphModule, stored_bytes: int, stages: dict[str, Any],
+        realised: dict[str, float],
+    ) -> None:  # fmt: skip
+        """Write what came of it."""
+        formats = plan.layer_formats if self.quantizes else {}
+        bits = np.array([formats[name].bits if name in formats else 0 for name in self.costs.layer_names])
+        macs, weight_bytes = self.costs.total(plan.removed_mask(self.structure.units), bits)
+        counted = count_macs(small, self.example)
+        ranks = any(layer_format.rank for layer_format in plan.layer_formats.values())
+        if not ranks and abs(counted - macs) > 1e-6 * max(macs, 1.0):
+            self.warnings.append(f"The plan promised {macs:.0f} MACs, the sliced model has {counted:.0f}.")
+        if ranks or not all(f.on_integers for f in formats.values()):
+            weight_bytes = float(stored_bytes)
+        asked = {k: v for k, v in asdict(self.config.budget).items() if v is not None}
+        result = {
+            "stages": stages,
+            "macs": counted,
+            "params": sum(p.numel() for p in small.parameters()),
+            "weight_bytes": weight_bytes,
+            "predicted_damage": plan.predicted_damage,
+            "realised_damage": realised,
+            "budget": {
+                "asked": asked,
+                "met": {"macs": counted, "weight_bytes": weight_bytes},
+                "stopped_by": plan.provenance.get("stopped_by"),
+            },
+        }
+        write_json(self.run_dir.file("result.json"), to_json(result))
+
+
+# What a `Sparsifier` was made with that lottery tickets use again.
+_PRUNING = ("pattern", "scope", "overrides", "floor", "skip", "score", "normalize", "task", "batches", "scores")
