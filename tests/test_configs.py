@@ -37,7 +37,7 @@ SEAMS = {
 }
 # What these make needs files of the data root, or an optional package: only the target and the arguments are checked.
 NEEDS_FILES = {"data", "model"}
-COMPONENTS = sorted(path for group in (*SEAMS, "task", "data", "sparsifier") for path in (CONF / group).glob("*.yaml"))
+COMPONENTS = sorted(path for group in (*SEAMS, "task", "data") for path in (CONF / group).glob("*.yaml"))
 GLOBALS = sorted(
     path for group in ("experiment", "debug", "sweep", "baselines") for path in (CONF / group).glob("*.yaml")
 )
@@ -105,7 +105,7 @@ def test_every_implementation_has_the_yaml_of_its_name(group):
 
 
 def test_every_yaml_belongs_to_a_known_group():
-    known = {*SEAMS, "task", "data", "sparsifier", "experiment", "debug", "sweep", "baselines", "hydra"}
+    known = {*SEAMS, "task", "data", "experiment", "debug", "sweep", "baselines", "hydra"}
     groups = {path.relative_to(CONF).parts[0] for path in CONF.rglob("*.yaml")} - {"config.yaml"}
     assert groups <= known
 

@@ -179,8 +179,7 @@ def test_a_sparsifier_of_any_configured_parts_masks(score, pattern, schedule, ca
     parts = {"score": ("weight_score", score), "pattern": ("pattern", pattern),
              "schedule": ("sparsity_schedule", schedule)}  # fmt: skip
     parts = {name: build(node(*place), name) for name, place in parts.items()}
-    settings = node("sparsifier", "sparsifier") | {"density": 0.5}
-    hook = build(settings, "sparsifier", task=TASK, batches=batches, **parts)
+    hook = Sparsifier(0.5, task=TASK, batches=batches, **parts)
     assert isinstance(hook, TrainingHook)
     assert isinstance(hook, Sparsifier)
     assert json.loads(json.dumps(hook.settings())) == hook.settings()
