@@ -2,10 +2,10 @@
 
 Each function codes in both directions: with a model that writes it writes what it is given, with one that reads the
 values given say nothing; it gives back what was coded. A tensor of integers is told symbol by symbol: whether it is the
-commonest one (for pruned weights zero), else its sign against that and its distance: how many bits it has, then these.
-What is known when decoding serves as context: how dense the row (output), the column (input and kernel position) and
-the input channel have been so far, neighbours in the row, one line above (a kernel or an image of inputs is
-two-dimensional), and in the row before.
+center (zero, unless another is far more common), else on which side of that it lies and how far: how many bits the
+distance has, then these. What is known when decoding serves as context: how dense the row (output), the column (input
+and kernel position) and the input channel have been so far, neighbours in the row, one line above (a kernel or an image
+of inputs is two-dimensional), and in the row before.
 """
 
 import math
@@ -36,13 +36,20 @@ def code_integers(model: BitModel, values: np.ndarray, tensor: Hashable) -> np.n
         ArtifactError: if what is read are no int8.
     """
     flat = values.reshape(-1).astype(np.int16)
-    center = model.plain(int(np.bincount(flat + 128).argmax()) if flat.size else 0, 8) - 128
+    center = model.plain(_center(flat) + 128, 8) - 128
     coder = _RowCoder(model, tensor, values.shape)
     rows = np.array([coder.code_row(row) for row in (flat - center).reshape(-1, max(coder.columns, 1)).tolist()])
     found = rows.reshape(-1) + center
     if found.size and not -128 <= found.min() <= found.max() <= 127:
         raise ArtifactError("The stream holds integers of more than 8 bits: it is damaged. Save the artifact again.")
     return found.astype(np.int8).reshape(values.shape)
+
+
+def _center(values: np.ndarray) -> int:
+    """Zero, or a symbol that is much more frequent: where none stands out, values lie about zero."""
+    counts = np.bincount(values + 128, minlength=256)
+    commonest = int(counts.argmax()) - 128
+    return commonest if counts[commonest + 128] > 2 * counts[128] else 0
 
 
 class _RowCoder:
@@ -58,7 +65,7 @@ class _RowCoder:
         self.filled, self.sums = [0] * self.columns, [0] * self.columns  # how many of those, and their distances
 
     def code_row(self, values: list[int]) -> list[int]:
-        """The row, with zero the commonest symbol."""
+        """The row, less the center."""
         current = [0] * self.columns
         for column, value in enumerate(values):
             near = self._neighbours(current, column)

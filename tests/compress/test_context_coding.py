@@ -85,7 +85,7 @@ def test_the_tables_are_the_same_everywhere():
 def test_a_stream_is_the_same_everywhere():
     values = (np.arange(600) * 7919 % 31 % 5 - 2).astype(np.int8).reshape(6, 4, 5, 5)
     digest = hashlib.sha256(_encode(code_integers, values, "w")).hexdigest()
-    assert digest.startswith("72f5e060")
+    assert digest.startswith("5d22ddec")
 
 
 @settings(deadline=None, max_examples=60)
