@@ -9,6 +9,7 @@ from compress.counting import unit_costs
 from compress.criterion import score_units
 from compress.errors import ArtifactError, BudgetError, CompressError, DataError, PlanError, TraceError
 from compress.finetuning import finetune_
+from compress.float_rounding import round_floats_
 from compress.formatted_weight import bake_formats
 from compress.plan import CompressionPlan, LayerFormat
 from compress.quantization import prepare_quantized
@@ -49,6 +50,7 @@ __all__ = [
     "pack_artifact",
     "prepare_quantized",
     "recover_",
+    "round_floats_",
     "save_artifact",
     "score_units",
     "simulate_plan",

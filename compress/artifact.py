@@ -9,50 +9,54 @@ An artifact folder holds
   point are stored in their dtype. Of tied names only the first is stored.
 - `plan.json`: the compression plan, from which the shapes are rebuilt.
 - `manifest.json`: `input` (how to feed the files), `class_names`, `example_inputs` (shape and dtype of the forward's
-  inputs), `tensors` (shape, dtype, bits and format of each), `tied`, `quantized`, `weight_bytes`, and under `files`
-  sha256 and size of every file.
-- `weights.packed`, if `pack_artifact` wrote it: all of the above in one entropy-coded file, see `compress.packing`.
+  inputs), `tensors` (shape, dtype, bits and format of each), `explicit` (names of those that are not what the plan
+  makes of a float32 model), `norms` (running means of the batch norms that were not folded), `tied`, `quantized`,
+  `formatted` (whether weights are in stored formats), `weight_bytes`, and under `files` sha256 and size of every file.
+- `weights.packed`, if `pack_artifact` wrote it: the model in one entropy-coded file, see `compress.packing` and
+  `compress.packed_header`.
 - exported files such as `model.onnx`, entered by `register_file`.
 """
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from compress.application import apply_plan
-from compress.attributes import value_of
+from compress.attributes import copy_traced, value_of
 from compress.bit_packing import pack_bits, unpack_bits
 from compress.errors import ArtifactError
+from compress.factor_formats import factorize_plan, part_formats
 from compress.fake_quantization import (
     QuantizedWeight,
     insert_fake_quantizers,
     quantized_weights,
     quantizes_activations,
+    tied_layers,
 )
 from compress.files import read_json, write_atomic, write_json
 from compress.folding import fold_batch_norm
-from compress.formatted_weight import FormattedEntry, formatted_weights
-from compress.graph import as_inputs
-from compress.packing import CodedTensor, read_packed, write_packed
+from compress.formatted_weight import FormattedEntry, formatted_weights, insert_stored_formats
+from compress.input_shapes import describe_inputs, rebuild_inputs
+from compress.packed_header import read_header, write_header
+from compress.packing import PackedFile, write_packed
 from compress.plan import CompressionPlan
 from compress.quantizer import dequantize_weight, round_weight
+from compress.quantizers.minmax import MinMaxQuantizer
+from compress.stored_tensors import given_tensors, integer_entry, named_values, norm_names
 from compress.stored_weight import parameter_names, restore_weight, store_weight
+from compress.tensor_coding import CodedTensor, TensorForm
 
 SCHEMA_VERSION = 1
 WEIGHTS, PLAN, MANIFEST = "model.safetensors", "plan.json", "manifest.json"
 PACKED = "weights.packed"
-# What a packed file needs of the manifest.
-_TOLD = ("input", "class_names", "example_inputs", "tied", "quantized")
 
 
 def save_artifact(
@@ -77,7 +81,6 @@ def save_artifact(
         ArtifactError: if the folder cannot be written.
     """
     folder = Path(folder)
-    args, kwargs = as_inputs(example_inputs)
     entries = quantized_weights(module) if isinstance(module, fx.GraphModule) else []
     formatted = formatted_weights(module)
     if plan.layer_formats and not entries and not formatted:
@@ -87,12 +90,10 @@ def save_artifact(
             stacklevel=2,
         )
     stored, tensors, tied = _collect(module, entries, formatted)
+    given = given_tensors(module, tied)
     write_atomic(folder / WEIGHTS, lambda file: file.write(safetensors.torch.save(stored)))
     plan.save(folder / PLAN)
-    example = {
-        "args": [_describe(leaf) for leaf in args],
-        "kwargs": [[name, _describe(value)] for name, value in kwargs.items()],
-    }
+    example = describe_inputs(example_inputs)
     quantized = None
     if entries:
         reduced = any(entry.bits == 8 and entry.largest < 127 for entry in entries)
@@ -103,8 +104,11 @@ def save_artifact(
         "class_names": list(class_names),
         "example_inputs": example,
         "tensors": tensors,
+        "explicit": sorted(name for name, entry in tensors.items() if given.get(name) != entry),
+        "norms": norm_names(module),
         "tied": tied,
         "quantized": quantized,
+        "formatted": bool(formatted),
         "weight_bytes": sum(value.nbytes for value in stored.values()),
         "files": {name: _fingerprint(folder / name) for name in (WEIGHTS, PLAN)},
     }
@@ -112,26 +116,25 @@ def save_artifact(
     return manifest
 
 
-def pack_artifact(folder: str | Path, coder: str = "range") -> list[CodedTensor]:
+def pack_artifact(folder: str | Path, coder: str = "auto", about: Mapping[str, str] | None = None) -> list[CodedTensor]:
     """What each tensor takes in `weights.packed`, the whole artifact in one file, which is written into the folder.
 
     Args:
         folder: from `save_artifact`.
-        coder: see `compress.entropy_coding.encode_integers`.
+        coder: see `compress.packing.write_packed`.
+        about: what the file says of itself: names of its `model`, `data` and `task`, by which `experiments.evaluate`
+            finds them.
 
     Raises:
-        ArtifactError: if the artifact is damaged or the folder cannot be written. CompressError: for an unknown coder.
+        ArtifactError: if the artifact is damaged or the folder cannot be written. CompressError: for an unknown coder,
+            or example inputs that are too large.
     """
     folder = Path(folder)
     manifest = verify_artifact(folder)
     values, plan = _stored_values(folder, manifest), CompressionPlan.load(folder / PLAN)
-    described = {name: {key: entry[key] for key in ("dtype", "axis", "scale", "format") if key in entry}
-                 for name, entry in manifest["tensors"].items() if "bits" in entry}  # fmt: skip
-    # Whoever decodes wants to know what was done, not who asked for it.
-    plain = replace(plan, provenance={}, predicted_cost={}, predicted_damage=None).to_json()
-    about = {**{name: manifest[name] for name in _TOLD}, "integers": described, "plan": plain}
-    bits = {name: int(manifest["tensors"][name]["bits"]) for name in described}
-    told = write_packed(folder / PACKED, values, bits, about, coder)
+    bits = {name: int(entry["bits"]) for name, entry in manifest["tensors"].items() if "bits" in entry}
+    header = write_header(manifest, plan, about or {})
+    told = write_packed(folder / PACKED, values, bits, header, coder, plan.remove_channels)
     register_file(folder, PACKED)
     return told
 
@@ -169,7 +172,16 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     manifest = read_json(path)
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
         raise ArtifactError(f"{path} is not an artifact manifest of schema version {SCHEMA_VERSION}.")
-    lacking = {"files", "tensors", "tied", "quantized", "example_inputs"} - manifest.keys()
+    lacking = {
+        "files",
+        "tensors",
+        "tied",
+        "quantized",
+        "example_inputs",
+        "explicit",
+        "norms",
+        "formatted",
+    } - manifest.keys()
     if lacking or not isinstance(manifest["files"], dict) or not {WEIGHTS, PLAN} <= manifest["files"].keys():
         raise ArtifactError(f"{path} lacks {sorted(lacking) or 'the files of the model'}. Save the artifact again.")
     return manifest
@@ -210,36 +222,70 @@ def load_artifact(folder: str | Path, base_model: nn.Module) -> fx.GraphModule:
         PlanError: if the base model is of another architecture.
     """
     folder = Path(folder)
-    if folder.is_file():
-        values, about = read_packed(folder)
-        lacking = {*_TOLD, "integers", "plan"} - (about.keys() if isinstance(about, dict) else set())
-        if lacking:
-            raise ArtifactError(f"{folder} is no packed artifact: it lacks {sorted(lacking)}. Save it again.")
-        plan, entries = CompressionPlan.from_json(about["plan"], folder), about["integers"]
+    packed = PackedFile(folder) if folder.is_file() else None
+    if packed is not None:
+        about, plan = read_header(packed)
     else:
-        about = verify_artifact(folder)
-        values, plan, entries = _stored_values(folder, about), CompressionPlan.load(folder / PLAN), about["tensors"]
-    try:
-        example = _rebuild_inputs(about["example_inputs"])
+        about, plan = verify_artifact(folder), CompressionPlan.load(folder / PLAN)
+    module, prepared = _rebuild_module(base_model, plan, about, folder)
+    if packed is not None:
+        entries = given_tensors(prepared, about["tied"]) | about["tensors"]
+        values = packed.tensors(_forms(entries, about["tensors"].keys(), folder))
+    else:
+        entries, values = about["tensors"], _stored_values(folder, about)
+    with _damage_named(folder):
         decoded_with = parameter_names(entries)
-        values = {
-            name: _dequantized(name, entries.get(name, {}), values) for name in values if name not in decoded_with
-        }
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        values = {name: _dequantized(name, entries[name], values) for name in values if name not in decoded_with}
+    _fill(module, values, about["tied"], folder)
+    return module.eval()
+
+
+def _rebuild_module(
+    base_model: nn.Module, plan: CompressionPlan, about: Mapping[str, Any], folder: Path
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """`(module, prepared)`: what the plan makes of the base model, whose values are still to be filled in.
+
+    The second has stored formats too: what was saved. The first has plain weights in their place.
+    """
+    with _damage_named(folder):
+        example, quantized = rebuild_inputs(about["example_inputs"]), about["quantized"]
+        options = (quantized["activations"], quantized["reduce_range"]) if quantized else None
+    module, formats = factorize_plan(apply_plan(base_model, plan, example), plan), part_formats(plan)
+    if options or not set(norm_names(module)) <= set(about["norms"]):
+        module = fold_batch_norm(module, example, keep=frozenset(about["norms"]))
+    layers = tied_layers(module)
+    module = insert_fake_quantizers(module, formats, *options) if options else module
+    if not about["formatted"]:
+        return module, module
+    prepared = copy_traced(module)
+    with torch.no_grad():
+        for value in prepared.parameters():
+            value.fill_(1.0)
+    insert_stored_formats(prepared, layers, formats, MinMaxQuantizer(), on_integers=bool(options))
+    return module, prepared
+
+
+@contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, ArtifactError):
             raise
         raise ArtifactError(f"{folder} is damaged ({type(error).__name__}: {error}). Save it again.") from error
-    module = apply_plan(base_model, plan, example)
-    quantized = about["quantized"]
-    own = _named_values(module)
-    if quantized or any(name not in values for name in own):
-        module = fold_batch_norm(module, example, keep=frozenset(values))
-    if quantized:
-        module = insert_fake_quantizers(
-            module, plan.layer_formats, quantized["activations"], reduce_range=quantized["reduce_range"]
-        )
-    _fill(module, values, about["tied"], folder)
-    return module.eval()
+
+
+def _forms(entries: Mapping[str, Any], told: Collection[str], folder: Path) -> dict[str, TensorForm]:
+    """The forms of all tensors, of which the file itself told some."""
+    with _damage_named(folder):
+        forms = {}
+        for name, entry in entries.items():
+            bits, shape = entry.get("bits"), tuple(map(int, entry["shape"]))
+            forms[name] = TensorForm(shape, str(entry["dtype"]) if bits is None else "int8", bits)
+        known = sum(form.size for name, form in forms.items() if name not in told)
+        if any(min(form.shape, default=0) < 0 or form.size > 2 * max(known, 2**16) for form in forms.values()):
+            raise ArtifactError(f"{folder} is damaged: a tensor has an impossible size. Save it again.")
+        return forms
 
 
 def _collect(
@@ -254,7 +300,7 @@ def _collect(
     described: dict[str, dict[str, Any]] = {}
     tied: dict[str, str] = {}
     first: dict[int, str] = {}
-    for name, value in _named_values(module).items():
+    for name, value in named_values(module).items():
         if name in masks:  # the zeros of the stored weight say as much
             continue
         if id(value) in first:
@@ -274,59 +320,16 @@ def _collect(
             continue
         entry = packed[alias]
         integers = round_weight(value, value_of(module, entry.scale), entry.largest, entry.axis)
-        bits = entry.largest.bit_length() + 1  # 7 for 8 bits of reduced range
-        stored[name] = torch.from_numpy(pack_bits(integers.cpu().numpy(), bits))
-        described[name] |= {"bits": bits, "axis": entry.axis, "scale": entry.scale}
+        described[name] |= integer_entry(entry)
+        stored[name] = torch.from_numpy(pack_bits(integers.cpu().numpy(), described[name]["bits"]))
     return stored, described, tied
-
-
-def _named_values(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, tied names included."""
-    persistent = module.state_dict().keys()
-    values = {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
-    return {name: value for name, value in values.items() if name in persistent}
-
-
-def _describe(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return {"shape": list(leaf.shape), "dtype": str(leaf.dtype).removeprefix("torch.")}
-    if leaf is None or isinstance(leaf, (bool, int, float, str)):
-        return {"value": leaf}
-    return {"items": [_describe(item) for item in pytree.tree_leaves(leaf)]}
-
-
-def _rebuild_inputs(example: Mapping[str, Any]) -> Any:
-    args = tuple(_rebuild(leaf) for leaf in example["args"])
-    kwargs = {name: _rebuild(leaf) for name, leaf in example["kwargs"]}
-    return kwargs or args
-
-
-def _rebuild(leaf: Mapping[str, Any]) -> Any:
-    """An input of the stored shape: a ramp of floats, ones of integers (a token that exists, a mask that shows all)."""
-    if "value" in leaf:
-        return leaf["value"]
-    if "items" in leaf:
-        return tuple(_rebuild(item) for item in leaf["items"])
-    dtype = getattr(torch, leaf["dtype"])
-    if dtype.is_floating_point:
-        return torch.linspace(-1.0, 1.0, int(np.prod(leaf["shape"], dtype=np.int64)), dtype=dtype).reshape(
-            leaf["shape"]
-        )
-    return torch.ones(leaf["shape"], dtype=dtype)
 
 
 def _stored_values(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors as stored; of quantised weights their integers."""
-    try:
+    with _damage_named(folder):
         stored = safetensors.torch.load((folder / WEIGHTS).read_bytes())
         return {name: _restore(name, entry, stored) for name, entry in manifest["tensors"].items()}
-    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, ArtifactError):
-            raise
-        raise ArtifactError(f"{folder} is damaged ({type(error).__name__}: {error}). Save it again.") from error
 
 
 def _restore(name: str, entry: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Tensor:
@@ -351,7 +354,7 @@ def _dequantized(name: str, entry: Mapping[str, Any], values: Mapping[str, Tenso
 
 
 def _fill(module: nn.Module, values: Mapping[str, Tensor], tied: Mapping[str, str], path: Path) -> None:
-    own = _named_values(module)
+    own = named_values(module)
     given = values.keys() | tied.keys()
     missing, extra = sorted(own.keys() - given), sorted(given - own.keys())
     if missing or extra:

@@ -15,7 +15,7 @@ import zstandard
 from compress.bit_packing import pack_bits, unpack_bits
 from compress.errors import ArtifactError, CompressError
 
-CODERS = ("range", "zstd", "none")
+STREAM_CODERS = ("range", "zstd", "none")
 _PLAIN, _RANGE, _ZSTD = 0, 1, 2
 _LEVEL = 19
 _MOST_BYTES = 2**34
@@ -27,13 +27,13 @@ def encode_integers(values: np.ndarray, bits: int, coder: str = "range") -> byte
     Args:
         values: any shape, integers in [-2^(bits-1), 2^(bits-1) - 1].
         bits: 1 to 8.
-        coder: `"range"` (smallest), `"zstd"` (fast to decode), or `"none"`.
+        coder: `"range"` (smallest), `"zstd"`, or `"none"`.
 
     Raises:
         CompressError: for an unknown coder.
     """
-    if coder not in CODERS:
-        raise CompressError(f"The 'coder' parameter of encode_integers must be one of {CODERS}. Got {coder!r}.")
+    if coder not in STREAM_CODERS:
+        raise CompressError(f"The 'coder' parameter of encode_integers must be one of {STREAM_CODERS}. Got {coder!r}.")
     flat = np.ascontiguousarray(values).reshape(-1).astype(np.int8)
     plain = bytes([_PLAIN]) + pack_bits(flat, bits).tobytes()
     if coder == "none" or not flat.size:

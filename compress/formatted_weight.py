@@ -1,13 +1,14 @@
 """Weights of a traced module that are kept in a stored format: simulated while training, decoded in the end."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
 from compress.attributes import copy_traced, sibling, value_of
-from compress.graph import is_parameter
+from compress.folding import output_axis
+from compress.graph import Layer, is_parameter
 from compress.plan import LayerFormat
 from compress.quantizer import Quantizer
 from compress.weight_format import Parameters, WeightFormat
@@ -130,6 +131,33 @@ def format_weight_(module: fx.GraphModule, name: str, formatted: FormattedWeight
             call = module.graph.call_module(holder, (node,))
         node.replace_all_uses_with(call, delete_user_cb=lambda user, call=call: user is not call)
     return holder
+
+
+def insert_stored_formats(
+    module: fx.GraphModule, layers: Sequence[Sequence[Layer]], formats: Mapping[str, LayerFormat],
+    quantizer: Quantizer, trained: bool = False, on_integers: bool = True,
+) -> None:  # fmt: skip
+    """Let layers see their weights in stored formats, in place; and masks of any format, which are the zeros now.
+
+    Args:
+        layers: those that share a weight together, from before fake-quantisers were inserted.
+        formats: layer name -> format.
+        quantizer, trained: see `FormattedWeight`.
+        on_integers: whether formats that engines compute on have fake-quantisers, and get a mask at the most.
+    """
+    for group in layers:
+        found = next((formats[layer.name] for layer in group if layer.name in formats), None)
+        if found is None:
+            continue
+        weight = module.get_parameter(group[0].weight)
+        kept = weight.detach() != 0 if found.density < 1 else None
+        found = LayerFormat(32, "float32") if found.on_integers and on_integers else found
+        if found.scheme == "float32" and kept is None:
+            continue
+        axis = min(output_axis(layer) for layer in group)
+        format_weight_(module, group[0].weight, FormattedWeight(found, weight, axis, quantizer, kept, trained))
+    module.graph.lint()
+    module.recompile()
 
 
 def bake_formats(module: fx.GraphModule) -> fx.GraphModule:

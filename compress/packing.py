@@ -1,113 +1,158 @@
 """One file that holds a whole compressed model, entropy coded.
 
-Layout of version 1: the four bytes `ALPK`; one byte, the version; four bytes, the CRC-32 of all that follows, little
-endian; the length of the header (a number of `compress.entropy_coding`); the header, JSON compressed by zlib; then the
-streams of all tensors, one after another in the order of the header. The header holds `about` (free JSON: what the
-artifact's manifest and plan say) and `tensors`: for each its name, shape, dtype, the length of its stream, and `bits`
-if it is one of integers.
+Layout of version 2: the three bytes `ALP`; one byte, the version; four bytes, the CRC-32 of all that follows, little
+endian; the length of the block (a number of `compress.entropy_coding`; 0 if nothing follows it); the block; then
+streams of `compress.entropy_coding`, one after another.
+
+The block is one arithmetic code (`compress.arithmetic_coding`, `compress.bit_model`) of, in this order: the header,
+JSON `[about, names of sets]` as text; each set of integers; 16 bits of a CRC-32 over name, shape, dtype and bits of
+every tensor; then the tensors, sorted by name: a bit that says whether the tensor follows in the block
+(`compress.context_coding`) or as a stream, and of a stream its length.
+
+Names, shapes and dtypes of the tensors are not in the file: who reads it knows them from the model (see
+`compress.artifact`), and the 16 bits tell whether they are those that were written.
 """
 
 import json
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from compress.entropy_coding import (
-    decode_bytes,
-    decode_integers,
-    encode_bytes,
-    encode_integers,
-    entropy_bits,
-    read_number,
-    write_number,
-)
+from compress.arithmetic_coding import BitDecoder, BitEncoder
+from compress.bit_model import BitModel
+from compress.context_coding import MOST_SET, code_set, code_text
+from compress.entropy_coding import read_number, write_number
 from compress.errors import ArtifactError
 from compress.files import write_atomic
+from compress.tensor_coding import CodedTensor, TensorForm, TensorReader, TensorWriter
 
-MAGIC, VERSION = b"ALPK", 1
+MAGIC, VERSION = b"ALP", 2
 _PREFIX = len(MAGIC) + 5
-_MOST_HEADER = 2**26
-
-
-@dataclass(frozen=True)
-class CodedTensor:
-    """How many bytes a tensor takes.
-
-    Attributes:
-        name: of the tensor.
-        values: how many.
-        bits: of each as stored without coding: 32 for float32, less for integers.
-        coded_bytes: of its stream.
-        entropy: of its integers, bits for each value (see `entropy_bits`); None for floats.
-    """
-
-    name: str
-    values: int
-    bits: int
-    coded_bytes: int
-    entropy: float | None
-
-    @property
-    def packed_bytes(self) -> int:
-        """Without coding and without gaps."""
-        return -(-self.values * self.bits // 8)
-
-    @property
-    def bits_per_value(self) -> float:
-        """As coded."""
-        return 8 * self.coded_bytes / max(self.values, 1)
+# Headers begin like these: a text model that has read them needs few bits for what they have in common.
+_USUAL = (
+    b'[{"inputs":[[64,3,32,32]],"bits":{"layer1.0.conv1":4,"layer1.0.conv2":4,"layer2.1.conv1":3,"linear":8},"quantized":'
+    b'{"activations":true,"reduce_range":true},"norms":["bn1.running_mean","layer1.0.bn1.running_mean"],"tied":{"'
+    b'again.weight":"fc.weight"},"tensors":{"fc1.weight":{"shape":[100,300],"dtype":"float32","bits":4,"axis":0,"scale":"'
+    b'fc1.weight_scale"}},"about":{"model":"resnet_cifar","data":"cifar10","task":"classification"}},["layer1.0.conv1:out"'
+    b',"conv1:out","fc1:out","fc2:out"]][{"inputs":[[1,1,28,28]],"bits":{"fc1":3,"fc2":4,"fc3":4},"quantized":{"'
+    b'activations":false,"reduce_range":false},"about":{"model":"lenet300","data":"mnist","task":"classification"}},["fc1:'
+    b'out","fc2:out"]][{"inputs":[[1,1,28,28]],"bits":{"conv1":4,"conv2":3,"fc1":2,"fc2":4},"quantized":{"activations":'
+    b'false,"reduce_range":true},"about":{"model":"lenet5","data":"mnist","task":"classification"}},["conv1:out",'
+    b'"conv2:out","fc1:out"]]'
+)
 
 
 def write_packed(
-    path: str | Path, tensors: Mapping[str, Tensor], bits: Mapping[str, int], about: Any, coder: str = "range"
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    bits: Mapping[str, int],
+    about: Any,
+    coder: str = "auto",
+    sets: Mapping[str, Sequence[int]] | None = None,
 ) -> list[CodedTensor]:
-    """Write the file, atomically, and tell what each tensor takes.
+    """Write the file, atomically, and tell what each tensor takes, sorted by name.
 
     Args:
-        tensors: by name; those in `bits` are int8.
+        tensors: by name; those in `bits` are int8, or uint8 where no integer is negative.
         bits: name -> bits of each integer, 1 to 8.
         about: plain JSON.
-        coder: see `encode_integers`.
+        coder: `"auto"`: in context, or the range coder where that takes fewer bytes or context would take longer than
+            about 30 seconds; `"context"`: whatever it takes; or one of `encode_integers`.
+        sets: name -> distinct non-negative integers.
 
     Raises:
         ArtifactError: if the file cannot be written. CompressError: for an unknown coder.
     """
-    entries, streams, told = [], [], []
-    for name, value in tensors.items():
-        value = value.detach().cpu().contiguous()
-        entry: dict[str, Any] = {"name": name, "shape": list(value.shape), "dtype": str(value.dtype)[6:]}
-        if name in bits:
-            integers = value.numpy()
-            stream = encode_integers(integers, bits[name], coder)
-            entry["bits"] = bits[name]
-            told.append(CodedTensor(name, value.numel(), bits[name], len(stream), entropy_bits(integers)))
-        else:
-            stream = encode_bytes(_bytes_of(value), value.element_size(), coder)
-            told.append(CodedTensor(name, value.numel(), 8 * value.element_size(), len(stream), None))
-        entries.append({**entry, "bytes": len(stream)})
-        streams.append(stream)
-    text = json.dumps({"about": about, "tensors": entries}, separators=(",", ":"), sort_keys=True, allow_nan=False)
-    header = zlib.compress(text.encode(), 9)
-    body = write_number(len(header)) + header + b"".join(streams)
+    sets = sets or {}
+    encoder = BitEncoder()
+    model = BitModel(encoder)
+    writer = TensorWriter(model, coder)
+    text = json.dumps([about, list(sets)], separators=(",", ":"), allow_nan=False)
+    code_text(model, text.encode(), _USUAL)
+    for members in sets.values():
+        code_set(model, members)
+    forms = {name: TensorForm(tuple(value.shape), str(value.dtype).removeprefix("torch."), bits.get(name))
+             for name, value in tensors.items()}  # fmt: skip
+    model.plain(_checksum(forms), 16)
+    told = [writer.write(name, tensors[name], forms[name]) for name in sorted(forms)]
+    block = encoder.finish()
+    body = write_number(len(block) if writer.streams else 0) + block + b"".join(writer.streams)
     write_atomic(
         path, lambda file: file.write(MAGIC + bytes([VERSION]) + zlib.crc32(body).to_bytes(4, "little") + body)
     )
     return told
 
 
-def read_packed(path: str | Path) -> tuple[dict[str, Tensor], Any]:
-    """The tensors (integers as int8) and the JSON that `write_packed` wrote.
+class PackedFile:
+    """A packed file whose header was read.
+
+    Attributes:
+        path: of the file.
+        about: the JSON that `write_packed` was given.
+        sets: name -> its members, sorted.
 
     Raises:
         ArtifactError: naming the file, if it is missing, of another kind or version, truncated or altered.
     """
-    path = Path(path)
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        body = _checked_body(self.path)
+        try:
+            length, place = read_number(body, 0)
+            if length > len(body) - place:
+                raise ValueError("it ends within its first block")
+            end = place + length if length else len(body)
+            self._model = BitModel(BitDecoder(body[place:end]))
+            self._streams, self._place = body[end:], 0
+            self.about, names = json.loads(code_text(self._model, b"", _USUAL))
+            self.sets = self._read_sets(names)
+            self._checksum = self._model.plain(0, 16)
+        except (ArtifactError, ValueError, TypeError, RecursionError) as error:
+            raise ArtifactError(f"{self.path} is damaged ({error}). Save the artifact again.") from None
+
+    def tensors(self, forms: Mapping[str, TensorForm]) -> dict[str, Tensor]:
+        """The tensors by name, read once; small integers as int8 or uint8.
+
+        Args:
+            forms: of all tensors that were written.
+
+        Raises:
+            ArtifactError: if these are other forms than were written, or the file is damaged.
+        """
+        if _checksum(forms) != self._checksum:
+            raise ArtifactError(
+                f"{self.path} does not fit the model that its plan gives: other names or shapes of tensors. Load it "
+                f"with the model and the version that it was saved with."
+            )
+        reader = TensorReader(self._model, self._take)
+        try:
+            found = {name: reader.read(name, forms[name]) for name in sorted(forms)}
+            if self._place != len(self._streams):
+                raise ValueError(f"{len(self._streams) - self._place} bytes are left over")
+        except (ArtifactError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
+            raise ArtifactError(f"{self.path} is damaged ({error}). Save the artifact again.") from None
+        return found
+
+    def _read_sets(self, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        found, left = {}, MOST_SET
+        for name in map(str, names):
+            found[name] = tuple(code_set(self._model, [], left))
+            left -= max(found[name], default=0) + 1
+        return found
+
+    def _take(self, length: int) -> bytes:
+        found = self._streams[self._place : self._place + length]
+        if len(found) < length:
+            raise ArtifactError("It ends within a stream.")
+        self._place += length
+        return found
+
+
+def _checked_body(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -119,37 +164,9 @@ def read_packed(path: str | Path) -> tuple[dict[str, Tensor], Any]:
     body = data[_PREFIX:]
     if zlib.crc32(body) != int.from_bytes(data[len(MAGIC) + 1 : _PREFIX], "little"):
         raise ArtifactError(f"{path} is truncated or altered (its checksum is not that of its content). Copy it again.")
-    try:
-        return _read_body(body)
-    # A header that lies about shapes may ask for more memory than there is.
-    except (ArtifactError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, MemoryError,
-            zlib.error) as error:  # fmt: skip
-        raise ArtifactError(f"{path} is damaged ({error}). Save the artifact again.") from None
+    return body
 
 
-def _read_body(body: bytes) -> tuple[dict[str, Tensor], Any]:
-    length, place = read_number(body, 0)
-    unpacker = zlib.decompressobj()
-    header = json.loads(unpacker.decompress(body[place : place + length], _MOST_HEADER))
-    place += length
-    found: dict[str, Tensor] = {}
-    for entry in header["tensors"]:
-        stream, shape = body[place : place + entry["bytes"]], tuple(map(int, entry["shape"]))
-        place += entry["bytes"]
-        if "bits" in entry:
-            found[entry["name"]] = torch.from_numpy(np.array(decode_integers(stream, int(entry["bits"]), shape)))
-            continue
-        dtype = getattr(torch, entry["dtype"])
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"{entry['dtype']!r} is no dtype")
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        raw = bytearray(decode_bytes(stream, dtype.itemsize, size))
-        value = torch.frombuffer(raw, dtype=dtype) if size else torch.empty(0, dtype=dtype)
-        found[entry["name"]] = value.reshape(shape)
-    if place != len(body):
-        raise ValueError(f"{len(body) - place} bytes are left over")
-    return found, header["about"]
-
-
-def _bytes_of(value: Tensor) -> bytes:
-    return value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+def _checksum(forms: Mapping[str, TensorForm]) -> int:
+    lines = [f"{name} {list(form.shape)} {form.dtype} {form.bits}" for name, form in sorted(forms.items())]
+    return zlib.crc32("\n".join(lines).encode()) & 0xFFFF

@@ -21,8 +21,8 @@ from compress.fake_quantization import (
     quantizes_activations,
     tied_layers,
 )
-from compress.folding import fold_batch_norm, output_axis
-from compress.formatted_weight import FormattedWeight, format_weight_
+from compress.folding import fold_batch_norm
+from compress.formatted_weight import insert_stored_formats
 from compress.graph import Layer, as_inputs, flat_inputs
 from compress.plan import CompressionPlan, LayerFormat
 from compress.quantizer import Histogram, Quantizer, affine_parameters, weight_scale
@@ -66,13 +66,11 @@ def prepare_quantized(
             channel, has the same levels with trained scales, in a stored format.
 
     Raises:
-        PlanError: for a format of an unknown layer, activation bits other than 8, or trained ranges beside them.
+        PlanError: for a format of an unknown layer, or activation bits other than 8.
         DataError: if calibration data is missing, or some value in the network is not finite.
     """
     if plan.activation_bits not in (None, 8):
         raise PlanError(f"The 'activation_bits' of a plan must be 8 or None. Got {plan.activation_bits!r}.")
-    if trained_ranges and plan.activation_bits is not None:
-        raise PlanError("Trained ranges need float activations. Set the 'activation_bits' of the plan to None.")
     if not plan.layer_formats:
         _log.warning("The plan has no layer formats: nothing is quantised.")
     activations = plan.activation_bits is not None
@@ -80,9 +78,11 @@ def prepare_quantized(
     folded = fold_batch_norm(module, batches[0] if batches else None)
     formats = part_formats(plan)
     check_formats(folded, formats)
-    on_integers = {} if trained_ranges else formats
-    prepared = insert_fake_quantizers(folded, on_integers, activations, reduce_range)
-    _insert_stored_formats(prepared, tied_layers(folded), formats, quantizer, trained_ranges)
+    computed = activations or not trained_ranges
+    prepared = insert_fake_quantizers(folded, formats if computed else {}, activations, reduce_range)
+    layers = tied_layers(folded)
+    _warn_of_unpruned(layers, folded, formats)
+    insert_stored_formats(prepared, layers, formats, quantizer, trained_ranges, on_integers=computed)
     for entry in quantized_weights(prepared):
         weight = prepared.get_parameter(entry.parameter)
         prepared.get_buffer(entry.scale).copy_(weight_scale(weight, entry.largest, quantizer, entry.axis))
@@ -96,30 +96,14 @@ def prepare_quantized(
     return prepared
 
 
-def _insert_stored_formats(
-    module: fx.GraphModule, layers: Sequence[Sequence[Layer]], formats: Mapping[str, LayerFormat],
-    quantizer: Quantizer, trained: bool,
-) -> None:  # fmt: skip
-    """Hold what fake-quantisers do not: the stored formats, and masks of any format. `layers`: those tied together."""
-    for group in layers:
-        found = next((formats[layer.name] for layer in group if layer.name in formats), None)
-        if found is None:
-            continue
-        weight = module.get_parameter(group[0].weight)
-        kept = None
-        if found.density < 1:
-            kept = weight.detach() != 0
-            share = kept.double().mean().item()
-            if share > found.density + 0.01:
-                _log.warning("Layer %r is to keep %.3g of its weights, but %.3g are not zero: it was not pruned.",
-                             group[0].name, found.density, share)  # fmt: skip
-        found = LayerFormat(32, "float32") if found.on_integers and not trained else found
-        if found.scheme == "float32" and kept is None:
-            continue
-        axis = min(output_axis(layer) for layer in group)
-        format_weight_(module, group[0].weight, FormattedWeight(found, weight, axis, quantizer, kept, trained))
-    module.graph.lint()
-    module.recompile()
+def _warn_of_unpruned(
+    layers: Sequence[Sequence[Layer]], module: fx.GraphModule, formats: Mapping[str, LayerFormat]
+) -> None:
+    for layer in (layer for group in layers for layer in group if layer.name in formats):
+        share = (module.get_parameter(layer.weight) != 0).double().mean().item()
+        if share > formats[layer.name].density + 0.01:
+            _log.warning("Layer %r is to keep %.3g of its weights, but %.3g are not zero: it was not pruned.",
+                         layer.name, formats[layer.name].density, share)  # fmt: skip
 
 
 class _Observer(fx.Interpreter):

@@ -11,22 +11,33 @@ from compress.formatted_weight import FormattedEntry, make_format
 from compress.plan import LayerFormat
 from compress.weight_rows import RowLayout
 
+_FLOATS = ("float16", "bfloat16", "float32")
+
 
 def store_weight(entry: FormattedEntry, weight: Tensor) -> tuple[Tensor, dict[str, Any]]:
     """`(values, description)`: int8 integers of `description["bits"]` bits each, from -2^(bits-1) on.
 
     Formats of floating point give their numbers as they are, with a description that holds only their dtype.
     """
-    module, symbols = entry.module, entry.module.symbols(weight).cpu().contiguous()
-    if symbols.is_floating_point():
-        return symbols, {"dtype": str(symbols.dtype).removeprefix("torch.")}
-    layer_format, bits = module.layer_format, module.format.stored_bits
+    described = describe_weight(entry)
+    symbols = entry.module.symbols(weight).cpu().contiguous()
+    if "format" not in described:
+        return symbols, described
+    return (symbols - _offset(entry.module.format.signed, described["bits"])).to(torch.int8), described
+
+
+def describe_weight(entry: FormattedEntry) -> dict[str, Any]:
+    """What the manifest says of a formatted weight beside its shape, whatever its values."""
+    module = entry.module
+    layer_format = module.layer_format
+    if layer_format.scheme in _FLOATS:
+        return {"dtype": layer_format.scheme}
     described = {
         "scheme": layer_format.scheme, "bits": layer_format.bits, "masked": module.kept is not None,
         "granularity": layer_format.granularity, "group_size": layer_format.group_size, "axis": module.layout.axis,
         "parameters": {name: f"{entry.holder}.{name}" for name in module.fitted()},
     }  # fmt: skip
-    return (symbols - _offset(module.format.signed, bits)).to(torch.int8), {"bits": bits, "format": described}
+    return {"bits": module.format.stored_bits, "format": described}
 
 
 def restore_weight(name: str, described: Mapping[str, Any], values: Mapping[str, Tensor]) -> Tensor:

@@ -1,9 +1,10 @@
 """Checks a run folder again: hashes, and metric, size and latency of its files as ONNX Runtime runs them.
 
     python -m experiments.evaluate RUN
+    python -m experiments.evaluate FILE      # a packed file: its bytes, and its error on the official test set
 
-Prints a table and ends with one line of JSON. Exit status: 0 all as the run said, 1 a file is missing or altered or a
-metric is not what the run reported.
+Prints a table (of a run) and ends with one line of JSON. Exit status: 0 all as the run said, 1 a file is missing,
+damaged or altered or a metric is not what the run reported.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from compress.artifact import PACKED, load_artifact, verify_artifact
+from compress.artifact import PACKED, verify_artifact
 from compress.errors import ArtifactError, CompressError
 from compress.files import read_json
 from compress.runtimes.onnxruntime import OnnxRuntime, measure_latency, run_onnx
@@ -28,11 +29,11 @@ from compress.task import Task
 from experiments.config import build, config_of
 from experiments.data import make_batches
 from experiments.manifest import hash_file
+from experiments.packed_evaluation import SCORING_BATCH, evaluate_file, score_packed
 from experiments.run_dir import read_manifest
 from experiments.settings import Config
 
 DENSE = "dense/model.onnx"
-_SCORING_BATCH = 250
 # Another processor sums in another order, and a few examples on the edge fall to the other side.
 _METRIC_TOLERANCE = 0.1
 
@@ -86,7 +87,7 @@ def evaluate_run(folder: str | Path, repeats: int = 100, limit: int | None = Non
     config = config_of(folder)
     data = build(config.data, "data", within="experiments.data")
     task: Task = build(config.task, "task")
-    batches = make_batches(data.test, _SCORING_BATCH, limit)
+    batches = make_batches(data.test, SCORING_BATCH, limit)
     paths = [folder / DENSE, *sorted((folder / "artifact").glob("*.onnx"))]
     missing = [path for path in paths if not path.is_file()]
     if missing or len(paths) < 2:
@@ -119,10 +120,7 @@ def _score_packed(folder: Path, config: Config, task: Task, batches: Sequence[An
     path = folder / "artifact" / PACKED
     if not path.exists():
         return None
-    module = load_artifact(path, build(config.model, "model", within="experiments.models"))
-    with torch.inference_mode():
-        outputs = torch.cat([module(*task.inputs(batch)) for batch in batches])
-    metric = float(task.score(outputs, list(batches)))
+    metric = score_packed(path, build(config.model, "model", within="experiments.models"), task, batches)
     return {"path": f"artifact/{PACKED}", "file_bytes": path.stat().st_size, "metric": metric}
 
 
@@ -132,20 +130,23 @@ def score_file(path: Path, task: Task, batches: Sequence[Any]) -> float:
     shapes = {tuple(value.shape[1:] for value in values) for values in inputs}
     if len(shapes) == 1:  # one process for all
         stacked = tuple(np.concatenate(values) for values in zip(*inputs, strict=True))
-        outputs = run_onnx(path, stacked, batch=_SCORING_BATCH)[0]
+        outputs = run_onnx(path, stacked, batch=SCORING_BATCH)[0]
     else:
         outputs = np.concatenate([run_onnx(path, values)[0] for values in inputs])
     return float(task.score(torch.from_numpy(outputs), list(batches)))
 
 
 def main() -> None:
-    """Evaluate the run folder on the command line and exit."""
-    parser = argparse.ArgumentParser(description="Check a run folder again: hashes, metrics, sizes, latency.")
-    parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument("--repeats", type=int, default=100, help="timed runs of each file")
+    """Evaluate the run folder or packed file on the command line and exit."""
+    parser = argparse.ArgumentParser(description="Check a run folder or a packed file again: hashes, metrics, sizes.")
+    parser.add_argument("run", type=Path, help="folder of a finished run, or a packed file")
+    parser.add_argument("--repeats", type=int, default=100, help="timed runs of each file of a folder")
     parser.add_argument("--limit", type=int, default=None, help="score only so many test examples")
     arguments = parser.parse_args()
     try:
+        if arguments.run.is_file():
+            sys.stdout.write(json.dumps(evaluate_file(arguments.run, arguments.limit), allow_nan=False) + "\n")
+            raise SystemExit(0)
         result = evaluate_run(arguments.run, arguments.repeats, arguments.limit)
     except CompressError as error:
         Console(stderr=True).print(f"Error: {error}", style="red", markup=False, soft_wrap=True)

@@ -5,11 +5,11 @@ from typing import Any
 
 from autolabel.active_sampling import ACTIVE
 from autolabel.sampling import STRATEGIES
-from compress.entropy_coding import CODERS
 from compress.errors import CompressError
 from compress.quantizer import WEIGHT_BITS
 from compress.recovery import STEPS
 from compress.refit import LAYER_CHOICES
+from compress.tensor_coding import CODERS
 from compress.training_settings import check_settings as check_training
 from experiments.compared_methods import methods_of
 from experiments.components import Components

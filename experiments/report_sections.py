@@ -175,7 +175,8 @@ def _packed(run: RunFiles, dense: float | None) -> str:
         f"weights.packed holds the whole compressed model in {format_bytes(size)} "
         f"({format_ratio(ratio(dense, size))} smaller than the dense file): its weights take {format_bytes(raw)} as "
         f"float32, {format_bytes(plain)} at their bits, {format_bytes(coded)} as coded ({packed['coder']}); the rest "
-        "tells shapes and names. load_artifact decodes it to the same outputs; an engine needs the ONNX file."
+        "tells the plan. load_artifact decodes it to the same outputs; an engine needs the ONNX file. Entropy: of how "
+        "often each integer occurs; a coder that sees context can go below it."
     )
     rows = [
         [tensor["name"], format_count(tensor["values"]), str(tensor["bits"]),

@@ -163,11 +163,12 @@ class QuantizeSettings:
 class ExportSettings:
     """What leaves: file formats, the tolerance against the simulation, and how latency is taken.
 
-    `coder` of `weights.packed`: `"range"` (smallest), `"zstd"` (fast to decode) or `"none"`.
+    `coder` of `weights.packed`: `"auto"` (the smallest that takes no more than about half a minute), `"context"`,
+    `"range"`, `"zstd"` or `"none"`.
     """
 
     formats: list[str] = field(default_factory=lambda: ["onnx"])
-    coder: str = "range"
+    coder: str = "auto"
     tolerance: float = 0.02
     latency_batches: list[int] = field(default_factory=lambda: [1, 64])
     latency_repeats: int = 50

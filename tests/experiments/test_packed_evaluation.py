@@ -1,0 +1,151 @@
+"""One packed file, scored from nothing but itself, the code of the model it names, and the data."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from compress.application import apply_plan
+from compress.artifact import load_artifact, pack_artifact, save_artifact
+from compress.errors import ArtifactError, CompressError
+from compress.float_rounding import round_floats_
+from compress.packing import write_packed
+from compress.plan import CompressionPlan, LayerFormat
+from compress.quantization import prepare_quantized
+from compress.quantizers.minmax import MinMaxQuantizer
+from compress.structure import find_units
+from experiments import evaluate
+from experiments.config import build
+from experiments.data import load_digits
+from experiments.models import DigitsCNN
+from experiments.packed_evaluation import evaluate_file
+
+NAMES = {"model": "digits_cnn", "data": "digits", "task": "classification"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The artifact of a narrow digits net at 3 bits, its weights as they were drawn."""
+    folder = tmp_path_factory.mktemp("artifact")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = DigitsCNN().eval()
+    x = load_digits().example_inputs()
+    units = find_units(model, x)
+    kept = {group: set(units.index[units.group == group][:6]) for group in set(units.group)}
+    removed = [unit for unit, group, index, kind in zip(units.ids, units.group, units.index, units.kind, strict=True)
+               if kind == "channel" and index not in kept[group]]  # fmt: skip
+    formats = {name: LayerFormat(3) for name in ("conv1", "conv2", "conv3", "fc1", "fc2")}
+    plan = CompressionPlan.removing(units, removed, layer_formats=formats)
+    low = prepare_quantized(apply_plan(model, plan, x), plan, [], MinMaxQuantizer())
+    save_artifact(folder, round_floats_(low), plan, x)
+    return folder
+
+
+@pytest.fixture
+def path(folder, tmp_path):
+    pack_artifact(folder, about=NAMES)
+    return (folder / "weights.packed").rename(tmp_path / "small.packed")
+
+
+@pytest.fixture(autouse=True)
+def unpacked(folder):
+    """Only one file is entered at a time."""
+    before = (folder / "manifest.json").read_text()
+    yield
+    (folder / "manifest.json").write_text(before)
+
+
+def test_bytes_and_error_on_the_test_set(path):
+    result = evaluate_file(path)
+    images, labels = load_digits().test.batch(torch.arange(len(load_digits().test)))
+    found = load_artifact(path, DigitsCNN())(images).argmax(1)
+    expected = 100 * (found != labels).double().mean().item()
+    assert result["error_percent"] == pytest.approx(expected, abs=1e-5)
+    assert result["metric"] == pytest.approx(100 - expected)
+    assert (result["metric_name"], result["model"], result["data"]) == ("accuracy_percent", "digits_cnn", "digits")
+    assert result["examples"] == len(labels)
+    assert result["file_bytes"] == path.stat().st_size < 1500
+    assert evaluate_file(path, limit=30)["examples"] == 30
+
+
+def test_a_fresh_process_needs_no_training_code(path):
+    code = (
+        "import sys; sys.argv = ['evaluate', sys.argv[1]]\n"
+        "from experiments import evaluate\n"
+        "try: evaluate.main()\n"
+        "finally: sys.stderr.write(' '.join(sorted(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line)["error_percent"] == evaluate_file(path)["error_percent"]
+    modules = set(done.stderr.split())
+    assert "experiments.packed_evaluation" in modules
+    assert not {"autolabel", "lightgbm", "wandb", "experiments.stages", "experiments.run"} & modules
+
+
+def test_a_damaged_file_ends_with_one_line(path, capsys, monkeypatch):
+    path.write_bytes(path.read_bytes()[:-7])
+    monkeypatch.setattr("sys.argv", ["evaluate", str(path)])
+    with pytest.raises(SystemExit) as exit_:
+        evaluate.main()
+    assert exit_.value.code == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "small.packed is truncated or altered" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ({}, "does not name its model"),
+        ({"model": "digits_cnn"}, "does not name its data"),
+        ({"model": "nothing"}, "'nothing', which is no file of conf/model"),
+        ({"model": "../model/digits_cnn"}, "no file of conf/model"),
+        ({"model": "digits_cnn.yaml"}, "no file of conf/model"),
+        ({"model": "digits_cnn", "data": "/etc/passwd"}, "no file of conf/data"),
+        ({"model": "digits_cnn", "data": "digits", "task": "os.system"}, "no file of conf/task"),
+        ({"model": {"_target_": "os.system"}}, "does not say what it is"),
+        (["digits_cnn"], "does not say what it is"),
+    ],
+)
+def test_what_a_file_names_must_be_there(about, words, tmp_path):
+    write_packed(tmp_path / "m.packed", {}, {}, {"inputs": [[1, 1, 8, 8]], "about": about})
+    with pytest.raises(ArtifactError, match=rf"m\.packed .*{words}"):
+        evaluate_file(tmp_path / "m.packed")
+
+
+@pytest.mark.parametrize("shape", [[1, 1, 1, 1], [3], [], [1, 9, 8, 8], [0, 1, 8, 8]])
+def test_inputs_that_do_not_fit_the_model_are_an_error_of_the_user(shape, tmp_path):
+    write_packed(tmp_path / "m.packed", {"a": torch.ones(1)}, {}, {"inputs": [shape], "about": NAMES})
+    with pytest.raises(CompressError):
+        evaluate_file(tmp_path / "m.packed")
+
+
+def test_another_metric_has_no_error(path, monkeypatch):
+    class Agreement:
+        metric_name = "agreement"
+
+        def inputs(self, batch):
+            return (batch[0],)
+
+        def score(self, outputs, batches):
+            return 12.5
+
+    def build_other(node, key, **options):
+        return Agreement() if key == "task" else build(node, key, **options)
+
+    monkeypatch.setattr("experiments.packed_evaluation.build", build_other)
+    result = evaluate_file(path)
+    assert (result["metric"], result["error_percent"], result["metric_name"]) == (12.5, None, "agreement")
+
+
+def test_the_base_model_gives_structure_only(path):
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    first = evaluate_file(path)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert evaluate_file(path) == first
