@@ -5,6 +5,7 @@ from torch import Tensor, fx, nn
 
 from compress.errors import CompressError
 from compress.fake_quantization import quantized_weights
+from compress.formatted_weight import formatted_weights
 from compress.stored_tensors import named_values
 
 # A sign and five bits of exponent, as in float16; the exponents of float32 are all allowed, packed files code them.
@@ -30,7 +31,8 @@ def round_floats_(module: nn.Module, bits: int = 16) -> nn.Module:
     if isinstance(bits, bool) or not isinstance(bits, int) or not 8 <= bits <= 16:
         raise CompressError(f"The 'bits' parameter of round_floats_ must be an int in [8, 16], or 32. Got {bits!r}.")
     entries = quantized_weights(module) if isinstance(module, fx.GraphModule) else []
-    weights = {id(value) for name, value in named_values(module).items() if name in {e.parameter for e in entries}}
+    names = {entry.parameter for entry in (*entries, *formatted_weights(module))}
+    weights = {id(value) for name, value in named_values(module).items() if name in names}
     with torch.no_grad():
         for value in named_values(module).values():
             if value.dtype.is_floating_point and id(value) not in weights:

@@ -6,9 +6,13 @@ from typing import Any
 from autolabel.active_sampling import ACTIVE
 from autolabel.sampling import STRATEGIES
 from compress.errors import CompressError
+from compress.masking import SCOPES
+from compress.plan import GRANULARITIES, SCHEME_BITS
 from compress.quantizer import WEIGHT_BITS
 from compress.recovery import STEPS
 from compress.refit import LAYER_CHOICES
+from compress.rewinding import REWINDS
+from compress.second_order_pruning import METHODS
 from compress.tensor_coding import CODERS
 from compress.training_settings import check_settings as check_training
 from experiments.compared_methods import methods_of
@@ -46,10 +50,21 @@ def check_settings(config: Config, parts: Components) -> None:
     _at_least("recovery.max_rows", recovery.max_rows, 1)
     _at_least("compare.finetune_epochs", config.compare.finetune_epochs, 0)
     _at_least("quantize.epochs", quantize.epochs, 0)
-    _one_of("quantize.bits", quantize.bits, WEIGHT_BITS)
+    _one_of("quantize.bits", quantize.bits, (*WEIGHT_BITS, 32))
     _one_of("quantize.activation_bits", [quantize.activation_bits], (None, 8))
     _one_of("export.formats", export.formats, FORMATS)
     _one_of("export.coder", [export.coder], CODERS)
+    _one_of("export.float_bits", [export.float_bits], (*range(8, 17), 32))
+    _one_of("quantize.scheme", [quantize.scheme], SCHEME_BITS)
+    _one_of("quantize.granularity", [quantize.granularity], GRANULARITIES)
+    _one_of("penalized", config.penalized, ("train", "finetune", "quantize"))
+    sparsify = config.sparsify
+    _one_of("sparsify.scope", [sparsify.scope], SCOPES)
+    _one_of("sparsify.by", [sparsify.by], ("score", "labeler"))
+    _one_of("sparsify.update", [sparsify.update], (None, *METHODS))
+    _one_of("sparsify.rewind", [sparsify.rewind], (None, *REWINDS))
+    plain = set(quantize.densities) == {1.0} and not quantize.ranks
+    _require("quantize.joint_plans", plain or not joint, "0 where densities or ranks are offered", joint)
     for batch in export.latency_batches:
         _at_least("export.latency_batches", batch, 1)
     _at_least("export.latency_repeats", export.latency_repeats, 1)

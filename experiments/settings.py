@@ -165,10 +165,14 @@ class ExportSettings:
 
     `coder` of `weights.packed`: `"auto"` (the smallest that takes no more than about half a minute), `"context"`,
     `"range"`, `"zstd"` or `"none"`.
+
+    `float_bits` below 32 round what stays float (biases, scales) to as many before the artifact is saved, see
+    `compress.round_floats_`.
     """
 
     formats: list[str] = field(default_factory=lambda: ["onnx"])
     coder: str = "auto"
+    float_bits: int = 32
     tolerance: float = 0.02
     latency_batches: list[int] = field(default_factory=lambda: [1, 64])
     latency_repeats: int = 50

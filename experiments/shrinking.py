@@ -11,6 +11,7 @@ from compress.artifact import save_artifact
 from compress.counting import count_macs
 from compress.factor_formats import factorize_plan, part_formats
 from compress.files import write_json
+from compress.float_rounding import round_floats_
 from compress.input_moments import collect_input_moments
 from compress.masking import density_of
 from compress.plan import SCHEME_BITS, CompressionPlan, LayerFormat
@@ -55,7 +56,7 @@ class Shrinking(Labelling):
             ranks = {name: LayerFormat(32, "float32", rank=f.rank) for name, f in plan.layer_formats.items() if f.rank}
             plain = replace(plan, layer_formats=ranks, activation_bits=None)
             save_artifact(self.run_dir.path / "unquantized", small, plain, self.example)
-            final = self.quantize(small, plan)
+            final = round_floats_(self.quantize(small, plan), self.config.export.float_bits)
             stages["quantized"] = self.metrics_of(final, "test")
         realised["final"] = evaluate(final, self.task, label)[1] - dense_loss
         # A new artifact has no exported files: that stage is no longer done.

@@ -19,6 +19,7 @@ from compress.finetuning import finetune_
 from compress.plan import CompressionPlan
 from experiments.comparison import Comparison
 from experiments.components import OPTIONAL
+from experiments.config_names import names_of
 from experiments.data import ShuffledBatches
 from experiments.exporting import export_run
 from experiments.placement import PlacedBatches, placed
@@ -145,6 +146,7 @@ class Experiment(Shrinking):
                 "sparsify",
                 "penalized",
                 "labeler",
+                "export",
                 *OPTIONAL,
             ),
             scratch=["checkpoint", "artifact", "unquantized"],
@@ -154,7 +156,7 @@ class Experiment(Shrinking):
             self.pack,
             inputs=["artifact/model.safetensors", "artifact/plan.json"],
             outputs=["artifact/weights.packed", "packed.json"],
-            settings=settings("export"),
+            settings=settings("export", "model", "data"),
         )
         if self.config.export.formats:
             stage(
@@ -286,7 +288,7 @@ class Experiment(Shrinking):
     def pack(self) -> None:
         """The artifact in one entropy-coded file, and what each tensor takes in it."""
         coder = self.config.export.coder
-        coded = pack_artifact(self.run_dir.path / "artifact", coder)
+        coded = pack_artifact(self.run_dir.path / "artifact", coder, names_of(self.config))
         tensors = [{**asdict(tensor), "packed_bytes": tensor.packed_bytes} for tensor in coded]
         size = (self.run_dir.path / "artifact" / PACKED).stat().st_size
         write_json(self.run_dir.file("packed.json"), {"file_bytes": size, "coder": coder, "tensors": tensors})
