@@ -16,11 +16,11 @@ from compress.structure import Structure
 
 
 def try_choice(weight: Tensor, choice: LayerChoice, quantizer: Quantizer, axis: int) -> tuple[Tensor, float]:
-    """`(values, bits)`: the weight in its shape as the choice leaves it, and bits of each of its weights as coded.
+    """`(values, bits)`: the weight in its shape as the choice leaves it, and bits of each stored weight as coded.
 
     The largest magnitudes are kept, over the whole weight; the others are zeros. Integers are coded at the entropy of
     how often each occurs, zeros included; floats take their bits and a mask. A rank replaces the weight by two factors
-    of least squared error, and each of them is stored so; their bits count for the weights that they replace.
+    of least squared error, and each of them is stored so.
 
     Args:
         weight: any float tensor of two dimensions or more.
@@ -47,7 +47,7 @@ def _store_factors(weight: Tensor, choice: LayerChoice, quantizer: Quantizer) ->
         try_choice(part, plain, quantizer, 0) for part in (factors.reduce, factors.expand)
     )
     bits = first_bits * first.numel() + second_bits * second.numel()
-    return (second.flatten(1) @ first.flatten(1)).reshape(weight.shape), bits / weight.numel()
+    return (second.flatten(1) @ first.flatten(1)).reshape(weight.shape), bits / (first.numel() + second.numel())
 
 
 def keep_largest(weight: Tensor, density: float) -> Tensor:

@@ -8,8 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.settings import Config
 
-# Where weights and data come from says nothing about the architecture.
-_ELSEWHERE = {"weights", "root", "seed"}
+# Where weights and data come from, and how training images vary, says nothing about the file.
+_ELSEWHERE = {"weights", "root", "seed", "padding", "affine"}
 
 
 def names_of(config: Config) -> dict[str, str]:

@@ -26,6 +26,7 @@ def load_mnist(
     label: int = 1000,
     validation: int = 3000,
     padding: int = 2,
+    affine: float = 0.0,
 ) -> DataSplits:
     """MNIST as `(1, 28, 28)` images in 10 classes, from `<data root>/mnist`.
 
@@ -34,6 +35,7 @@ def load_mnist(
         seed: chooses calibration, label and validation examples among the 60,000 training images.
         calibration, label, validation: number of examples of each part.
         padding: augmentation shifts training images by up to this many pixels.
+        affine: strength of distortions, see `ImagePart`.
 
     Raises:
         DataError: if a file is missing or damaged, with what to put where.
@@ -49,6 +51,7 @@ def load_mnist(
             mean=(0.1307,),
             std=(0.3081,),
             padding=padding,
+            affine=affine,
         )
         for source, images, labels in (("train", *arrays[:2]), ("test", *arrays[2:]))
     ]

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from compress.errors import DataError
 
@@ -95,6 +96,8 @@ class ImagePart:
         mean, std: per channel, on data scaled to [0, 1].
         padding: augmentation shifts each image by up to this many pixels.
         flip: augmentation mirrors every second image on average.
+        affine: augmentation turns, scales, shears and shifts each image at random: with 1 by up to 11 degrees, 12 %,
+            .2 and 2 pixels of 28, with less by as much less.
     """
 
     images: Tensor
@@ -106,6 +109,7 @@ class ImagePart:
     scale: float = 255.0
     padding: int = 0
     flip: bool = False
+    affine: float = 0.0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -114,6 +118,7 @@ class ImagePart:
         images = self.images[positions]
         if generator is not None:
             images = shift_and_flip(images, self.padding, self.flip, generator)
+            images = distort(images, self.affine, generator) if self.affine else images
         mean = torch.tensor(self.mean).view(1, -1, 1, 1)
         std = torch.tensor(self.std).view(1, -1, 1, 1)
         return (images.float() / self.scale - mean) / std, self.labels[positions]
@@ -206,6 +211,18 @@ def shift_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Ge
         mirrored = torch.rand(batch, generator=generator) < 0.5
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     return images
+
+
+def distort(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Float32 images, each turned, scaled, sheared and shifted at random; see `ImagePart`. What comes in is zero."""
+    n = len(images)
+    angle, scale, shear, *shift = (torch.rand(5, n, generator=generator) * 2 - 1) * strength
+    cos, sin = torch.cos(0.2 * angle), torch.sin(0.2 * angle)
+    scale = 1 + 0.12 * scale
+    rows = (torch.stack([cos * scale, -sin * scale + 0.2 * shear, 0.14 * shift[0]], 1),
+            torch.stack([sin * scale, cos * scale, 0.14 * shift[1]], 1))  # fmt: skip
+    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return F.grid_sample(images.float(), grid, align_corners=False)
 
 
 def carve(labels: np.ndarray, sizes: dict[str, int], seed: int) -> dict[str, np.ndarray]:
