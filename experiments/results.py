@@ -42,7 +42,7 @@ def collect_results(folder: str | Path, path: str | Path) -> int:
                 made = {"commit": manifest["code"].get("commit", ""), "versions": json.dumps(manifest["libraries"])}
                 rows.append({**made, "method": key[0], "seed": key[1], "stage": stage, "macs": result["macs"],
                              "weight_bytes": result["weight_bytes"], **result["stages"][stage]})  # fmt: skip
-    constant = {"command": _command(manifest)}
+    constant = {"command": command_of(manifest)}
     rows.sort(key=lambda row: (row["method"], row["seed"]))
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="")
@@ -70,13 +70,13 @@ def collect_table(folder: str | Path, name: str, path: str | Path) -> int:
         raise ArtifactError(f"Cannot read {folder / name}: {error.strerror or error}.") from error
     write_atomic(path, lambda file: file.write(content))
     job = {key: _nameless(value) for key, value in manifest["config"]["job"].items()}
-    made = {"command": _command(manifest), "code": manifest["code"], "libraries": manifest["libraries"], "job": job,
+    made = {"command": command_of(manifest), "code": manifest["code"], "libraries": manifest["libraries"], "job": job,
             "seed": manifest["seeds"]["seed"], "inputs_sha256": sorted(manifest["inputs"].values())}  # fmt: skip
     write_json(path.with_name("made.json"), made)
     return content.count(b"\n") - 1
 
 
-def _command(manifest: Mapping[str, Any]) -> str:
+def command_of(manifest: Mapping[str, Any]) -> str:
     """The command of a run; where it and its inputs lay says nothing to others."""
     words = shlex.split(manifest["command"])
     return shlex.join(word for word in words if not word.startswith("hydra.run.dir=") and "=/" not in word)
