@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx
 
 from autolabel.weight_cells import label_weights
@@ -12,6 +13,7 @@ from compress.counting import count_macs
 from compress.factor_formats import factorize_plan, part_formats
 from compress.files import write_json
 from compress.float_rounding import round_floats_
+from compress.folding import fold_batch_norm
 from compress.input_moments import collect_input_moments
 from compress.masking import density_of
 from compress.plan import SCHEME_BITS, CompressionPlan, LayerFormat
@@ -175,14 +177,30 @@ class Shrinking(Labelling):
     def quantize(self, small: fx.GraphModule, plan: CompressionPlan) -> fx.GraphModule:
         """The model in the plan's formats, trained on with them."""
         settings, inputs = self.config.quantize, self.recovery_inputs()
-        prepared = prepare_quantized(small, plan, inputs, self.parts.quantizer, trained_ranges=settings.trained_ranges)
-        if self.parts.rounding is not None:
-            errors = round_weights_(prepared, self.parts.rounding, inputs, seed=self.config.seed)
-            write_json(self.run_dir.file("rounding.json"), to_json([asdict(error) for error in errors]))
+        quantizer = self.parts.quantizer
+        if self.parts.rounding is not None and settings.trained_ranges:
+            small = self._rounded(small, replace(plan, activation_bits=None), inputs)
+        prepared = prepare_quantized(small, plan, inputs, quantizer, trained_ranges=settings.trained_ranges)
+        if self.parts.rounding is not None and not settings.trained_ranges:
+            self._round(prepared, inputs)
         hooks: list[TrainingHook] = self.penalties("quantize")
         path = self.run_dir.path / "checkpoint" / "quantized.safetensors"
         self.finetune(prepared, settings.epochs, settings.lr, "quantize", path, hooks=hooks)
         return prepared
+
+    def _rounded(self, small: fx.GraphModule, plan: CompressionPlan, inputs: list[Any]) -> fx.GraphModule:
+        """The model, batch norms folded, with rounded weights: where the training of their ranges begins."""
+        fixed = prepare_quantized(small, plan, inputs, self.parts.quantizer)
+        self._round(fixed, inputs)
+        folded, values = fold_batch_norm(small, inputs[0]), dict(fixed.named_parameters())
+        with torch.no_grad():
+            for name, value in folded.named_parameters():
+                value.copy_(values[name])
+        return folded
+
+    def _round(self, prepared: fx.GraphModule, inputs: list[Any]) -> None:
+        errors = round_weights_(prepared, self.parts.rounding, inputs, seed=self.config.seed)
+        write_json(self.run_dir.file("rounding.json"), to_json([asdict(error) for error in errors]))
 
     def _tell(
         self, plan: CompressionPlan, small: fx.GraphModule, stored_bytes: int, stages: dict[str, Any],
