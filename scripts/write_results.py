@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments import leaderboard, mixed_precision_page, plan_damage_page, regret_page  # noqa: E402
+from experiments import leaderboard, mixed_precision_page, plan_damage_page, records_page, regret_page  # noqa: E402
+from experiments.coded_table import CodedRow  # noqa: E402
 from experiments.figure_style import figure_style, render_file_svg  # noqa: E402
 from experiments.label_economy import EconomyRow  # noqa: E402
 from experiments.mixed_precision import AllocationRow, WidthRow  # noqa: E402
@@ -47,7 +48,14 @@ def _plan_damage() -> str:
     return plan_damage_page.write_page(read_raw(boards, DamageRow), read_raw(bank, DamageRow) if bank.exists() else [])
 
 
+def _records() -> list[CodedRow]:
+    found = (RESULTS / name / "raw.csv" for name in records_page.OTHERS)
+    return [row for path in found if path.exists() for row in read_raw(path, CodedRow)]
+
+
 def _figure(name: str) -> Figure:
+    if name == "records":
+        return records_page.draw_records(_records())
     raw = RESULTS / name / "raw.csv"
     if name == "who_predicts":
         return leaderboard.draw_plans(read_raw(raw, Row))
@@ -61,13 +69,13 @@ def _figure(name: str) -> Figure:
 # Name of the page -> its Markdown.
 pages: dict[str, Callable[[], str]] = {
     "who_predicts": _who_predicts, "no_regret": _no_regret, "mixed_precision": _mixed_precision,
-    "plan_damage": _plan_damage,
+    "plan_damage": _plan_damage, "records": lambda: records_page.write_page(_records()),
 }  # fmt: skip
 
 
 if __name__ == "__main__":
     for name, page in pages.items():
-        if (RESULTS / name / "raw.csv").exists():
+        if (RESULTS / name / "raw.csv").exists() or (name == "records" and _records()):
             (ROOT / "docs" / f"{name}.md").write_text(page(), encoding="utf-8")
             with figure_style(text_as_paths=True):
                 (ROOT / "docs" / f"{name}.svg").write_bytes(render_file_svg(_figure(name)))

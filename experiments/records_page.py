@@ -1,0 +1,105 @@
+"""The page and the figure of the smallest files: error against bytes, layer by layer, beside what others reached."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.coded_table import CodedRow
+from experiments.figure_style import MUTED, SERIES, new_figure
+
+# (bytes of the dense float32 parameters over those of the file, error in %), as the papers give them.
+OTHERS = {
+    "record_lenet300": {"Deep Compression (Han et al. 2016, arXiv:1510.00149)": (40, 1.58)},
+    "record_lenet5": {
+        "Deep Compression (Han et al. 2016, arXiv:1510.00149)": (39, 0.74),
+        "Bayesian compression (Louizos et al. 2017, arXiv:1705.08665)": (419, 1.0),
+        "Weightless (Reagen et al. 2018, arXiv:1711.04686)": (382, 1.0),
+        "MIRACLE (Havasi et al. 2019, arXiv:1810.00440), lowest error": (555, 0.69),
+        "MIRACLE, highest compression": (1110, 0.96),
+    },
+}
+# Weights that Deep Compression keeps of each layer, in %.
+_KEPT = {"record_lenet300": {"fc1": 8, "fc2": 9, "fc3": 26},
+         "record_lenet5": {"conv1": 66, "conv2": 12, "fc1": 8, "fc2": 19}}  # fmt: skip
+_TITLES = {"record_lenet300": "LeNet-300-100", "record_lenet5": "LeNet-5 (20-50-500)"}
+
+
+def write_page(rows: Sequence[CodedRow]) -> str:
+    """Markdown: of each network its files, and the layers of the one of median error."""
+    text = [
+        "# Whole networks in one small file", "",
+        "Each file holds everything that a fresh process needs beside the code of the architecture: header, symbols, "
+        "scales, biases, checksum. `python -m experiments.evaluate FILE` decodes it and scores it on the 10,000 test "
+        "images of MNIST. Drawn from `results/record_lenet300/raw.csv` and `results/record_lenet5/raw.csv`; the files "
+        "lie in `results/records/`.", "", "![Error against bytes](records.svg)", "",
+    ]  # fmt: skip
+    for name, own in _by_experiment(rows):
+        files = [row for row in own if not row.layer]
+        text += [f"## {_TITLES.get(name, name)}", "", "| file | seed | error, % | bytes | times smaller |",
+                 "|---|---|---|---|---|"]  # fmt: skip
+        for row in sorted(files, key=lambda row: row.file_bytes):
+            text.append(f"| ours | {row.seed} | {_error(row):.2f} | {row.file_bytes:,} | {_ratio(row):.0f} |")
+        if len(files) > 2:
+            errors, sizes = ([f(row) for row in files] for f in (_error, lambda row: row.file_bytes))
+            text.append(f"| **median** | | {np.median(errors):.2f} | {np.median(sizes):,.0f} | |")
+        for title, (ratio, error) in OTHERS.get(name, {}).items():
+            text.append(f"| {title} | | {error:.2f} | {files[0].dense_bytes / ratio:,.0f} | {ratio} |")
+        text += ["", f"Dense: {100 - files[0].dense_metric:.2f} % error (seed {files[0].seed}).", ""]
+        for row in sorted(files, key=lambda row: row.file_bytes):
+            text += _layers(row, own)
+    return "\n".join(text).rstrip() + "\n"
+
+
+def draw_records(rows: Sequence[CodedRow]) -> Figure:
+    """Error against bytes of the files, one panel for each network."""
+    networks = list(_by_experiment(rows))
+    figure = new_figure(3.4)
+    for axes, (name, own) in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
+        files = [row for row in own if not row.layer]
+        axes.scatter(
+            [row.file_bytes for row in files], [_error(row) for row in files], s=22, color=SERIES[0], label="ours"
+        )
+        for title, (ratio, error) in OTHERS.get(name, {}).items():
+            size = files[0].dense_bytes / ratio
+            axes.scatter([size], [error], s=22, color=MUTED, marker="x")
+            axes.annotate(
+                title.partition(" (")[0], (size, error), textcoords="offset points", xytext=(4, 4), fontsize=7
+            )
+        axes.set(xscale="log", xlabel="bytes of the file", title=_TITLES.get(name, name))
+    figure.axes[0].set_ylabel("error on the test set, %")
+    figure.axes[0].legend(frameon=False)
+    return figure
+
+
+def _layers(file: CodedRow, rows: Sequence[CodedRow]) -> list[str]:
+    own = [row for row in rows if row.layer and _key(row) == _key(file)]
+    text = [f"Layers of the file of {file.file_bytes:,} bytes (seed {file.seed}):", "",
+            "| layer | weights | kept, % | kept by Deep Compression, % | bits | bytes | bits per dense weight |",
+            "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for row in own:
+        kept, theirs = 100 * row.kept_weights / row.dense_weights, _KEPT.get(row.experiment, {}).get(row.layer, "")
+        rate = 8 * row.coded_bytes / row.dense_weights
+        text.append(f"| {row.layer} | {row.dense_weights:,} | {kept:.2f} | {theirs} | {row.bits} | {row.coded_bytes:,} "
+                    f"| {rate:.3f} |")  # fmt: skip
+    rest = file.file_bytes - sum(row.coded_bytes for row in own)
+    return [*text, f"| all else (biases, scales, header) | | | | | {rest:,} | |", ""]
+
+
+def _by_experiment(rows: Sequence[CodedRow]) -> Any:
+    ordered = sorted(rows, key=lambda row: row.experiment)
+    return [(name, list(own)) for name, own in groupby(ordered, key=lambda row: row.experiment)]
+
+
+def _key(row: CodedRow) -> tuple[Any, ...]:
+    return row.experiment, row.seed, row.file_bytes, row.command
+
+
+def _error(row: CodedRow) -> float:
+    return 100.0 - row.metric
+
+
+def _ratio(row: CodedRow) -> float:
+    return row.dense_bytes / row.file_bytes
