@@ -68,7 +68,7 @@ class Experiment(Shrinking):
             "dense",
             self.train_dense,
             outputs=[*dense, "dense.json"],
-            settings=settings("model", "data", "train", "penalty", "penalized"),
+            settings=settings("model", "data", "train", *(("penalty", "penalized") if self.penalties("train") else ())),
             scratch=["dense/checkpoint.safetensors"],
         )
         self.load_dense()
