@@ -17,9 +17,9 @@ _CACHED = 2**21
 def solve_for_mask(weight: Tensor, moment: Tensor, kept: Tensor, damping: float = 0.01) -> Tensor:
     """The weight that is zero outside a mask and whose outputs are closest to those of the given one.
 
-    All weights that stay are free, each row by itself: the sum of all updates of Optimal Brain Surgeon (Hassibi and
-    Stork 1992) for this mask in any order, and the least-squares refit on the inputs that stay. Costs n_inputs^3 for
-    each row.
+    All weights that stay are free, each row by itself: the sum of all updates for this mask in any order, and the
+    least-squares refit on the inputs that stay. Costs n_inputs^3 for each row. (Hassibi and Stork 1992, "Second order
+    derivatives for network pruning: Optimal Brain Surgeon", NIPS.)
 
     Args:
         weight: `(..., out_ch, n_inputs)`.

@@ -29,6 +29,8 @@ _PATTERN = re.compile(r"unstructured|channel|[1-9]\d*:[1-9]\d*|block[1-9]\d*x[1-
 class LayerFormat:
     """How the weight of one layer is stored.
 
+    (Of granularities: Krishnamoorthi 2018, "Quantizing deep convolutional networks", arXiv:1806.08342.)
+
     Attributes:
         bits: bits per weight: 1 to 8; of `"power_of_two"` 2 to 8, of `"ternary"` 2, of `"binary"` 1, of the halves 16,
             of `"float32"` (for a density or a rank alone) 32.

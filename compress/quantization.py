@@ -46,7 +46,8 @@ def prepare_quantized(
     fixed here; the gradient passes straight through (clipped values get none). Activations are rounded to 256 levels
     with ranges fixed here: the input of every quantised conv and linear, and all edges between ops that an engine can
     compute on integers; residual streams that end in a float operation (layer norm) stay float. Transposed convs and
-    embeddings keep float activations.
+    embeddings keep float activations. (Jacob et al. 2018, "Quantization and Training of Neural Networks", CVPR,
+    arXiv:1712.05877.)
 
     Formats that engines do not compute on (`LayerFormat.on_integers`) are stored ones, see `compress.formatted_weight`:
     their layers compute on decoded weights, keep float activations, and leave in float weights. A layer of density

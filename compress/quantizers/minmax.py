@@ -6,7 +6,10 @@ from compress.quantizer import Histogram, row_ends
 
 
 class MinMaxQuantizer:
-    """The smallest and the largest value are the ends of the range: no clipping, the coarsest rounding."""
+    """The smallest and the largest value are the ends of the range: no clipping, the coarsest rounding.
+
+    (Jacob et al. 2018, "Quantization and Training of Neural Networks", CVPR, arXiv:1712.05877.)
+    """
 
     name = "minmax"
 

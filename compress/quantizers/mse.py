@@ -13,6 +13,8 @@ from compress.quantizer import ACTIVATION_LEVELS, Histogram, affine_parameters, 
 class MseQuantizer:
     """Searches the range on a grid between (almost) nothing and the min-max range.
 
+    (Among others Nagel et al. 2021, "A White Paper on Neural Network Quantization", arXiv:2106.08295.)
+
     Args:
         steps: grid points for each end of the range. 2 or more.
 

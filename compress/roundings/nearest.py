@@ -11,7 +11,10 @@ from compress.rounding import Grid
 
 @dataclass(frozen=True)
 class NearestRounding:
-    """The closest value of the grid, whatever the inputs: best where they are uncorrelated."""
+    """The closest value of the grid, whatever the inputs: best where they are uncorrelated.
+
+    (Jacob et al. 2018, "Quantization and Training of Neural Networks", CVPR, arXiv:1712.05877.)
+    """
 
     name: ClassVar[str] = "nearest"
 

@@ -8,7 +8,10 @@ from compress.weight_format import Parameters, check_rows, passing, straight_thr
 
 
 class Bfloat16Format:
-    """bfloat16: 8 significant bits, the range of float32. It has no parameters."""
+    """bfloat16: 8 significant bits, the range of float32. It has no parameters.
+
+    (Kalamkar et al. 2019, "A Study of BFLOAT16 for Deep Learning Training", arXiv:1905.12322.)
+    """
 
     name = "bfloat16"
     stored_bits = 16

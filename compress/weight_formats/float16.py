@@ -8,7 +8,10 @@ from compress.weight_format import Parameters, check_rows, passing, straight_thr
 
 
 class Float16Format:
-    """IEEE 754 binary16: 11 significant bits, up to 65504; what lies beyond is clipped. It has no parameters."""
+    """IEEE 754 binary16: 11 significant bits, up to 65504; what lies beyond is clipped. It has no parameters.
+
+    (Of networks: Micikevicius et al. 2018, "Mixed Precision Training", ICLR, arXiv:1710.03740.)
+    """
 
     name = "float16"
     stored_bits = 16
