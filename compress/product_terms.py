@@ -81,10 +81,11 @@ class ProductTerms:
         """Add what one layer costs, in all its choices. Bytes are not rounded up: less, so that a bound holds."""
         prices = self._menu.prices
         made, columns = self._choices(layer)
-        product, inward, outward = (
+        product, inward, outward, fixed = (
             {name: table[name][layer, columns] / bound for name, bound in self._menu.bounds.items()}
-            for table in (prices.product, prices.inward, prices.outward)
+            for table in (prices.product, prices.inward, prices.outward, prices.fixed)
         )
+        self._charge(fixed, made)
         inputs, outputs = (self._parts(layer, side, made) for side in ("in", "out"))
         for priced, parts in ((inward, inputs), (outward, outputs)):
             for _, _, shares in parts:
@@ -192,7 +193,8 @@ def undominated(menu: Menu) -> np.ndarray:
 def _undominated(menu: Menu, choices: LayerChoices) -> np.ndarray:
     prices = menu.prices
     own = np.ix_(choices.layers, choices.columns)
-    tables = [table[name][own] for name in menu.bounds for table in (prices.product, prices.inward, prices.outward)]
+    terms = prices.product, prices.inward, prices.outward, prices.fixed
+    tables = [table[name][own] for name in menu.bounds for table in terms]
     values = np.concatenate([choices.damage[None], *tables])
     keep = np.ones(len(choices.damage), dtype=bool)
     for level in range(len(keep)):
