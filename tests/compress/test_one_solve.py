@@ -13,11 +13,12 @@ from compress.allocator import Constraints
 from compress.allocators import GreedyAllocator, KnapsackAllocator, ThresholdAllocator, UniformAllocator
 from compress.budget import Budget
 from compress.costs import CostTable
-from compress.errors import BudgetError
+from compress.errors import BudgetError, CompressError
 from compress.layer_choice import choice_of
 from compress.ledger import Ledger
 from compress.menu import open_menu
 from compress.outer_approximation import approximate
+from compress.pareto import pareto_front
 from compress.scores import Scores
 from compress.spending import settle
 from compress.strictest_plan import take_strictest
@@ -229,3 +230,70 @@ def test_any_mixture_of_bounds_is_met_or_refused(mixture):
         greedy = GreedyAllocator(always_quantize=always).allocate(units, scores, costs, possible, Constraints())
         assert plan.predicted_damage <= greedy.predicted_damage * (1 + 1e-9) + 1e-12
         assert plan.provenance["lower_bound"] <= plan.predicted_damage * (1 + 1e-9) + 1e-12
+
+
+# -- the front
+
+
+def front_case():
+    units, costs = chain([6, 8], 3, MENU)
+    return units, random_scores(units, 3, MENU), costs
+
+
+def ends(front, cost):
+    return [plan.predicted_cost[cost] for plan in front], [plan.predicted_damage for plan in front]
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_a_front_goes_from_dense_to_the_strictest_plan(cost):
+    units, scores, costs = front_case()
+    front = pareto_front(units, scores, costs, cost, points=6)
+    spent, damages = ends(front, cost)
+    assert 4 <= len(front) <= 6
+    assert front[0].remove_channels == {}
+    assert front[0].layer_formats == {}
+    assert (spent[0], damages[0]) == (pytest.approx(costs.dense[cost]), 0.0)
+    menu = open_menu(units, scores, costs, Budget(**{cost: 1.0}), Constraints())
+    strictest = Ledger(menu)
+    take_strictest(strictest)
+    assert spent[-1] == pytest.approx(strictest.exact_cost()[cost], rel=2e-4)
+    assert all(a > b for a, b in itertools.pairwise(spent))
+    assert all(a < b for a, b in itertools.pairwise(damages))
+    assert pareto_front(units, scores, costs, cost, points=6) == front
+    alone = allocate(units, scores, costs, Budget(**front[2].provenance["budget"]), allocator="knapsack")
+    assert alone == front[2]
+
+
+def test_a_front_of_given_budgets_leaves_out_what_is_beaten():
+    units, scores, costs = front_case()
+    values = np.where(units.removable[:, None], scores.values, np.nan)
+    removal = dataclasses.replace(scores, values=values)
+    # Between 0.999 and 0.9999 of the MACs there is no plan of its own: the same one comes twice.
+    front = pareto_front(units, removal, costs, "macs", budgets=(0.5, 0.9999, 0.999, 0.7))
+    spent, _ = ends(front, "macs")
+    assert len(front) == 3
+    assert [plan.provenance["budget"]["macs"] for plan in front][1:] == [0.7, 0.5]
+    assert spent[1] <= 0.7 * costs.dense["macs"]
+    with pytest.raises(BudgetError, match="Closest feasible"):
+        pareto_front(units, removal, costs, "macs", budgets=(0.5, 1e-6))
+
+
+def test_a_front_within_other_bounds():
+    units, scores, costs = front_case()
+    front = pareto_front(units, scores, costs, "coded_bytes", points=5, within=Budget(macs=0.4))
+    assert len(front) >= 3
+    assert all(plan.predicted_cost["macs"] <= 0.4 * costs.dense["macs"] for plan in front)
+    with pytest.raises(BudgetError, match="'macs'"):
+        pareto_front(units, scores, costs, within=Budget(macs=1e-6))
+
+
+def test_what_has_no_front():
+    units, scores, costs = front_case()
+    for arguments, words in (
+        ({"cost": "grams"}, "'cost'"), ({"within": Budget(coded_bytes=0.5)}, "'within' leaves free"),
+        ({"points": 1}, "'points'"),
+    ):  # fmt: skip
+        with pytest.raises(CompressError, match=words):
+            pareto_front(units, scores, costs, **arguments)
+    with pytest.raises(CompressError, match="nats"):
+        pareto_front(units, dataclasses.replace(scores, scale="order"), costs)
