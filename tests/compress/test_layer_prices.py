@@ -14,8 +14,10 @@ from compress.factor_formats import factorize_plan, part_formats
 from compress.layer_choice import LayerChoice, choice_of, useful_rank
 from compress.layer_prices import price_layers
 from compress.layer_trial import coded_bits, keep_largest
+from compress.low_rank import factorize
 from compress.plan import CompressionPlan
 from compress.quantizers.minmax import MinMaxQuantizer
+from compress.splitting import find_splits
 
 CHOICES = ("4bit", "4bit_d0.5", "16bit", "32bit_r0.5", "4bit_r0.5")
 
@@ -115,6 +117,23 @@ def test_macs_and_weights_of_ranks_are_those_of_the_divided_model(net, rank, rem
     assert predicted["macs"] == pytest.approx(count_macs(low, X), rel=1e-12)
     assert predicted["macs"] < count_macs(structure)
     assert predicted["weight_bytes"] == pytest.approx(4 * sum(p.numel() for p in low.parameters()), rel=1e-12)
+
+
+def test_the_useful_rank_is_the_last_that_saves_macs_and_weights(net):
+    structure = compress.analyze(net, X)
+    module, seen = structure.traced.module, 0
+    for name, split in find_splits(module)[0].items():
+        useful = useful_rank(split.n_weights, split.shape[0])
+        for rank, smaller in ((useful, True), (useful + 1, False)):
+            if 1 <= rank <= split.full_rank:
+                low = factorize(module, {name: rank})
+                assert (count_macs(low, X) < count_macs(structure)) == smaller
+                weights = [sum(p.numel() for p in m.parameters()) for m in (low, module)]
+                assert (weights[0] < weights[1]) == smaller
+                seen += 1
+    assert seen == 8
+    assert useful_rank(2, 1) == 0
+    assert useful_rank(0, 0) == 0
 
 
 def test_coded_bits_are_the_entropy_of_the_symbols():
