@@ -11,6 +11,7 @@ from compress.errors import ArtifactError, BudgetError, CompressError, DataError
 from compress.finetuning import finetune_
 from compress.float_rounding import round_floats_
 from compress.formatted_weight import bake_formats
+from compress.pareto import pareto_front
 from compress.plan import CompressionPlan, LayerFormat
 from compress.quantization import prepare_quantized
 from compress.recovery import recover_
@@ -48,6 +49,7 @@ __all__ = [
     "finetune_",
     "load_artifact",
     "pack_artifact",
+    "pareto_front",
     "prepare_quantized",
     "recover_",
     "round_floats_",

@@ -56,5 +56,6 @@ class Budget:
                 f"The {unknown[0]!r} parameter of Budget bounds a cost that the cost table does not hold. Give the "
                 f"table a latency table, or leave it free."
             )
-        # Costs are whole numbers but for rounding on the way, which must not decide whether a bound is met.
-        return {name: round(value * dense[name], 6) if value <= 1 else float(value) for name, value in bounds.items()}
+        # Most costs are whole numbers but for rounding on the way, which must not decide whether a bound is met.
+        shares = {name: value * dense[name] for name, value in bounds.items() if value <= 1}
+        return {n: max(shares[n], round(shares[n], 6)) if n in shares else float(bound) for n, bound in bounds.items()}

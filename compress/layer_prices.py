@@ -16,20 +16,22 @@ _ACTIVATION_BITS = 8
 
 @dataclass(frozen=True, eq=False)
 class LayerPrices:
-    """Costs of the form `product kept_in kept_out + inward kept_in + outward kept_out`, each `(n_layers, n_choices)`.
+    """Costs `product kept_in kept_out + inward kept_in + outward kept_out + fixed`, each `(n_layers, n_choices)`.
 
     A layer of one weight costs by the product; its scales and biases by the outputs; the factors of a layer of low rank
-    by the inputs and by the outputs. The bytes of packed weights are rounded up, layer by layer.
+    by the inputs and by the outputs, the scales between the two by neither. The bytes of packed weights are rounded up,
+    layer by layer.
 
     Attributes:
         choices: the columns; the first is the layer as it is, in float32.
-        product, inward, outward: name of the cost -> array.
+        product, inward, outward, fixed: name of the cost -> array.
     """
 
     choices: tuple[LayerChoice, ...]
     product: Mapping[str, np.ndarray]
     inward: Mapping[str, np.ndarray]
     outward: Mapping[str, np.ndarray]
+    fixed: Mapping[str, np.ndarray]
 
     def cost(
         self, name: str, layer: np.ndarray, kept_in: np.ndarray, kept_out: np.ndarray, choice: np.ndarray
@@ -44,7 +46,8 @@ class LayerPrices:
         weights = self.product[name][own] * kept_in * kept_out
         if name == "weight_bytes":
             weights = np.ceil(weights - 1e-6)
-        return weights + self.inward[name][own] * kept_in + self.outward[name][own] * kept_out
+        sides = self.inward[name][own] * kept_in + self.outward[name][own] * kept_out
+        return weights + sides + self.fixed[name][own]
 
     def total(self, name: str, costs: CostTable, removed: np.ndarray, choice: np.ndarray) -> float:
         """The exact cost `name` of a plan.
@@ -70,10 +73,8 @@ def price_layers(costs: CostTable, choices: Sequence[LayerChoice]) -> LayerPrice
     choices = (plain, *(choice for choice in choices if choice != plain))
     n_layers = len(costs.layer_names)
     names = tuple(costs.dense)
-    zeros = {name: np.zeros((n_layers, len(choices))) for name in names}
-    prices = LayerPrices(
-        choices, zeros, {n: v.copy() for n, v in zeros.items()}, {n: v.copy() for n, v in zeros.items()}
-    )
+    shape = n_layers, len(choices)
+    prices = LayerPrices(choices, *({name: np.zeros(shape) for name in names} for _ in range(4)))
     for column, choice in enumerate(choices):
         _price(prices, costs, column, choice)
     return prices
@@ -109,6 +110,7 @@ def _price(prices: LayerPrices, costs: CostTable, column: int, choice: LayerChoi
             prices.product[name][:, column] += rest
         else:
             prices.outward[name][:, column] += FLOAT_BYTES * floats
+            prices.fixed[name][:, column] = FLOAT_BYTES * rank if coarse else 0.0
 
 
 def _latency(costs: CostTable, choice: LayerChoice) -> np.ndarray:

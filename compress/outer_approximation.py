@@ -1,25 +1,31 @@
 """How good any plan can be at the most: a lower bound on the damage within a budget, and better plans on the way to it.
 
-A cost is a sum of products: what stays of a layer's inputs, times what stays of its outputs, times what its choice
-costs. With one 0/1 variable for every level of every item, each product is the exponential of a linear function: exact
-where the variables are whole, convex in between. So every tangent of the cost lies below it, a linear problem under
-some tangents has a damage below that of the best plan, and with more tangents it comes closer (outer approximation,
-Duran and Grossmann 1986). A solution in whole numbers that meets the bounds is the optimum.
+A cost is linear in levels but for products of two groups that meet in a layer. Their logarithm is linear, and the
+exponential is convex: every tangent of it lies below it, so a linear problem under some tangents has a damage below
+that of the best plan, and with more tangents it comes closer (outer approximation, Duran and Grossmann 1986, with a
+tangent for each choice of the layer, see `compress.product_terms`: the perspective cuts of Frangioni and Gentile
+2006). Levels that a better plan cannot have, by their reduced costs, are left out, and all begins anew with what is
+left. A solution in whole numbers that meets the bounds is the optimum.
 """
 
+import itertools
+import math
 import time
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import LinearConstraint, milp
-from scipy.sparse import csr_array
+from scipy.optimize import LinearConstraint, linprog, milp
+from scipy.sparse import vstack
 
 from compress.ledger import Ledger
+from compress.product_terms import Product, ProductTerms, Row, undominated
 from compress.spending import exceeds, settle
 
-# Of the largest coefficient: what costs nothing has no logarithm.
-_NOTHING = 1e-12
 _TIE = 1e-9
+_GRID = 4  # tangents of every product to begin with
+_CLOSE = 1e-5  # a product that its tangents give to this part needs no further one
+_SHRUNK = 0.8  # with so many levels left, all begins anew
+_INFEASIBLE = 2  # scipy's status
 
 
 @dataclass(frozen=True)
@@ -48,141 +54,133 @@ def approximate(ledger: Ledger, time_limit_s: float, gap: float, relaxed_rounds:
     """
     start, problem = time.monotonic(), _Problem(ledger)
     best, least, bound, rounds = ledger.levels(), ledger.damage(), 0.0, 0
-    problem.touch(problem.point(*best))
-    for whole in [False] * relaxed_rounds + [True] * whole_rounds:
-        left = time_limit_s - (time.monotonic() - start)
-        answer = problem.solve(whole, left, gap / 2) if left > 0 else None
+    while rounds < relaxed_rounds and least > bound * (1 + gap) + 1e-15:
+        below = problem.relax(time_limit_s - (time.monotonic() - start), least)
+        if below is None:
+            break
+        rounds, gained, bound = rounds + 1, below - bound, max(bound, below)
+        if not problem.sharpened and gained < 0.01 * (least - bound):
+            break
+    for _ in range(whole_rounds):
+        if least <= bound * (1 + gap) + 1e-15:
+            break
+        answer = problem.solve(time_limit_s - (time.monotonic() - start), gap / 2, least)
         if answer is None:
             break
-        point, below = answer
+        levels, below = answer
         rounds, bound = rounds + 1, max(bound, below)
-        if whole:
-            ledger.set_levels(*problem.levels(point))
-            settle(ledger)
-            ledger.bounds = dict(ledger.menu.bounds)
-            if not exceeds(ledger) and ledger.damage() < least * (1 - 1e-9):
-                best, least = ledger.levels(), ledger.damage()
-        if least <= bound * (1 + gap) + 1e-15 or (not problem.touch(point) and whole):
+        if levels is None:
+            break
+        ledger.set_levels(*levels)
+        settle(ledger)
+        ledger.bounds = dict(ledger.menu.bounds)
+        if not exceeds(ledger) and ledger.damage() < least * (1 - 1e-9):
+            best, least = ledger.levels(), ledger.damage()
+        if not problem.sharpened:
             break
     ledger.set_levels(*best)
-    timed_out = time.monotonic() - start >= time_limit_s
-    return Proof(min(bound, least), rounds, timed_out)
+    return Proof(min(bound, least), rounds, time.monotonic() - start >= time_limit_s)
 
 
 class _Problem:
-    """Variables are the levels of all groups, then those of all layers; `x` is `(n_variables,)`."""
+    """The menu under tangents; `sharpened` says whether the last solution got new ones."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._menu = menu = ledger.menu
         items = (*menu.groups, *menu.layers)
-        sizes = np.array([len(item.damage) for item in items])
-        self._start = np.concatenate([[0], np.cumsum(sizes)])
-        n = int(self._start[-1])
-        self._item = np.repeat(np.arange(len(items)), sizes)
-        self._level = np.concatenate([np.arange(size) for size in sizes])
         damage = np.concatenate([item.damage for item in items])
         self._scale = float(damage.max()) or 1.0
-        self._damage = damage / self._scale
-        self._one_each = csr_array((np.ones(n), (self._item, np.arange(n))), shape=(len(items), n))
-        self._terms = {name: self._products(name) for name in menu.bounds}
-        self._cuts: list[tuple[np.ndarray, float]] = []
-
-    def point(self, group_level: np.ndarray, layer_level: np.ndarray) -> np.ndarray:
-        """The variables of a plan."""
-        x = np.zeros(len(self._item))
-        x[self._start[:-1] + np.concatenate([group_level, layer_level])] = 1.0
-        return x
-
-    def levels(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`(group_level, layer_level)` of a point in whole numbers."""
-        chosen = x > 0.5
-        level = np.zeros(len(self._start) - 1, dtype=np.int64)
-        level[self._item[chosen]] = self._level[chosen]
-        return level[: len(self._menu.groups)], level[len(self._menu.groups) :]
-
-    def touch(self, x: np.ndarray) -> bool:
-        """Add the tangents of all bounds at a point; whether one of them cuts it off."""
-        cut_off = False
-        for logs, constant in self._terms.values():
-            products = np.exp(logs @ x + constant)
-            cost, slope = products.sum(), logs.T @ products
-            self._cuts.append((slope, 1.0 - cost + slope @ x))
-            cut_off |= bool(cost > 1.0 + 1e-9)
-        return cut_off
-
-    def solve(self, whole: bool, time_limit_s: float, gap: float) -> tuple[np.ndarray, float] | None:
-        """`(x, lower bound)` under the tangents so far, or None if the time was over before there was any."""
-        slopes, limits = (np.array(column) for column in zip(*self._cuts, strict=True))
+        level = np.concatenate([np.arange(len(item.damage)) for item in items])
         # Among equal damages the least removal, so that nothing goes without need.
-        price = self._damage + _TIE * self._level
+        self._price = damage / self._scale + _TIE * level
+        self._most_tie = _TIE * sum(len(item.damage) - 1 for item in items)
+        self.sharpened = True
+        self._begin(undominated(menu))
+
+    def _begin(self, allowed: np.ndarray) -> None:
+        self._allowed = allowed
+        self._terms = terms = ProductTerms(self._menu, allowed)
+        self._equal = terms.matrix(terms.equal)
+        costs = [{**row, terms.one: row.get(terms.one, 0.0) - 1.0} for row in terms.costs.values()]
+        cuts = [_tangent(p, at) for p in terms.products for at in np.linspace(max(p.low, p.high - 10), p.high, _GRID)]
+        self._below = terms.matrix([*costs, *terms.below, *cuts])
+        self._objective = np.zeros(len(terms.lower))
+        self._objective[: terms.n_levels] = self._price
+
+    def relax(self, time_limit_s: float, least: float) -> float | None:
+        """A lower bound from fractions of levels, or None if the time is over; `least` is the damage of a plan."""
+        if time_limit_s <= 0:
+            return None
+        result = linprog(
+            self._objective, A_ub=self._below, b_ub=np.zeros(self._below.shape[0]), A_eq=self._equal,
+            b_eq=np.zeros(self._equal.shape[0]), bounds=np.array([self._terms.lower, self._terms.upper]).T,
+            method="highs", options={"time_limit": time_limit_s},
+        )  # fmt: skip
+        if result.status == _INFEASIBLE:
+            return least
+        if result.status != 0:
+            return None
+        below = self._damage(result.fun)
+        n = self._terms.n_levels
+        reach = result.fun + np.maximum(result.lower.marginals[:n], 0.0)
+        worth = self._allowed & (reach <= least / self._scale + self._most_tie + 1e-7)
+        self.sharpened = self._sharpen(result.x)
+        if worth.sum() < _SHRUNK * self._allowed.sum():
+            self.sharpened = True
+            self._begin(worth)
+        return below
+
+    def solve(self, time_limit_s: float, gap: float, least: float) -> tuple[tuple | None, float] | None:
+        """`(levels or None, lower bound)` in whole numbers, or None if the time was over before there were any."""
+        if time_limit_s <= 0:
+            return None
+        terms = self._terms
+        whole = np.arange(len(self._objective)) < terms.n_levels
         result = milp(
-            price, integrality=np.full(len(price), int(whole)), bounds=(0, 1),
-            constraints=[LinearConstraint(self._one_each, 1, 1), LinearConstraint(slopes, -np.inf, limits)],
+            self._objective, integrality=whole.astype(int), bounds=(terms.lower, terms.upper),
+            constraints=[LinearConstraint(self._equal, 0, 0), LinearConstraint(self._below, -np.inf, 0)],
             options={"time_limit": time_limit_s, "mip_rel_gap": gap},
         )  # fmt: skip
+        if result.status == _INFEASIBLE:
+            return None, least
         if result.x is None:
             return None
-        below = result.mip_dual_bound if whole and result.mip_dual_bound is not None else result.fun
-        most_tie = _TIE * float(self._level.max(initial=0)) * (len(self._start) - 1)
-        return result.x, max(0.0, (below - most_tie) * self._scale)
+        below = result.fun if result.mip_dual_bound is None else result.mip_dual_bound
+        self.sharpened = self._sharpen(result.x)
+        return self._levels(result.x), self._damage(below)
 
-    def _products(self, name: str) -> tuple[csr_array, np.ndarray]:
-        """`(logs, constant)`: the cost as a fraction of its bound is the sum of `exp(logs @ x + constant)`.
+    def _damage(self, objective: float) -> float:
+        return max(0.0, (objective - self._most_tie) * self._scale)
 
-        Bytes that are rounded up, layer by layer, are taken without rounding: less, so that the bound holds.
-        """
-        menu, prices = self._menu, self._menu.prices
-        option = {int(row): i for i, choices in enumerate(menu.layers) for row in choices.layers}
-        rows: list[dict[int, float]] = []
-        constants: list[float] = []
-        for layer in range(len(menu.costs.layer_names)):
-            kept_in, kept_out = self._kept(layer, "in"), self._kept(layer, "out")
-            for table, factors in (
-                (prices.product[name], [(a, b) for a in kept_in for b in kept_out]),
-                (prices.inward[name], [(a,) for a in kept_in]),
-                (prices.outward[name], [(b,) for b in kept_out]),
-            ):
-                own = self._factor(layer, table, option)
-                if own is None:
-                    continue
-                for parts in factors:
-                    row: dict[int, float] = {}
-                    constant = -np.log(menu.bounds[name])
-                    for logs, level in (own, *parts):
-                        constant += level
-                        for variable, value in logs.items():
-                            row[variable] = row.get(variable, 0.0) + value
-                    rows.append(row)
-                    constants.append(constant)
-        where = [(r, v, value) for r, row in enumerate(rows) for v, value in row.items()]
-        r, v, value = (np.array(column) for column in zip(*where, strict=True)) if where else (np.empty(0, int),) * 3
-        return csr_array((value, (r, v)), shape=(len(rows), len(self._item))), np.array(constants)
+    def _levels(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`(group_level, layer_level)` of a point in whole numbers."""
+        start = self._terms.start
+        level = np.array([int(np.argmax(x[a:b])) for a, b in itertools.pairwise(start)], dtype=np.int64)
+        return level[: len(self._menu.groups)], level[len(self._menu.groups) :]
 
-    def _factor(self, layer: int, table: np.ndarray, option: dict[int, int]) -> tuple[dict[int, float], float] | None:
-        """Logarithms of what the layer's choice multiplies a product with; None if it is nothing in any choice."""
-        if layer not in option:
-            return ({}, float(np.log(table[layer, 0]))) if table[layer, 0] > 0 else None
-        choices = self._menu.layers[option[layer]]
-        values = table[layer, choices.columns]
-        if not values.max() > 0:
-            return None
-        start = self._start[len(self._menu.groups) + option[layer]]
-        logs = np.log(np.maximum(values, _NOTHING * values.max()))
-        return {int(start + level): float(log) for level, log in enumerate(logs)}, 0.0
+    def _sharpen(self, x: np.ndarray) -> bool:
+        """Add a tangent for every product that the point takes for less than it is; whether there was one."""
+        rows = []
+        for product in self._terms.products:
+            made = _value(product.made, x)
+            if made > 1e-6:
+                at = min(max(_value(product.log, x) / made, product.low), product.high)
+                if x[product.value] < made * math.exp(at) * (1 - _CLOSE):
+                    rows.append(_tangent(product, at))
+        if rows:
+            self._below = vstack([self._below, self._terms.matrix(rows)], format="csr")
+        return bool(rows)
 
-    def _kept(self, layer: int, side: str) -> list[tuple[dict[int, float], float]]:
-        """What stays of a layer's inputs or outputs as a sum of parts: one for each group, one for what never goes."""
-        menu = self._menu
-        share = (menu.costs.in_share if side == "in" else menu.costs.out_share)[layer][menu.columns]
-        parts, rest = [], 1.0
-        for index, choices in enumerate(menu.groups):
-            place = np.flatnonzero(choices.layers == layer)
-            if not len(place):
-                continue
-            gone = (choices.in_gone if side == "in" else choices.out_gone)[:, place[0]]
-            whole = float(share[menu.units.group == choices.name].sum())
-            if gone.any():
-                rest -= whole
-                logs = np.log(np.maximum(whole - gone, _NOTHING))
-                parts.append(({int(self._start[index] + i): float(log) for i, log in enumerate(logs)}, 0.0))
-        return [*parts, ({}, float(np.log(rest)))] if rest > 1e-9 else parts
+
+def _value(row: Row, x: np.ndarray) -> float:
+    return sum(float(x[column]) * factor for column, factor in row.items())
+
+
+def _tangent(product: Product, at: float) -> Row:
+    """`made * exp(log / made) <= value`, made linear where the logarithm is `at`."""
+    slope = math.exp(at)
+    row = {column: slope * value for column, value in product.log.items()}
+    for column, value in product.made.items():
+        row[column] = row.get(column, 0.0) + slope * (1.0 - at) * value
+    row[product.value] = row.get(product.value, 0.0) - 1.0
+    return row

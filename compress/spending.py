@@ -15,6 +15,7 @@ from compress.ledger import Ledger, Savings
 from compress.menu import Menu
 from compress.plan import CompressionPlan, LayerFormat
 from compress.quantizer import FLOAT_BITS
+from compress.strictest_plan import take_strictest
 
 CLOSE = 0.99  # a bound counts as spent from this fraction on
 _FREE = 1e-12  # damage that is counted for a harmless step, as a fraction of all damage on the menu
@@ -27,21 +28,6 @@ def require_nats(menu: Menu, allocator: str) -> None:
             f"The scores are an order within each group, and the allocator '{allocator}' adds them over groups. "
             "Use the allocator 'uniform', or scores whose scale is 'nats'."
         )
-
-
-def take_strictest(ledger: Ledger) -> None:
-    """Take the smallest choice everywhere. No plan of the menu costs less in a single bound.
-
-    Where choices of a layer are cheap in different bounds (ranks save MACs, bits save bytes), it takes those whose
-    fractions of the bounds add up to the least.
-    """
-    for group, choices in enumerate(ledger.menu.groups):
-        ledger.set_group(group, len(choices.removed) - 1)
-    layer, level, _, saved = ledger.formats()
-    for index in range(len(ledger.menu.layers)):
-        rows = np.flatnonzero(layer == index)
-        gain = sum((saved[name][rows] / bound for name, bound in ledger.bounds.items()), np.zeros(len(rows)))
-        ledger.set_layer(index, int(level[rows[np.argmax(gain)]]))
 
 
 def feasible_budget(menu: Menu, budget: Budget) -> Budget:
@@ -71,7 +57,7 @@ def require_feasible(menu: Menu, budget: Budget, constraints: Constraints) -> No
     dense = menu.costs.dense
     lines = [
         f"The '{name}' parameter of Budget cannot be met: {getattr(budget, name)!r} allows {bound:,.0f} of "
-        f"{dense[name]:,.0f}, and the strictest plan under the constraints needs {least[name]:,.0f} "
+        f"{dense[name]:,.0f}, and the closest plan under the constraints needs {least[name]:,.0f} "
         f"({least[name] / dense[name]:.4f} of dense)."
         for name, bound in menu.bounds.items()
         if least[name] > bound

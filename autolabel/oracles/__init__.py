@@ -2,8 +2,7 @@
 
 from autolabel.oracles.context import ContextOracle
 from autolabel.oracles.layer_choice import LayerChoiceOracle
-from autolabel.oracles.rank import RankOracle
 from autolabel.oracles.removal import RemovalOracle
 from autolabel.oracles.repaired import RepairedOracle
 
-__all__ = ["ContextOracle", "LayerChoiceOracle", "RankOracle", "RemovalOracle", "RepairedOracle"]
+__all__ = ["ContextOracle", "LayerChoiceOracle", "RemovalOracle", "RepairedOracle"]

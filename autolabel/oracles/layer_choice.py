@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from torch import Tensor
 
 from autolabel.oracle import Measurement, Moments
 from compress.attributes import value_of
 from compress.errors import CompressError
+from compress.input_moments import collect_input_moments
 from compress.layer_choice import LayerChoice, useful_rank
-from compress.layer_trial import try_choice
+from compress.layer_trial import try_choices
 from compress.quantizer import OUTPUT_AXIS, WEIGHT_BITS, Quantizer
 from compress.quantizers.mse import MseQuantizer
 from compress.replay import Replay
@@ -19,14 +21,15 @@ from compress.structure import Structure
 class LayerChoiceOracle:
     """Stores the weight of one layer otherwise and measures the increase of the loss (sensitivity, but measured).
 
-    Choices are every width alone, with every density (the largest magnitudes stay) and with every rank (a truncated
-    singular value decomposition); names as in `compress.layer_choice`.
+    Choices are every width alone, with every density (the largest magnitudes stay) and with every rank (two factors);
+    names as in `compress.layer_choice`.
 
     Args:
         bits: the widths to measure; 32 is float32, which makes sense with a density or a rank.
         quantizer: who chooses the scales; the one that will quantise the model.
         densities: fractions of the weights that stay, in (0, 1].
         ranks: fractions of the useful rank, in (0, 1), for layers whose weight two factors can replace.
+        activation_aware: the factors come closest in outputs on the replay's examples, not in weights.
 
     Raises:
         CompressError: for a number out of range.
@@ -41,6 +44,7 @@ class LayerChoiceOracle:
         quantizer: Quantizer | None = None,
         densities: Sequence[float] = (1.0,),
         ranks: Sequence[float] = (),
+        activation_aware: bool = True,
     ) -> None:
         self.bits, self.densities, self.ranks = tuple(bits), tuple(densities), tuple(ranks)
         for name, values, top in (("densities", self.densities, 1.0), ("ranks", self.ranks, 0.999)):
@@ -53,23 +57,37 @@ class LayerChoiceOracle:
         self.layer_choices = tuple(choice for choice in found if choice != LayerChoice())
         self.choices = tuple(choice.name for choice in self.layer_choices)
         self.quantizer = quantizer or MseQuantizer()
+        self.activation_aware = activation_aware
 
     def measure(self, structure: Structure, replay: Replay, rows: np.ndarray) -> Iterator[Measurement]:
         """One measurement per row and choice."""
         layers = {layer.name: layer for layer in structure.traced.layers()}
-        able, _ = find_splits(structure.traced.module, "channel") if self.ranks else ({}, ())
-        for row in rows:
-            layer = layers[structure.units.ids[row]]
-            suffix = replay.layer_suffix(layer.name)
+        names = [structure.units.ids[row] for row in rows]
+        able, second = self._prepare_ranks(structure, replay, names)
+        for name in names:
+            layer, suffix = layers[name], replay.layer_suffix(name)
             replay.forget()
             replay.keep([suffix])
             weight = value_of(structure.traced.module, layer.weight).detach()
-            for choice in self.layer_choices:
-                if choice.rank and not (layer.name in able and useful_rank(weight.numel(), len(weight))):
-                    continue
-                stored, _ = try_choice(weight, choice, self.quantizer, OUTPUT_AXIS[layer.kind])
+            choices = [choice for choice in self.layer_choices if choice.rank is None or name in able]
+            tried = try_choices(weight, choices, self.quantizer, OUTPUT_AXIS[layer.kind], second.get(name))
+            for choice, (stored, _) in zip(choices, tried, strict=True):
                 moments = Moments()
                 for number in range(len(replay.batches)):
                     moments.add(replay.layer_losses(suffix, stored, number)[0] - replay.dense[number])
-                yield Measurement(layer.name, choice.name, moments.mean, moments.std_err, moments.n,
+                yield Measurement(name, choice.name, moments.mean, moments.std_err, moments.n,
                                   suffix.macs * moments.n, replay.full_macs * replay.n_examples)  # fmt: skip
+
+    def _prepare_ranks(
+        self, structure: Structure, replay: Replay, names: Sequence[str]
+    ) -> tuple[set[str], dict[str, Tensor]]:
+        """`(layers that some rank makes smaller, second moments of their inputs)`."""
+        if not self.ranks:
+            return set(), {}
+        module = structure.traced.module
+        splits, _ = find_splits(module, "channel")
+        able = {name for name in names if name in splits and useful_rank(splits[name].n_weights, splits[name].shape[0])}
+        if not able or not self.activation_aware:
+            return able, {}
+        replay.forward_macs += replay.full_macs * replay.n_examples
+        return able, collect_input_moments(module, [replay.task.inputs(batch) for batch in replay.batches], able)

@@ -11,7 +11,8 @@ from compress.ledger import Ledger
 from compress.menu import open_menu
 from compress.plan import CompressionPlan
 from compress.scores import Scores
-from compress.spending import exceeds, require_feasible, take_strictest, write_plan
+from compress.spending import exceeds, require_feasible, write_plan
+from compress.strictest_plan import take_strictest
 from compress.units import UnitTable
 
 

@@ -1,0 +1,112 @@
+"""The measured damage of a layer's choice is that of the model that is divided, pruned and quantised so."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from autolabel.measuring import measure
+from autolabel.oracles import LayerChoiceOracle
+from compress.errors import CompressError
+from compress.factor_formats import factorize_plan
+from compress.input_moments import collect_input_moments
+from compress.layer_choice import choice_of
+from compress.layer_trial import coded_bits, keep_largest, try_choices
+from compress.plan import CompressionPlan, LayerFormat
+from compress.quantization import prepare_quantized
+from compress.quantizers.minmax import MinMaxQuantizer
+from compress.structure import analyze
+from compress.task import ClassificationTask
+
+TASK = ClassificationTask()
+
+
+@pytest.fixture(name="case", scope="module")
+def a_net_and_batches():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU(),
+            nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4)).eval()  # fmt: skip
+        batches = [(torch.randn(n, 2, 6, 6), torch.randint(0, 4, (n,))) for n in (10, 6)]
+    return analyze(model, batches[0][0]), batches
+
+
+def mean_loss(module, batches):
+    with torch.no_grad():
+        return float(torch.cat([TASK.loss(module(x), (x, y)) for x, y in batches]).double().mean())
+
+
+def stored(module, name, choice, second):
+    """The module with one layer as the choice leaves it, by the road that a plan takes."""
+    weight = module.get_parameter(f"{name}.weight")
+    rank = choice.rank_of(weight.numel(), weight.shape[0])
+    scheme = "float32" if choice.bits == 32 else "symmetric"
+    plan = CompressionPlan(layer_formats={name: LayerFormat(choice.bits, scheme, density=choice.density, rank=rank)})
+    low = factorize_plan(module, plan, second)
+    return low if choice.bits == 32 else prepare_quantized(low, plan, [], MinMaxQuantizer(), reduce_range=False)
+
+
+@pytest.mark.parametrize("aware", [True, False])
+def test_the_damage_of_a_rank_is_that_of_the_divided_model(case, aware):
+    structure, batches = case
+    oracle = LayerChoiceOracle((32, 4), MinMaxQuantizer(), ranks=(0.7, 0.4), activation_aware=aware)
+    labels = measure(structure, None, TASK, batches, oracle)
+    assert labels.choices == ("4bit", "32bit_r0.7", "32bit_r0.4", "4bit_r0.7", "4bit_r0.4")
+    module = structure.traced.module
+    second = collect_input_moments(module, [(x,) for x, _ in batches]) if aware else None
+    for row, name in enumerate(labels.unit_ids):
+        for column, choice in enumerate(labels.choices):
+            if name in ("0", "4", "7"):
+                low = stored(module, name, choice_of(choice), second)
+                expected = mean_loss(low, batches) - mean_loss(module, batches)
+                assert abs(expected) > 1e-6
+                assert labels.damage[row, column] == pytest.approx(expected, abs=1e-6)
+            elif name != "2" or "_r" in choice:
+                assert np.isnan(labels.damage[row, column]), "no label where nothing can be divided"
+            else:
+                assert np.isfinite(labels.damage[row, column])
+
+
+def test_knowing_the_inputs_is_worth_it(case):
+    structure, batches = case
+    module = structure.traced.module
+    x = torch.cat([x for x, _ in batches])
+    second = collect_input_moments(module, [(x * torch.tensor([1.0, 0.01]).reshape(1, 2, 1, 1),)], ["0"])["0"]
+    weight = module.get_parameter("0.weight").detach()
+    choice = choice_of("32bit_r0.4")
+    (plain, _), (aware, _) = (next(try_choices(weight, [choice], MinMaxQuantizer(), 0, s)) for s in (None, second))
+
+    def errors(values):
+        gap = (values - weight).flatten(1).double()
+        return float((gap @ second * gap).sum()), float(gap.square().sum())
+
+    assert errors(aware)[0] < 0.8 * errors(plain)[0]
+    assert errors(aware)[1] > errors(plain)[1]
+
+
+def test_choices_tried_together_are_those_tried_alone(case):
+    structure, batches = case
+    second = collect_input_moments(structure.traced.module, [(x,) for x, _ in batches])
+    choices = [choice_of(name) for name in ("4bit_r0.7", "8bit_d0.5", "32bit_r0.4", "2bit", "4bit_r0.4")]
+    weight = structure.traced.module.get_parameter("4.weight").detach()
+    together = list(try_choices(weight, choices, MinMaxQuantizer(), 0, second["4"]))
+    for choice, (values, bits) in zip(choices, together, strict=True):
+        ((alone, same),) = try_choices(weight, [choice], MinMaxQuantizer(), 0, second["4"])
+        assert torch.equal(values, alone)
+        assert bits == same
+        found = coded_bits(structure, [choice], MinMaxQuantizer(), ["4", "no layer"], second)
+        np.testing.assert_array_equal(found[choice.name], [bits, choice.bits_per_weight])
+
+
+def test_the_largest_weights_stay():
+    weight = torch.tensor([[3.0, -4, 1], [2, -1, 0.5]])
+    assert keep_largest(weight, 0.5).tolist() == [[3, -4, 0], [2, 0, 0]]
+    assert keep_largest(weight, 0.01).tolist() == [[0, -4, 0], [0, 0, 0]], "one stays"
+    assert keep_largest(weight, 1.0) is not weight
+
+
+@pytest.mark.parametrize("setting", [{"ranks": (1.0,)}, {"ranks": (0.0,)}, {"densities": (1.5,)}])
+def test_numbers_out_of_range_are_refused_at_once(setting):
+    with pytest.raises(CompressError, match=next(iter(setting))):
+        LayerChoiceOracle(**setting)

@@ -1,0 +1,172 @@
+"""Prices of a layer's choices: by hand, and against what divided, coded and packed layers really take."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import compress
+from compress.counting import count_macs
+from compress.errors import CompressError
+from compress.factor_formats import factorize_plan, part_formats
+from compress.layer_choice import LayerChoice, choice_of, useful_rank
+from compress.layer_prices import price_layers
+from compress.layer_trial import coded_bits, keep_largest
+from compress.low_rank import factorize
+from compress.plan import CompressionPlan
+from compress.quantizers.minmax import MinMaxQuantizer
+from compress.splitting import find_splits
+
+CHOICES = ("4bit", "4bit_d0.5", "16bit", "32bit_r0.5", "4bit_r0.5")
+
+
+def one_layer(**more):
+    """6 inputs, 10 outputs, 5 positions: 60 weights, 10 biases, 300 MACs."""
+    empty, nothing = np.empty((0, 1)), np.empty((1, 0))
+    numbers = [np.array([value]) for value in (300.0, 60.0, 10.0, 10.0)]
+    return compress.costs.CostTable((), ("removed",), empty, empty, ("fc",), *numbers, nothing, nothing,
+                                    np.array([-1]), **more)  # fmt: skip
+
+
+def cost(costs, choice, name, kept_in=0.5, kept_out=0.4):
+    prices = price_layers(costs, [choice_of(choice)])
+    column = prices.choices.index(choice_of(choice))
+    (found,) = prices.cost(name, np.array([0]), np.array([kept_in]), np.array([kept_out]), np.array([column]))
+    return pytest.approx(found, abs=1e-9)
+
+
+def test_prices_by_hand():
+    costs = one_layer()
+    # A fifth of the weights stays, and 4 of the 10 outputs with a bias each, and with a scale each below 16 bits.
+    for choice, macs, weight_bytes, coded_bytes, bits in (
+        ("32bit", 60, 4 * 12 + 16, 4 * 12 + 16, 32 * 32),
+        ("16bit", 60, 2 * 12 + 32, 2 * 12 + 32, 16 * 8),
+        ("4bit", 60, 6 + 32, 6 + 32, 4 * 8),
+        # Half of the weights and a mask of one bit each: 3 bits.
+        ("4bit_d0.5", 60, 6 + 32, 12 * 3 / 8 + 32, 4 * 8),
+    ):
+        assert cost(costs, choice, "macs") == macs
+        assert cost(costs, choice, "weight_bytes") == weight_bytes
+        assert cost(costs, choice, "coded_bytes") == coded_bytes
+        assert cost(costs, choice, "bit_operations") == macs * bits
+
+
+def test_prices_of_ranks_by_hand():
+    costs = one_layer()
+    assert useful_rank(60, 10) == 3  # 3 * (6 + 10) = 48 < 60 <= 4 * 16
+    assert LayerChoice(rank=0.5).rank_of(60, 10) == 1
+    # One channel between 3 of 6 inputs and 4 of 10 outputs, at 5 positions.
+    assert cost(costs, "32bit_r0.5", "macs") == 5 * (3 + 4)
+    assert cost(costs, "32bit_r0.5", "weight_bytes") == 4 * (3 + 4) + 16
+    assert cost(costs, "4bit_r0.5", "coded_bytes") == (3 + 4) * 4 / 8 + 32 + 4  # and a scale between the two
+    assert cost(costs, "4bit_r0.5", "bit_operations") == 5 * (3 + 4) * 4 * 8
+
+
+def test_coded_bits_and_latencies_are_those_of_the_tables():
+    costs = one_layer(coded_bits={"4bit": np.array([2.5])}, latency_ms={"32bit": np.array([3.0]),
+                                                                        "4bit": np.array([1.0])})  # fmt: skip
+    assert cost(costs, "4bit", "coded_bytes") == 12 * 2.5 / 8 + 32
+    assert cost(costs, "4bit", "weight_bytes") == 6 + 32
+    assert cost(costs, "4bit", "latency_ms") == 0.2
+    assert costs.dense["latency_ms"] == 3.0
+    with pytest.raises(CompressError, match="'8bit'"):
+        price_layers(costs, [LayerChoice(8)])
+
+
+@pytest.fixture(name="net", scope="module")
+def a_conv_net():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2), nn.ReLU(),
+                             nn.Flatten(), nn.Linear(32 * 9, 80), nn.ReLU(), nn.Linear(80, 10)).eval()  # fmt: skip
+
+
+X = torch.zeros(1, 3, 8, 8)
+
+
+def planned(net, choices, removed=()):
+    """`(structure, prices' costs by name, plan)` when the layers take these choices and the units are removed."""
+    structure = compress.analyze(net, X)
+    costs = compress.unit_costs(structure)
+    taken = {name: choice_of(choice) for name, choice in choices.items()}
+    own = tuple(dict.fromkeys(taken.values()))
+    bits = coded_bits(structure, own, MinMaxQuantizer(), costs.layer_names)
+    costs = dataclasses.replace(costs, coded_bits=bits)
+    prices = price_layers(costs, own)
+    column = np.zeros(len(costs.layer_names), dtype=int)
+    formats = {}
+    for row, name in enumerate(costs.layer_names):
+        if name in taken:
+            choice = taken[name]
+            column[row] = prices.choices.index(choice)
+            rank = choice.rank_of(costs.layer_weights[row], costs.layer_outputs[row])
+            scheme = "float32" if choice.bits == 32 else "symmetric"
+            formats[name] = compress.LayerFormat(choice.bits, scheme=scheme, density=choice.density, rank=rank)
+    plan = CompressionPlan.removing(structure.units, removed, layer_formats=formats)
+    mask = plan.removed_mask(structure.units)
+    return structure, {name: prices.total(name, costs, mask, column) for name in prices.product}, plan
+
+
+@pytest.mark.parametrize("removed", [(), tuple(f"2:out[{i}]" for i in range(8))])
+@pytest.mark.parametrize("rank", [0.7, 0.2])
+def test_macs_and_weights_of_ranks_are_those_of_the_divided_model(net, rank, removed):
+    structure, predicted, plan = planned(net, dict.fromkeys(("0", "2", "5"), f"32bit_r{rank}"), removed)
+    low = factorize_plan(compress.apply_plan(net, plan, X), plan)
+    assert predicted["macs"] == pytest.approx(count_macs(low, X), rel=1e-12)
+    assert predicted["macs"] < count_macs(structure)
+    assert predicted["weight_bytes"] == pytest.approx(4 * sum(p.numel() for p in low.parameters()), rel=1e-12)
+
+
+def test_the_useful_rank_is_the_last_that_saves_macs_and_weights(net):
+    structure = compress.analyze(net, X)
+    module, seen = structure.traced.module, 0
+    for name, split in find_splits(module)[0].items():
+        useful = useful_rank(split.n_weights, split.shape[0])
+        for rank, smaller in ((useful, True), (useful + 1, False)):
+            if 1 <= rank <= split.full_rank:
+                low = factorize(module, {name: rank})
+                assert (count_macs(low, X) < count_macs(structure)) == smaller
+                weights = [sum(p.numel() for p in m.parameters()) for m in (low, module)]
+                assert (weights[0] < weights[1]) == smaller
+                seen += 1
+    assert seen == 8
+    assert useful_rank(2, 1) == 0
+    assert useful_rank(0, 0) == 0
+
+
+def test_coded_bits_are_the_entropy_of_the_symbols():
+    # 8 of 16 weights stay: zeros half the time, and each of -7, -5, 5 and 7 an eighth of it.
+    net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)).eval()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[7.0, -5, 0.1, 0.1], [-7, 5, 0.1, 0.1]] * 2))
+    structure = compress.analyze(net, torch.zeros(1, 4))
+    choice = LayerChoice(4, density=0.5)
+    (bits,) = coded_bits(structure, [choice], MinMaxQuantizer(), ["0"]).values()
+    assert bits == pytest.approx([0.5 * 1 + 4 * 3 / 8])
+    assert choice.bits_per_weight == 3.0
+
+
+@pytest.mark.parametrize(
+    ("choices", "removed"),
+    [
+        (("4bit", "4bit", "4bit", "8bit"), 0),
+        (("8bit", "4bit_d0.25", "3bit_d0.1", "8bit"), 0),
+        (("8bit", "4bit", "4bit_r0.3", "8bit"), 0),
+        (("8bit", "4bit_d0.5", "3bit", "8bit"), 12),
+    ],
+)
+def test_coded_bytes_are_those_of_the_packed_file(net, choices, removed, tmp_path):
+    names = ("0", "2", "5", "7")
+    _, predicted, plan = planned(net, dict(zip(names, choices, strict=True)), [f"2:out[{i}]" for i in range(removed)])
+    low = factorize_plan(compress.apply_plan(net, plan, X), plan)
+    with torch.no_grad():
+        for name, layer_format in part_formats(plan).items():
+            weight = low.get_parameter(f"{name}.weight")
+            weight.copy_(keep_largest(weight, layer_format.density))
+    low = compress.prepare_quantized(low, plan, [], MinMaxQuantizer(), reduce_range=False)
+    compress.save_artifact(tmp_path, low, plan, X)
+    compress.pack_artifact(tmp_path)
+    size = (tmp_path / "weights.packed").stat().st_size
+    assert size == pytest.approx(predicted["coded_bytes"], rel=0.03)
