@@ -2,10 +2,11 @@
 
 from pathlib import PurePath
 
-STAGES = ("pruned", "recovered", "fine_tuned", "quantized", "exported")
+STAGES = ("pruned", "recovered", "divided", "fine_tuned", "quantized", "exported")
 STAGE_WORDS = {
     "pruned": "after pruning",
     "recovered": "after recovery",
+    "divided": "after low rank",
     "fine_tuned": "after fine-tuning",
     "quantized": "after quantization",
     "exported": "exported file",

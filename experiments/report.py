@@ -52,7 +52,11 @@ def summarize(run: RunFiles) -> dict[str, Any]:
         "machine": pick(run.manifest, "machine") or {},
         "dense": _dense(run, metric, higher),
         "compressed": _compressed(run, metric, higher),
-        "stages": {stage: pick(_stages(run), stage, "metric") for stage in STAGES},
+        "stages": {
+            stage: pick(_stages(run), stage, "metric")
+            for stage in STAGES
+            if stage != "divided" or stage in _stages(run)
+        },
         "labeler": _labeler(run),
         "predicted_damage": number(run.result, "predicted_damage"),
         "predicted_recovered_damage": run.plan_damage,
@@ -64,7 +68,7 @@ def summarize(run: RunFiles) -> dict[str, Any]:
         "reason": pick(run.choice, "reason"),
         "budget": {
             "asked": pick(run.result, "budget", "asked") or {},
-            "met": pick(run.result, "budget", "met") or {},
+            "met": _met(run),
             "stopped_by": pick(run.result, "budget", "stopped_by"),
         },
         "warnings": list(run.warnings or ()),
@@ -92,6 +96,13 @@ def _stages(run: RunFiles) -> dict[str, Any]:
     if smallest is not None:
         stages["exported"] = {"metric": number(smallest, "metric"), "loss": number(smallest, "loss")}
     return stages
+
+
+def _met(run: RunFiles) -> dict[str, Any]:
+    """What came out of each cost; of coded bytes the size of the whole file."""
+    met = dict(pick(run.result, "budget", "met") or {})
+    coded = number(run.packed, "file_bytes")
+    return met if coded is None else {**met, "coded_bytes": coded}
 
 
 def _dense(run: RunFiles, metric: str | None, higher: bool) -> dict[str, Any] | None:

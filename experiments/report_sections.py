@@ -38,6 +38,8 @@ def render_stages(run: RunFiles, report: Report, figures: Figures) -> str:
     losses = pick(run.result, "stages") or {}
     rows: list[list[Cell]] = [["dense", format_metric(value), "", format_loss(report["dense"]["loss"])]]
     for stage in STAGES:
+        if stage not in report["stages"]:  # division, in runs that chose no rank
+            continue
         now = report["stages"][stage]
         if now is None:
             rows.append([STAGE_WORDS[stage], ("not run", "class=absent"), "", ""])
@@ -301,7 +303,7 @@ def _budget(run: RunFiles, report: Report) -> str:
         return heading("Budget") + not_run("Allocation to a budget", "no bound in result.json")
     rows = []
     for name, bound in asked.items():
-        kept = ratio(number(met, name), number(report["dense"], name))
+        kept = ratio(number(met, name), number(report["dense"], "weight_bytes" if name == "coded_bytes" else name))
         rows.append([name, _bound(bound), _bound(number(met, name)), format_percent(kept)])
     stopped = pick(run.result, "budget", "stopped_by")
     told = note(f"What stopped the allocator: {stopped}.") if stopped else ""

@@ -226,7 +226,7 @@ class Shrinking(Labelling):
             "realised_damage": realised,
             "budget": {
                 "asked": asked,
-                "met": {"macs": counted, "weight_bytes": weight_bytes},
+                "met": {**plan.predicted_cost, "macs": counted, "weight_bytes": weight_bytes},
                 "stopped_by": plan.provenance.get("stopped_by"),
             },
         }
