@@ -199,6 +199,17 @@ def test_ranks_for_one_layer_and_bits_for_the_other_meet_what_neither_meets_alon
         allocate(units, scores, costs, dataclasses.replace(budget, macs=budget.macs - 1), constraints=pinned)
 
 
+@pytest.mark.parametrize("kind", [UniformAllocator, ThresholdAllocator])
+def test_who_goes_by_bits_alone_takes_no_rank_of_the_same_size(kind):
+    choices = ("4bit_r0.3", "8bit", "8bit_r0.5", "4bit")
+    units, costs = chain([8, 8], 0, choices)
+    scores = random_scores(units, 0, choices)
+    pinned = Constraints(pinned=("conv0:out", "conv1:out"))
+    for bytes_, bits in ((0.35, 8), (0.2, 4)):
+        plan = kind().allocate(units, scores, costs, Budget(weight_bytes=bytes_), pinned)
+        assert {(f.bits, f.rank) for f in plan.layer_formats.values()} == {(bits, None)}
+
+
 mixtures = st.tuples(
     st.integers(0, 2**16),
     st.lists(st.integers(2, 9), min_size=1, max_size=3),
