@@ -101,7 +101,7 @@ def unit_costs(model: nn.Module | Structure, units: UnitTable | None = None, exa
     return _table(structure, entries, uncounted)
 
 
-def _examples(structure: Structure, node: fx.Node) -> int:
+def example_count(structure: Structure, node: fx.Node) -> int:
     """How many examples the value of `node` holds (1 where it does not depend on the inputs)."""
     value = structure.values.get(node.name)
     if isinstance(value, Value):
@@ -183,13 +183,13 @@ def layer_macs(structure: Structure, layer: Layer) -> float:
     if layer.kind == "embedding":
         return 0.0
     node = layer.node.args[0] if layer.kind == "conv_transpose" else layer.node
-    positions = np.prod(structure.traced.shapes[node.name]) / _examples(structure, layer.node)
+    positions = np.prod(structure.traced.shapes[node.name]) / example_count(structure, layer.node)
     return float(positions * np.prod(shape[1:]))
 
 
 def product_macs(structure: Structure, node: fx.Node) -> float:
     """MACs of one example in a product of two computed values."""
-    examples = _examples(structure, node)
+    examples = example_count(structure, node)
     out = structure.values[node.name]
     if node.target is ATEN.scaled_dot_product_attention.default:
         q, k, v = (structure.values[n.name] for n in node.args[:3])

@@ -38,6 +38,11 @@ class LayerChoice:
         mask = -d * math.log2(d) - (1 - d) * math.log2(1 - d) if d < 1 else 0.0
         return self.bits * d + mask
 
+    @property
+    def bits_per_dense_weight(self) -> float:
+        """Nominal, for each weight of the layer as it was: a rank leaves about its own fraction of them."""
+        return self.bits_per_weight * (self.rank or 1.0)
+
     def rank_of(self, weights: float, outputs: float) -> int | None:
         """The rank in a layer of so many weights and outputs, at least 1; None without one."""
         return None if self.rank is None else max(1, math.floor(self.rank * useful_rank(weights, outputs) + 1e-9))

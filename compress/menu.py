@@ -54,9 +54,9 @@ class LayerChoices:
     Attributes:
         name: the layer.
         layers: rows of the cost table's layers that take the format.
-        choices: `n_levels` of them, by descending nominal bits per weight.
+        choices: `n_levels` of them, by descending `bits_per_dense_weight`.
         columns: `(n_levels,)` their columns in the menu's prices.
-        bits: `(n_levels,)` nominal bits per weight; 32 is float32.
+        bits: `(n_levels,)` their `bits_per_dense_weight`; 32 is float32.
         damage, raw_damage: `(n_levels,)` as in `GroupChoices`; float32 does none.
     """
 
@@ -264,7 +264,10 @@ def _layer_choices(
     always_quantize: bool,
 ) -> tuple[tuple[LayerChoices, ...], int]:
     wide_only = _named_layers(units, costs, constraints.max_bits_only)
-    named = sorted(offered_choices(table).items(), key=lambda pair: -pair[1].bits_per_weight)
+    # Of two equals the one without a rank comes last: who goes by bits alone takes that.
+    named = sorted(
+        offered_choices(table).items(), key=lambda pair: (-pair[1].bits_per_dense_weight, pair[1].rank is None)
+    )
     column_of = {choice: column for column, choice in enumerate(prices.choices)}
     plain, eight = LayerChoice(), LayerChoice(8)
     choices, unscored = [], 0
@@ -285,7 +288,7 @@ def _layer_choices(
         if list(offered) == [plain]:
             continue
         raw, own = np.array(list(offered.values())), tuple(offered)
-        bits = np.array([choice.bits_per_weight for choice in own])
+        bits = np.array([choice.bits_per_dense_weight for choice in own])
         own_columns = np.array([column_of[choice] for choice in own])
         choices.append(LayerChoices(
             units.ids[row], layers, own, own_columns, bits, np.maximum(raw, 0.0), raw

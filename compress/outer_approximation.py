@@ -89,13 +89,15 @@ class _Problem:
         self._menu = menu = ledger.menu
         items = (*menu.groups, *menu.layers)
         damage = np.concatenate([item.damage for item in items])
-        self._scale = float(damage.max()) or 1.0
+        # No better plan has a level that alone does more damage than the whole plan at hand.
+        allowed = undominated(menu) & (damage <= ledger.damage() * (1 + 1e-9))
+        self._scale = float(damage[allowed].max()) or 1.0
         level = np.concatenate([np.arange(len(item.damage)) for item in items])
         # Among equal damages the least removal, so that nothing goes without need.
         self._price = damage / self._scale + _TIE * level
         self._most_tie = _TIE * sum(len(item.damage) - 1 for item in items)
         self.sharpened = True
-        self._begin(undominated(menu))
+        self._begin(allowed)
 
     def _begin(self, allowed: np.ndarray) -> None:
         self._allowed = allowed
