@@ -57,6 +57,7 @@ def check_settings(config: Config, parts: Components) -> None:
     _one_of("export.float_bits", [export.float_bits], (*range(8, 17), 32))
     _one_of("quantize.scheme", [quantize.scheme], SCHEME_BITS)
     _one_of("quantize.granularity", [quantize.granularity], GRANULARITIES)
+    _one_of("finetune.select", [config.finetune.select], ("best", "last"))
     _one_of("penalized", config.penalized, ("train", "finetune", "quantize"))
     sparsify = config.sparsify
     _one_of("sparsify.scope", [sparsify.scope], SCOPES)

@@ -96,7 +96,11 @@ class CompareSettings:
 
 @dataclass
 class FinetuneSettings:
-    """Fine-tuning with distillation: loss = (1 - alpha) task + alpha KL to the dense model at `temperature`."""
+    """Fine-tuning with distillation: loss = (1 - alpha) task + alpha KL to the dense model at `temperature`.
+
+    `select` is `"best"`: the epoch with the best validation metric is kept, also while quantising; or `"last"`: the end
+    of the schedule, where the differences between epochs are below the noise of the validation.
+    """
 
     epochs: int = 3
     batch_size: int = 64
@@ -106,6 +110,7 @@ class FinetuneSettings:
     temperature: float = 4.0
     alpha: float = 0.5
     patience: int | None = None
+    select: str = "best"
     precision: str = "float32"
 
 

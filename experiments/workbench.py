@@ -211,7 +211,9 @@ class Workbench:
             "optimizer": settings.optimizer,
             "patience": settings.patience,
             "precision": settings.precision,
-            "validation": PlacedBatches(self.batches("validation"), torch.device(self.config.device)),
+            "validation": PlacedBatches(self.batches("validation"), torch.device(self.config.device))
+            if settings.select == "best"
+            else None,
         }
 
     def finetune(
