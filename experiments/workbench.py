@@ -22,6 +22,7 @@ from compress.counting import unit_costs
 from compress.data_free import synthesize_batches
 from compress.finetuning import finetune_
 from compress.graph import check_finite
+from compress.input_moments import collect_input_moments
 from compress.layer_trial import coded_bits
 from compress.output_sensitivity import collect_output_sensitivity
 from compress.plan import CompressionPlan
@@ -76,7 +77,10 @@ class Workbench:
         if self.config.budget.coded_bytes is None or not self.quantizes:
             return costs
         oracle = self.parts.oracles["layer_choice"]
-        found = coded_bits(self.structure, oracle.layer_choices, oracle.quantizer, costs.layer_names)
+        moments = None
+        if any(choice.rank for choice in oracle.layer_choices):
+            moments = collect_input_moments(self.structure.traced.module, self.recovery_inputs(), seed=self.config.seed)
+        found = coded_bits(self.structure, oracle.layer_choices, oracle.quantizer, costs.layer_names, moments)
         return replace(costs, coded_bits=found)
 
     def batches(
