@@ -290,6 +290,7 @@ class Experiment(Shrinking):
         coder = self.config.export.coder
         coded = pack_artifact(self.run_dir.path / "artifact", coder, names_of(self.config))
         tensors = [{**asdict(tensor), "packed_bytes": tensor.packed_bytes} for tensor in coded]
+        self.warn_of_excess({"coded_bytes": sum(tensor.coded_bytes for tensor in coded)})
         size = (self.run_dir.path / "artifact" / PACKED).stat().st_size
         write_json(self.run_dir.file("packed.json"), {"file_bytes": size, "coder": coder, "tensors": tensors})
 
