@@ -52,6 +52,7 @@ from compress.quantizer import dequantize_weight, round_weight
 from compress.quantizers.minmax import MinMaxQuantizer
 from compress.stored_tensors import given_tensors, integer_entry, named_values, norm_names
 from compress.stored_weight import parameter_names, restore_weight, store_weight
+from compress.structure import Structure
 from compress.tensor_coding import CodedTensor, TensorForm
 
 SCHEMA_VERSION = 1
@@ -83,7 +84,8 @@ def save_artifact(
     folder = Path(folder)
     entries = quantized_weights(module) if isinstance(module, fx.GraphModule) else []
     formatted = formatted_weights(module)
-    if plan.layer_formats and not entries and not formatted:
+    rounds = any(layer_format.scheme != "float32" for layer_format in plan.layer_formats.values())
+    if rounds and not entries and not formatted:
         warnings.warn(
             "The plan has layer formats but the module is not quantised: its weights are saved as floats. Call "
             "prepare_quantized first.",
@@ -208,14 +210,14 @@ def verify_artifact(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def load_artifact(folder: str | Path, base_model: nn.Module) -> fx.GraphModule:
+def load_artifact(folder: str | Path, base_model: nn.Module | Structure) -> fx.GraphModule:
     """The saved model in evaluation mode, with byte for byte the outputs it had.
 
     Every file of the artifact is checked first. The base model gives structure only: its weights do not matter.
 
     Args:
         folder: from `save_artifact`; or the file that `pack_artifact` wrote, wherever it lies.
-        base_model: the dense model (any weights); it stays as it is.
+        base_model: the dense model (any weights), or its structure; it stays as it is.
 
     Raises:
         ArtifactError: if a file is missing, truncated, altered, or does not fit the plan.
@@ -241,7 +243,7 @@ def load_artifact(folder: str | Path, base_model: nn.Module) -> fx.GraphModule:
 
 
 def _rebuild_module(
-    base_model: nn.Module, plan: CompressionPlan, about: Mapping[str, Any], folder: Path
+    base_model: nn.Module | Structure, plan: CompressionPlan, about: Mapping[str, Any], folder: Path
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     """`(module, prepared)`: what the plan makes of the base model, whose values are still to be filled in.
 

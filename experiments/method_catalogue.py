@@ -165,6 +165,6 @@ _SETTINGS = (
      "compress.optimal_brain_surgeon.solve_for_mask"),
     (SURGEON, "sparsify.update=exact", "Weight after weight, the one that costs least first.",
      "compress.optimal_brain_surgeon.remove_weights"),
-    (SURGEON, "compare.methods=[reconstruction/mac]", "Channels in the order in which the others make up for them.",
-     "compress.criteria.ReconstructionCriterion"),
+    (SURGEON, "criterion=reconstruction compare.methods=[criterion/mac]",
+     "Channels in the order in which the others make up for them.", "compress.criteria.ReconstructionCriterion"),
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """The stage that makes the small network: slice, repair, divide, mask, fine-tune, quantise, and leave the artifact."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -202,6 +203,12 @@ class Shrinking(Labelling):
         errors = round_weights_(prepared, self.parts.rounding, inputs, seed=self.config.seed)
         write_json(self.run_dir.file("rounding.json"), to_json([asdict(error) for error in errors]))
 
+    def warn_of_excess(self, met: Mapping[str, float]) -> None:
+        """Say which bounds of the budget these costs exceed: a plan is made before formats and masks are chosen."""
+        for name, bound in self.parts.budget.absolute(self.costs.dense).items():
+            if met.get(name, 0.0) > bound:
+                self.warnings.append(f"The budget of {bound:.0f} {name} is exceeded: it came to {met[name]:.0f}.")
+
     def _tell(
         self, plan: CompressionPlan, small: fx.GraphModule, stored_bytes: int, stages: dict[str, Any],
         realised: dict[str, float],
@@ -217,6 +224,8 @@ class Shrinking(Labelling):
         if ranks or not all(f.on_integers for f in formats.values()):
             weight_bytes = float(stored_bytes)
         asked = {k: v for k, v in asdict(self.config.budget).items() if v is not None}
+        met = {"macs": counted, "weight_bytes": weight_bytes}
+        self.warn_of_excess(met)
         result = {
             "stages": stages,
             "macs": counted,
@@ -226,7 +235,7 @@ class Shrinking(Labelling):
             "realised_damage": realised,
             "budget": {
                 "asked": asked,
-                "met": {**plan.predicted_cost, "macs": counted, "weight_bytes": weight_bytes},
+                "met": {**plan.predicted_cost, **met},
                 "stopped_by": plan.provenance.get("stopped_by"),
             },
         }

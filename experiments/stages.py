@@ -291,12 +291,7 @@ class Experiment(Shrinking):
         coded = pack_artifact(self.run_dir.path / "artifact", coder, names_of(self.config))
         tensors = [{**asdict(tensor), "packed_bytes": tensor.packed_bytes} for tensor in coded]
         size = (self.run_dir.path / "artifact" / PACKED).stat().st_size
-        bound = self.parts.budget.absolute(self.costs.dense).get("coded_bytes")
-        if bound is not None and size > bound:
-            self.warnings.append(
-                f"weights.packed has {size:,} bytes, the budget allows {bound:,.0f}: training changed how often "
-                f"symbols occur. Lower budget.coded_bytes, or set penalty=coded_bytes."
-            )
+        self.warn_of_excess({"coded_bytes": size})
         write_json(self.run_dir.file("packed.json"), {"file_bytes": size, "coder": coder, "tensors": tensors})
 
     def export(self) -> None:
