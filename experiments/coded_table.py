@@ -12,7 +12,7 @@ from compress.artifact import PACKED, load_artifact
 from compress.attributes import value_of
 from compress.errors import ArtifactError
 from compress.files import read_json, write_atomic
-from compress.graph import layers_of
+from compress.splitting import part_names
 from compress.structure import analyze
 from experiments.config import build, config_of
 from experiments.data import make_batches
@@ -101,16 +101,16 @@ def _layers(folder: Path, model: Any, inputs: Any) -> list[dict[str, Any]]:
         if given.get("rank")
     }
     found: dict[str, dict[str, Any]] = {}
+    layer_of: dict[str, str] = {}
     for layer in analyze(model, tuple(value[:2] for value in inputs)).traced.layers():
         empty = {"dense_weights": value_of(model, layer.weight).numel(), "kept_weights": 0, "bits": 0, "coded_bytes": 0}
         found.setdefault(layer.name, {"layer": layer.name, **empty})
+        parts = (f"{part}.weight" for part in part_names(layer.name)) if layer.name in ranks else (layer.weight,)
+        layer_of |= dict.fromkeys(parts, layer.name)
     small = load_artifact(folder / "artifact" / PACKED, model)
-    for layer in layers_of(small):
-        whole = layer.name.rpartition(".")[0] if layer.name.rpartition(".")[0] in ranks else layer.name
-        name = layer.weight if layer.weight in told else next((n for n in told if n.startswith(layer.weight)), None)
-        if whole in found and name is not None:
-            entry = found[whole]
-            entry["kept_weights"] += int((value_of(small, layer.weight) != 0).sum())
-            entry["bits"] = max(entry["bits"], int(told[name]["bits"]))
-            entry["coded_bytes"] += int(told[name]["coded_bytes"])
+    for name in layer_of.keys() & told.keys():
+        entry = found[layer_of[name]]
+        entry["kept_weights"] += int((value_of(small, name) != 0).sum())
+        entry["bits"] = max(entry["bits"], int(told[name]["bits"]))
+        entry["coded_bytes"] += int(told[name]["coded_bytes"])
     return list(found.values())

@@ -28,12 +28,14 @@ from compress import CompressionPlan, UnitTable
 from compress.errors import ArtifactError
 from compress.files import write_json
 from experiments import run as command
+from experiments.coded_table import CodedRow, collect_coded
 from experiments.compared_methods import Method
 from experiments.comparison import _Seed
 from experiments.config import config_of
 from experiments.join import join_run
 from experiments.manifest import hash_file
 from experiments.plan_prediction import predict_recovered
+from experiments.raw_table import read_raw
 from experiments.reproduction import compare_runs
 from experiments.results import collect_results
 from experiments.run_dir import RunDir, read_manifest
@@ -347,6 +349,21 @@ def test_raw_rows_are_collected_with_what_made_them(run, tmp_path):
     assert json.loads(rows[0]["versions"])["torch"] == torch.__version__
     with pytest.raises(ArtifactError):
         collect_results(tmp_path, tmp_path / "none.csv")
+
+
+def test_the_packed_file_is_told_layer_by_layer_and_scored_again(run, tmp_path):
+    path = tmp_path / "raw.csv"
+    assert collect_coded([run], path) > 2
+    rows = read_raw(path, CodedRow)
+    whole, *layers = rows
+    packed = run / "artifact" / "weights.packed"
+    assert (whole.layer, whole.file_bytes) == ("", packed.stat().st_size)
+    assert whole.coded_bytes == sum(row.coded_bytes for row in layers) < whole.file_bytes
+    assert whole.metric == pytest.approx(read(run / "result.json")["stages"]["quantized"]["metric"], abs=1e-4)
+    assert all(0 < row.kept_weights <= row.dense_weights for row in layers)
+    told = json.loads(call(packed, module="experiments.evaluate").splitlines()[-1])
+    assert told["file_bytes"] == whole.file_bytes
+    assert told["error_percent"] == pytest.approx(100 - whole.metric, abs=1e-4)
 
 
 def test_what_cannot_be_helped_is_one_line(run, tmp_path):

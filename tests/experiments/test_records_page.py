@@ -1,0 +1,35 @@
+"""The page of the smallest files."""
+
+from matplotlib.figure import Figure
+
+from experiments.coded_table import CodedRow
+from experiments.records_page import draw_records, write_page
+
+
+def row(layer, seed=0, experiment="record_lenet5", metric=99.25, size=2000, weights=500, kept=50, coded=100):
+    return CodedRow(experiment, seed, "accuracy_percent", metric, 99.4, size, 1_724_320, layer, weights, kept, 3, coded,
+                    "python -m experiments.run experiment=record_lenet5", "abc", "{}")  # fmt: skip
+
+
+ROWS = [row(""), row("conv1", kept=250, coded=120), row("fc1", weights=400_000, kept=1000, coded=1500)]
+
+
+def test_a_file_is_told_with_its_error_ratio_and_layers():
+    page = write_page(ROWS)
+    assert "| ours | 0 | 0.75 | 2,000 | 862 |" in page  # 1,724,320 / 2,000
+    assert "| conv1 | 500 | 50.00 | 66 | 3 | 120 | 1.920 |" in page  # 8 * 120 / 500
+    assert "| fc1 | 400,000 | 0.25 | 8 | 3 | 1,500 | 0.030 |" in page
+    assert "| all else (biases, scales, header) | | | | | 380 | |" in page
+    assert "Deep Compression" in page
+    assert "median" not in page
+
+
+def test_several_seeds_have_a_median():
+    rows = [row("", seed, metric=metric) for seed, metric in enumerate((99.0, 99.3, 99.2))]
+    assert "| **median** | | 0.80 | 2,000 | |" in write_page(rows)
+
+
+def test_the_figure_has_a_panel_for_each_network():
+    figure = draw_records([*ROWS, row("", experiment="record_lenet300")])
+    assert isinstance(figure, Figure)
+    assert [axes.get_title() for axes in figure.axes] == ["LeNet-300-100", "LeNet-5 (20-50-500)"]
