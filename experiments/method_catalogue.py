@@ -30,9 +30,8 @@ _BESIDES = {"penalty=coded_bytes": ("quantize.trained_ranges=true",)}
 _OF_PLANS = ("budget.", "compare.", "quantize.activation_bits=")
 # What is done without an override.
 DEFAULTS = ("distillation=logits", "quantizer=mse", "quantize.scheme=symmetric")
-_CITED = re.compile(
-    r"((?:[A-Z][a-z][\w-]*|van|et al\.|and)(?:,? (?:[A-Z][a-z][\w-]*|van|et al\.|and))*) ((?:19|20)\d\d)\b"
-)
+_NAME = r"(?:van )?[A-Z][a-z][\w-]*"
+_CITED = re.compile(rf"({_NAME}(?:, {_NAME})*(?:,? and {_NAME})?(?: et al\.)?) ((?:19|20)\d\d)\b")
 
 
 @dataclass(frozen=True)

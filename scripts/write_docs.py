@@ -1,4 +1,7 @@
-"""Writes docs/features.md and docs/criteria.md from the code's own words: python scripts/write_docs.py [FOLDER]"""
+"""Writes docs/features.md, docs/criteria.md and docs/methods.md from the code's own words and the raw table of methods:
+
+python scripts/write_docs.py [FOLDER]
+"""
 
 import argparse
 import inspect
@@ -52,6 +55,17 @@ def criteria() -> str:
     return "\n".join(parts)
 
 
+def methods() -> str:
+    """The page of all methods, with what they did where that was measured."""
+    from experiments.method_trials import MethodRow
+    from experiments.methods_page import write_page
+    from experiments.raw_table import read_raw
+
+    raw = ROOT / "results" / "methods" / "raw.csv"
+    rows = read_raw(raw, MethodRow) if raw.exists() else []
+    return write_page(rows, "`python -m experiments.run experiment=methods`")
+
+
 def _plain(text: str) -> str:
     return text.replace("``", "`")
 
@@ -61,12 +75,12 @@ def _cell(text: str) -> str:
 
 
 def main() -> None:
-    """Write both pages."""
+    """Write all pages."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=ROOT / "docs", help="where to (default: docs/)")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
-    for name, write in (("features.md", features), ("criteria.md", criteria)):
+    for name, write in (("features.md", features), ("criteria.md", criteria), ("methods.md", methods)):
         (folder / name).write_text(write(), encoding="utf-8")
         print(folder / name)
 

@@ -89,7 +89,7 @@ def test_its_table_names_every_experiment():
 
 def test_the_generated_pages_are_up_to_date():
     pages = runpy.run_path(str(ROOT / "scripts" / "write_docs.py"), run_name="write_docs")
-    for name in ("features", "criteria"):
+    for name in ("features", "criteria", "methods"):
         told = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
         assert told == pages[name](), f"docs/{name}.md is old. Run: python scripts/write_docs.py"
 

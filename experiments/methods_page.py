@@ -1,0 +1,52 @@
+"""The page of all methods: what each is, whose it is, how it is asked for, and what it did."""
+
+from collections.abc import Sequence
+
+from experiments.method_catalogue import BASE, SECTIONS, CataloguedMethod, catalogue
+from experiments.method_trials import MethodRow
+
+_ABOUT = """# Methods
+
+Every way to make a network smaller, by the override that asks for it:
+`python -m experiments.run experiment=quickstart OVERRIDE`. Where there are several, the first says what it is and the
+others make room for it. Whatever is combined, the artifact ends as one entropy-coded file. Written by
+`scripts/write_docs.py`.
+"""
+_MEASURED = """What they did was measured on scikit-learn's digits ({command}): one dense network of {dense:.2f} % and
+one plan for all of them, seed {seed}. Without any override the plan comes to {metric:.2f} % in {file_bytes:,} bytes. It
+is one seed, and a point is four of the 400 test images: differences of a point say nothing. Masks keep a quarter of the
+weights where nothing else is asked for, on top of the plan and in as short a training; a method at its best needs
+settings of its own. The raw table is `results/methods/raw.csv`.
+"""
+
+
+def write_page(rows: Sequence[MethodRow] = (), command: str = "") -> str:
+    """Markdown: a table for each section; without rows, or without one of a method, nothing is said of what it did.
+
+    Args:
+        rows: of one job, that of no override among them.
+        command: of the job.
+    """
+    known = {row.method: row for row in rows}
+    base = known.get(BASE.name)
+    parts = [_ABOUT]
+    if base is not None:
+        parts.append(_MEASURED.format(**{**vars(base), "command": command}))
+    for section in SECTIONS:
+        parts.append(f"## {section}\n")
+        titles = ["override", "what", "paper", *([] if base is None else ["accuracy, %", "density", "bytes"])]
+        lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+        lines += [_line(method, known, base is not None) for method in catalogue() if method.section == section]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _line(method: CataloguedMethod, known: dict[str, MethodRow], measured: bool) -> str:
+    what = f"{method.what[:-1]} (the default)." if method.default else method.what
+    cells = [f"`{method.name}`", what, "; ".join(method.papers) or "-"]
+    row = known.get(method.name)
+    if row is not None:
+        cells += [f"{row.metric:.2f}", f"{row.density:.2f}", f"{row.file_bytes:,}"]
+    elif measured:
+        cells += ["", "", ""]
+    return f"| {' | '.join(cells)} |"
