@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import Tensor, fx
 
-from compress.low_rank import factorize
+from compress.low_rank import Factorization, factorize
 from compress.plan import CompressionPlan, LayerFormat
 from compress.splitting import find_splits, part_names
 
@@ -23,12 +23,31 @@ def factorize_plan(
     Raises:
         PlanError: for a layer that cannot be two.
     """
-    wanted = {name: layer_format.rank for name, layer_format in plan.layer_formats.items() if layer_format.rank}
+    wanted = {name: layer_format for name, layer_format in plan.layer_formats.items() if layer_format.rank}
     if not wanted:
         return module
-    splits, _ = find_splits(module, "channel")
-    ranks = {name: min(rank, splits[name].full_rank) if name in splits else rank for name, rank in wanted.items()}
+    ranks = {}
+    for name, layer_format in wanted.items():
+        splits, _ = find_splits(module, layer_format.rank_scheme)
+        most = splits[name].full_rank if name in splits else layer_format.rank
+        ranks[name] = Factorization(min(layer_format.rank, most), layer_format.rank_scheme)
     return factorize(module, ranks, second_moments)
+
+
+def spatial_plan(module: fx.GraphModule, plan: CompressionPlan) -> CompressionPlan:
+    """The plan with the ranks of layers that have a kernel in the scheme `"spatial"`, at no more weights than before.
+
+    Args:
+        module: from `apply_plan`.
+    """
+    channel, spatial = find_splits(module, "channel")[0], find_splits(module, "spatial")[0]
+    formats = dict(plan.layer_formats)
+    for name, layer_format in formats.items():
+        if layer_format.rank and name in spatial and spatial[name].map.dims:
+            weights = layer_format.rank * sum(channel[name].per_rank)
+            rank = max(1, weights // sum(spatial[name].per_rank))
+            formats[name] = replace(layer_format, rank=rank, rank_scheme="spatial")
+    return replace(plan, layer_formats=formats)
 
 
 def part_formats(plan: CompressionPlan) -> dict[str, LayerFormat]:
@@ -38,5 +57,5 @@ def part_formats(plan: CompressionPlan) -> dict[str, LayerFormat]:
         if layer_format.scheme == "float32" and layer_format.density == 1:
             continue
         parts = part_names(name) if layer_format.rank else (name,)
-        found |= {part: replace(layer_format, rank=None) for part in parts}
+        found |= {part: replace(layer_format, rank=None, rank_scheme="channel") for part in parts}
     return found

@@ -21,6 +21,7 @@ SCHEME_BITS = {
     "symmetric": range(1, 9), "affine": range(1, 9), "power_of_two": range(2, 9), "codebook": range(1, 9),
     "ternary": (2,), "binary": (1,), "float16": (16,), "bfloat16": (16,), "float32": (32,),
 }  # fmt: skip
+RANK_SCHEMES = ("channel", "spatial")
 GRANULARITIES = ("tensor", "channel", "group")
 _PATTERN = re.compile(r"unstructured|channel|[1-9]\d*:[1-9]\d*|block[1-9]\d*x[1-9]\d*")
 
@@ -42,6 +43,8 @@ class LayerFormat:
         density: fraction of the weights that is kept, in (0, 1]; the others are exactly zero.
         pattern: where zeros may lie: `"unstructured"`, `"channel"`, N of M such as `"2:4"`, or such as `"block4x4"`.
         rank: of the two factors that the weight is replaced by, 1 or more; None for none.
+        rank_scheme: where the kernel of a convolution goes: to the first of the two (`"channel"`), or one dimension of
+            it to each (`"spatial"`), see `compress.factorizers`.
 
     Raises:
         PlanError: for a value out of range.
@@ -54,6 +57,7 @@ class LayerFormat:
     density: float = 1.0
     pattern: str = "unstructured"
     rank: int | None = None
+    rank_scheme: str = "channel"
 
     def __post_init__(self) -> None:
         schemes = tuple(SCHEME_BITS)
@@ -71,6 +75,7 @@ class LayerFormat:
         _check(
             "pattern", self.pattern, _is_pattern(self.pattern), "such as 'unstructured', 'channel', '2:4', 'block4x4'"
         )
+        _check("rank_scheme", self.rank_scheme, self.rank_scheme in RANK_SCHEMES, f"one of {RANK_SCHEMES}")
         _check("rank", self.rank, self.rank is None or _is_count(self.rank), "None or an int of at least 1")
 
     @property

@@ -12,6 +12,7 @@ from compress.criterion import Criterion
 from compress.distillation import Distillation
 from compress.errors import CompressError
 from compress.exporter import Exporter
+from compress.factorizer import Factorizer
 from compress.pattern import SparsityPattern
 from compress.quantizer import Quantizer
 from compress.rounding import Rounding
@@ -27,7 +28,7 @@ from experiments.settings import Config
 OPTIONAL = {
     "distillation": "compress.distillations", "penalty": "compress.penalties", "pattern": "compress.patterns",
     "weight_score": "compress.weight_scores", "sparsity_schedule": "compress.sparsity_schedules",
-    "rounding": "compress.roundings",
+    "rounding": "compress.roundings", "factorizer": "compress.factorizers",
 }  # fmt: skip
 
 
@@ -52,6 +53,7 @@ class Components:
     weight_score: WeightScore | None = None
     sparsity_schedule: SparsitySchedule | None = None
     rounding: Rounding | None = None
+    factorizer: Factorizer | None = None
     baselines: Mapping[str, Criterion] = field(default_factory=dict)
     oracles: Mapping[str, Oracle] = field(default_factory=dict)
 

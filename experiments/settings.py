@@ -17,6 +17,7 @@ class BudgetSettings:
     weight_bytes: int | float | None = None
     coded_bytes: int | float | None = None
     bit_operations: int | float | None = None
+    latency_ms: int | float | None = None
 
 
 @dataclass
@@ -201,6 +202,7 @@ class Config:
         penalty: added to the loss of the trainings in `penalized`; null for none.
         pattern, weight_score, sparsity_schedule: of masks, see `SparsifySettings`.
         rounding: how weights are rounded before they are trained on in few bits; null for the nearest level.
+        factorizer: which of two layers of low rank has the kernel; null for the first.
         baselines: name -> criterion node, compared with the labeler at the same budget.
         oracles: name -> oracle node.
     """
@@ -230,6 +232,7 @@ class Config:
     weight_score: Any = None
     sparsity_schedule: Any = None
     rounding: Any = None
+    factorizer: Any = None
     penalized: list[str] = field(default_factory=lambda: ["train", "finetune", "quantize"])
     baselines: dict[str, Any] = field(default_factory=dict)
     oracles: dict[str, Any] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from torch import fx
 from autolabel.weight_cells import label_weights
 from compress.artifact import save_artifact
 from compress.counting import count_macs
-from compress.factor_formats import factorize_plan, part_formats
+from compress.factor_formats import factorize_plan, part_formats, spatial_plan
 from compress.files import write_json
 from compress.float_rounding import round_floats_
 from compress.folding import fold_batch_norm
@@ -48,6 +48,8 @@ class Shrinking(Labelling):
         self.repair(small, plan)
         stages["recovered"] = self.metrics_of(small, "test")
         realised["recovered"] = evaluate(small, self.task, label)[1] - dense_loss
+        if self.parts.factorizer is not None and self.parts.factorizer.name == "spatial":
+            plan = spatial_plan(small, plan)
         small = self.divided(small, plan)
         if any(layer_format.rank for layer_format in plan.layer_formats.values()):
             stages["divided"] = self.metrics_of(small, "test")
@@ -56,7 +58,11 @@ class Shrinking(Labelling):
         final, plan = small, self.final_plan(small, plan)
         if self.quantizes and part_formats(plan):
             # Before its formats, for the float32 file. Ranks are of the module itself.
-            ranks = {name: LayerFormat(32, "float32", rank=f.rank) for name, f in plan.layer_formats.items() if f.rank}
+            ranks = {
+                name: LayerFormat(32, "float32", rank=f.rank, rank_scheme=f.rank_scheme)
+                for name, f in plan.layer_formats.items()
+                if f.rank
+            }
             plain = replace(plan, layer_formats=ranks, activation_bits=None)
             save_artifact(self.run_dir.path / "unquantized", small, plain, self.example)
             final = round_floats_(self.quantize(small, plan), self.config.export.float_bits)

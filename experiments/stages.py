@@ -239,6 +239,8 @@ class Experiment(Shrinking):
             for name, value in state.items():
                 own[name].copy_(value)
         self.model.eval()
+        # Bits as coded are those of these weights, not of what a model begins its training with.
+        self.__dict__.pop("costs", None)
 
     def write_units(self) -> None:
         """What may be decided on, and what it costs."""

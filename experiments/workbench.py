@@ -23,6 +23,8 @@ from compress.data_free import synthesize_batches
 from compress.finetuning import finetune_
 from compress.graph import check_finite
 from compress.input_moments import collect_input_moments
+from compress.latency_table import LatencyTable, measure_latencies
+from compress.layer_choice import LayerChoice
 from compress.layer_trial import coded_bits
 from compress.output_sensitivity import collect_output_sensitivity
 from compress.plan import CompressionPlan
@@ -73,15 +75,28 @@ class Workbench:
     @cached_property
     def costs(self) -> Any:
         """Costs of every unit; with bits as coded where the budget bounds them."""
-        costs = unit_costs(self.structure)
-        if self.config.budget.coded_bytes is None or not self.quantizes:
+        costs, budget, oracle = unit_costs(self.structure), self.config.budget, self.parts.oracles["layer_choice"]
+        if not self.quantizes:
             return costs
-        oracle = self.parts.oracles["layer_choice"]
+        if budget.latency_ms is not None:
+            costs = replace(costs, latency_ms=self._latencies().for_layers(costs.layer_names))
+        if budget.coded_bytes is None:
+            return costs
         moments = None
         if any(choice.rank for choice in oracle.layer_choices):
             moments = collect_input_moments(self.structure.traced.module, self.recovery_inputs(), seed=self.config.seed)
         found = coded_bits(self.structure, oracle.layer_choices, oracle.quantizer, costs.layer_names, moments)
         return replace(costs, coded_bits=found)
+
+    def _latencies(self) -> LatencyTable:
+        """Milliseconds of every layer on the configured runtime: measured once for each run."""
+        path = self.run_dir.path / "latencies.json"
+        if path.exists():
+            return LatencyTable.load(path)
+        choices = dict.fromkeys([*self.parts.oracles["layer_choice"].layer_choices, LayerChoice(8)])
+        table = measure_latencies(self.structure, tuple(choices), runtime=self.parts.runtime)
+        table.save(self.run_dir.file("latencies.json"))
+        return table
 
     def batches(
         self, part: str, batch_size: int | None = None, limit: int | None = None, noise: float = 0.0

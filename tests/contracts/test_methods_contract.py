@@ -36,7 +36,7 @@ RANKS = "quantize.ranks=[0.5] budget.coded_bytes=0.03"
 DENSITIES = "quantize.densities=[1.0,0.5,0.25] budget.coded_bytes=0.03"
 INSTEAD = {
     "rounding=adaround": ["rounding.steps=20"],
-    RANKS: ["budget.coded_bytes=0.075", "quantize.bits=[6]", "constraints.floor=0.6"],
+    RANKS: ["budget.coded_bytes=0.09", "quantize.bits=[6]", "constraints.floor=0.6"],
     DENSITIES: ["budget.coded_bytes=0.06", "quantize.bits=[8]", "constraints.floor=0.5"],
 }
 METHODS = {method.name: method for method in catalogue()}
