@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from experiments.coded_table import CodedRow
 from experiments.figure_style import MUTED, SERIES, new_figure
@@ -59,19 +60,28 @@ def draw_records(rows: Sequence[CodedRow]) -> Figure:
     figure = new_figure(3.4)
     for axes, (name, own) in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
         files = [row for row in own if not row.layer]
-        axes.scatter(
-            [row.file_bytes for row in files], [_error(row) for row in files], s=22, color=SERIES[0], label="ours"
-        )
-        for title, (ratio, error) in OTHERS.get(name, {}).items():
+        axes.scatter([row.file_bytes for row in files], [_error(row) for row in files], s=26, color=SERIES[0])
+        first = min(files, key=_error)
+        _name(axes, "ours", first.file_bytes, _error(first), 0, SERIES[0])
+        others = sorted(OTHERS.get(name, {}).items(), key=lambda item: item[1])
+        for place, (title, (ratio, error)) in enumerate(others):
             size = files[0].dense_bytes / ratio
-            axes.scatter([size], [error], s=22, color=MUTED, marker="x")
-            axes.annotate(
-                title.partition(" (")[0], (size, error), textcoords="offset points", xytext=(4, 4), fontsize=7
-            )
+            axes.scatter([size], [error], s=26, color=MUTED, marker="x")
+            _name(axes, title.partition(" (")[0].partition(",")[0], size, error, place, MUTED)
         axes.set(xscale="log", xlabel="bytes of the file", title=_TITLES.get(name, name))
+        axes.margins(0.3, 0.25)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     figure.axes[0].set_ylabel("error on the test set, %")
-    figure.axes[0].legend(frameon=False)
     return figure
+
+
+def _name(axes: Any, text: str, x: float, y: float, place: int, color: str) -> None:
+    """A label above or below its point, in turns, so that neighbours do not cover each other."""
+    above = place % 2 == 0
+    axes.annotate(text, (x, y), textcoords="offset points", xytext=(0, 7 if above else -7), fontsize=7, color=color,
+                  ha="center", va="bottom" if above else "top")  # fmt: skip
 
 
 def _layers(file: CodedRow, rows: Sequence[CodedRow]) -> list[str]:
