@@ -44,7 +44,9 @@ from experiments.tracker import RunInfo
 from experiments.trackers.null import NullTracker
 
 ROOT = Path(__file__).parents[1]
-FAST = ["experiment=quickstart", "debug=fast", "threads=1", "quantize.joint_plans=10", "measure.plans=4"]
+# Bounds of knapsacks are proven in tests/compress/test_allocators.py; here that takes longer than all else together.
+SHORT = ["experiment=quickstart", "debug=fast", "threads=1", "allocator.proof_rounds=0"]
+FAST = [*SHORT, "quantize.joint_plans=10", "measure.plans=4"]
 STAGES = {"dense", "units", "features", "layers", "joint", "predict", "labels", "compare", "compress", "pack", "export"}
 
 
@@ -179,7 +181,7 @@ def test_single_labels_are_explained(run):
 
 def test_half_of_the_measurements_may_go_where_the_plan_hangs_on_them(tmp_path):
     folder = tmp_path / "run"
-    call("experiment=quickstart", "debug=fast", "threads=1", "measure.sampling=active", "quantize.enabled=false",
+    call(*SHORT, "measure.sampling=active", "quantize.enabled=false",
          "budget.weight_bytes=null", "export.formats=[]", f"hydra.run.dir={folder}")  # fmt: skip
     labels, told = LabelTable.load(folder / "labels.npz"), read(folder / "labeler.json")
     assert (labels.source == "measured").sum() == told["n_measured"] == 24
