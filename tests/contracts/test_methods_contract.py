@@ -32,11 +32,14 @@ TINY = [
     "finetune.lr=5e-3", "quantize.lr=2e-3", "budget.weight_bytes=0.2", "export.formats=[]", "export.coder=zstd",
 ]  # fmt: skip
 # Fewer steps where another contract checks what they come to; budgets that so small a network meets by what is tried.
-RANKS = "quantize.ranks=[0.5] budget.coded_bytes=0.03"
-DENSITIES = "quantize.densities=[1.0,0.5,0.25] budget.coded_bytes=0.03"
+RANKS = "quantize.ranks=[0.5] budget.coded_bytes=0.015"
+SPATIAL = f"factorizer=spatial {RANKS}"
+DENSITIES = "quantize.densities=[1.0,0.5,0.25] budget.coded_bytes=0.015"
 INSTEAD = {
     "rounding=adaround": ["rounding.steps=20"],
+    "budget.coded_bytes=0.015": ["budget.coded_bytes=0.06"],
     RANKS: ["budget.coded_bytes=0.09", "quantize.bits=[6]", "constraints.floor=0.6"],
+    SPATIAL: ["budget.coded_bytes=0.09", "quantize.bits=[6]", "constraints.floor=0.6"],
     DENSITIES: ["budget.coded_bytes=0.06", "quantize.bits=[8]", "constraints.floor=0.5"],
 }
 METHODS = {method.name: method for method in catalogue()}
