@@ -213,9 +213,8 @@ class Workbench:
 
     def train_batches(self, seed: int | None = None) -> PlacedBatches:
         """Augmented batches of the training part, in another order every epoch."""
-        batches = ShuffledBatches(
-            self.data.train, self.config.finetune.batch_size, self.config.seed if seed is None else seed
-        )
+        settings, seed = self.config.finetune, self.config.seed if seed is None else seed
+        batches = ShuffledBatches(self.data.train, settings.batch_size, seed, views=settings.views)
         return PlacedBatches(batches, torch.device(self.config.device))
 
     def training_settings(self) -> dict[str, Any]:

@@ -159,11 +159,17 @@ class ShuffledBatches:
             norm would follow too few examples.
         seed: order and augmentation of epoch `k` depend on `(seed, k)` only.
         augment: whether the part's augmentation is applied.
+        views: epochs after which orders and augmentation repeat, so that a teacher who remembers has nothing new to
+            compute; None for never.
     """
 
-    def __init__(self, part: Part, batch_size: int, seed: int = 0, augment: bool = True) -> None:
-        if batch_size < 1:
-            raise DataError(f"The 'batch_size' parameter of ShuffledBatches must be at least 1. Got {batch_size}.")
+    def __init__(
+        self, part: Part, batch_size: int, seed: int = 0, augment: bool = True, views: int | None = None
+    ) -> None:
+        for name, value in (("batch_size", batch_size), ("views", 1 if views is None else views)):
+            if value < 1:
+                raise DataError(f"The '{name}' parameter of ShuffledBatches must be at least 1. Got {value}.")
+        self.views = views
         self.part = part
         self.batch_size = batch_size
         self.seed = seed
@@ -176,7 +182,7 @@ class ShuffledBatches:
 
     def __iter__(self) -> Iterator[Any]:
         epoch, self._epoch = self._epoch, self._epoch + 1
-        generator = epoch_generator(self.seed, epoch)
+        generator = epoch_generator(self.seed, epoch if self.views is None else epoch % self.views)
         order = torch.randperm(len(self.part), generator=generator)
         for positions in order.split(self.batch_size)[: len(self)]:
             yield self.part.batch(positions, generator if self.augment else None)

@@ -127,6 +127,15 @@ def test_shuffled_batches_repeat_by_seed_and_epoch_and_differ_between_epochs():
     assert not torch.equal(next(iter(other))[0], epochs[0][0])
 
 
+def test_views_come_again():
+    batches = ShuffledBatches(tiny_part(40, padding=1, flip=True), 8, seed=3, views=2)
+    epochs = [[images for images, _ in batches] for _ in range(3)]
+    assert all(torch.equal(a, b) for a, b in zip(epochs[0], epochs[2], strict=True))
+    assert not torch.equal(epochs[0][0], epochs[1][0])
+    with pytest.raises(DataError, match="'views' parameter of ShuffledBatches must be at least 1. Got 0"):
+        ShuffledBatches(tiny_part(), 8, views=0)
+
+
 @pytest.mark.parametrize(("n", "size", "expected"), [(10, 5, 2), (11, 5, 2), (13, 5, 3), (3, 8, 1)])
 def test_a_small_last_batch_is_left_out(n, size, expected):
     batches = ShuffledBatches(tiny_part(n), size)
