@@ -17,14 +17,19 @@ Row = TypeVar("Row")
 
 def write_raw(run_dir: RunDir, name: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a CSV file of a run, numbers with six digits."""
+    path, text = run_dir.file(name), to_csv(columns, rows)
+    write_atomic(path, lambda file: file.write(text.encode()))
+    run_dir.add_output(path)
+
+
+def to_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """The text of a CSV file, numbers with six digits."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
                      for row in rows)  # fmt: skip
-    path = run_dir.file(name)
-    write_atomic(path, lambda file: file.write(text.getvalue().encode()))
-    run_dir.add_output(path)
+    return text.getvalue()
 
 
 def read_raw(path: str | Path, kind: type[Row]) -> list[Row]:

@@ -4,13 +4,15 @@ import csv
 import io
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from compress.errors import ArtifactError
 from compress.files import read_json, write_atomic, write_json
 from experiments.comparison import read_rows
+from experiments.raw_table import read_raw, to_csv
 from experiments.run_dir import read_manifest, stage_key
 
 COLUMNS = ("method", "seed", "stage", "metric", "loss", "macs", "weight_bytes", "validation_metric", "validation_loss",
@@ -61,9 +63,7 @@ def collect_table(folder: str | Path, name: str, path: str | Path) -> int:
         ArtifactError: if the folder is no finished run, or has no such table.
     """
     folder, path = Path(folder), Path(path)
-    manifest = read_manifest(folder)
-    if manifest["status"] != "finished":
-        raise ArtifactError(f"The run in {folder} is {manifest['status']}, not finished. Finish it first.")
+    manifest = _check_finished(folder)
     try:
         content = (folder / name).read_bytes()
     except OSError as error:
@@ -76,10 +76,37 @@ def collect_table(folder: str | Path, name: str, path: str | Path) -> int:
     return content.count(b"\n") - 1
 
 
+def collect_rows(folders: Sequence[str | Path], name: str, kind: type, path: str | Path) -> int:
+    """Write the tables `name` of several finished runs into one CSV file; returns how many rows it has.
+
+    Args:
+        kind: the dataclass of the rows, which say themselves what made them.
+
+    Raises:
+        ArtifactError: if a folder is no finished run, or has no such table.
+    """
+    rows: list[Any] = []
+    for folder in map(Path, folders):
+        _check_finished(folder)
+        rows += read_raw(folder / name, kind)
+    write_atomic(
+        path, lambda file: file.write(to_csv([field.name for field in fields(kind)], map(vars, rows)).encode())
+    )
+    return len(rows)
+
+
 def command_of(manifest: Mapping[str, Any]) -> str:
     """The command of a run; where it and its inputs lay says nothing to others."""
     words = shlex.split(manifest["command"])
     return shlex.join(word for word in words if not word.startswith("hydra.run.dir=") and "=/" not in word)
+
+
+def _check_finished(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished run."""
+    manifest = read_manifest(folder)
+    if manifest["status"] != "finished":
+        raise ArtifactError(f"The run in {folder} is {manifest['status']}, not finished. Finish it first.")
+    return manifest
 
 
 def _nameless(value: Any) -> Any:

@@ -9,7 +9,14 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments import leaderboard, mixed_precision_page, plan_damage_page, records_page, regret_page  # noqa: E402
+from experiments import (  # noqa: E402
+    coded_curve,
+    leaderboard,
+    mixed_precision_page,
+    plan_damage_page,
+    records_page,
+    regret_page,
+)
 from experiments.coded_table import CodedRow  # noqa: E402
 from experiments.figure_style import figure_style, render_file_svg  # noqa: E402
 from experiments.label_economy import EconomyRow  # noqa: E402
@@ -53,6 +60,10 @@ def _records() -> list[CodedRow]:
     return [row for path in found if path.exists() for row in read_raw(path, CodedRow)]
 
 
+def _curves() -> list[coded_curve.CurveRow]:
+    return read_raw(RESULTS / "coded_curve" / "raw.csv", coded_curve.CurveRow)
+
+
 def _figure(name: str) -> Figure:
     if name == "records":
         return records_page.draw_records(_records())
@@ -61,6 +72,8 @@ def _figure(name: str) -> Figure:
         return leaderboard.draw_plans(read_raw(raw, Row))
     if name == "no_regret":
         return regret_page.draw_regret(regret_page.read_rows(raw))
+    if name == "coded_curve":
+        return coded_curve.draw_curves(_curves())
     if name == "plan_damage":
         return plan_damage_page.draw_damages(read_raw(raw, DamageRow))
     return mixed_precision_page.draw_widths(read_raw(raw, WidthRow))
@@ -70,6 +83,7 @@ def _figure(name: str) -> Figure:
 pages: dict[str, Callable[[], str]] = {
     "who_predicts": _who_predicts, "no_regret": _no_regret, "mixed_precision": _mixed_precision,
     "plan_damage": _plan_damage, "records": lambda: records_page.write_page(_records()),
+    "coded_curve": lambda: coded_curve.write_page(_curves()),
 }  # fmt: skip
 
 

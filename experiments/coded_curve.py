@@ -1,0 +1,124 @@
+"""Metric against bytes of the coded file, for several ways to spend the same bytes: the table, its page, its figure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from statistics import fmean, stdev
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from experiments.figure_style import FAINT, MARKERS, SERIES, new_figure
+
+
+@dataclass(frozen=True)
+class CurveRow:
+    """One file.
+
+    Attributes:
+        network: the experiment that every arm begins with.
+        arm: how the bytes are spent.
+        point: overrides that set its size.
+        metric_name: of `metric` and `dense`, which are of the test part.
+        dense, metric: of the dense network and of the file.
+        file_bytes: its size; dense_bytes: of the dense network's parameters in float32.
+    """
+
+    network: str
+    arm: str
+    point: str
+    seed: int
+    metric_name: str
+    dense: float
+    metric: float
+    file_bytes: int
+    dense_bytes: int
+    macs: float
+    command: str
+    commit: str
+    versions: str
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the file is."""
+        return self.dense_bytes / self.file_bytes
+
+
+_ABOUT = """Every file holds a whole model, entropy coded, and is decoded before it is scored. All arms share the dense
+network, its labels, the repair without labels, and the same training; an arm says how the bytes are spent. *joint*
+decides channels and the bits of every layer in one solve, on labels that were measured or on a criterion, whichever has
+the lower validation loss after the repair. *channels alone* keeps all weights in 8 bits, *bits alone* keeps all
+channels; *fisher* and *magnitude* are the same solve on these scores alone; *uniform bits* gives all layers the same.
+Drawn from `results/coded_curve/raw.csv` (`python -m experiments.run -m experiment=coded_curve seed=0,1,2`)."""
+
+
+def write_page(rows: Sequence[CurveRow]) -> str:
+    """Markdown: of each network the arms at every size, mean and standard deviation over seeds."""
+    page = [
+        "# The same bytes, spent in several ways",
+        "",
+        _ABOUT,
+        "",
+        "![Metric against bytes](coded_curve.svg)",
+        "",
+    ]
+    for network, own in _grouped(rows, lambda row: row.network):
+        seeds = sorted({row.seed for row in own})
+        page += [f"## {network}", "", f"Dense: {fmean(row.dense for row in own):.2f} ({own[0].metric_name}), "
+                 f"{own[0].dense_bytes:,} bytes. Seeds: {', '.join(map(str, seeds))}.", "",
+                 "| arm | times smaller | bytes | metric | sd |", "|---|---|---|---|---|"]  # fmt: skip
+        for arm, of_arm in _grouped(own, lambda row: row.arm):
+            for mean in _points(of_arm):
+                page.append(
+                    f"| {arm} | {mean.ratio:.1f} | {mean.file_bytes:,.0f} | {mean.metric:.2f} | {mean.spread} |"
+                )
+        page.append("")
+    return "\n".join(page).rstrip() + "\n"
+
+
+def draw_curves(rows: Sequence[CurveRow]) -> Figure:
+    """One panel for each network: the metric against how many times smaller the file is."""
+    networks = _grouped(rows, lambda row: row.network)
+    figure = new_figure(3.6)
+    for axes, (network, own) in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
+        axes.axhline(fmean(row.dense for row in own), color=FAINT, linewidth=1, linestyle=":")
+        for place, (arm, of_arm) in enumerate(_grouped(own, lambda row: row.arm)):
+            points = sorted(_points(of_arm), key=lambda point: point.ratio)
+            axes.errorbar([p.ratio for p in points], [p.metric for p in points], [p.deviation for p in points],
+                          marker=MARKERS[place % len(MARKERS)], markersize=4.5, linewidth=1.4, capsize=2,
+                          color=SERIES[place % len(SERIES)], label=arm)  # fmt: skip
+        axes.set(xscale="log", xlabel="times smaller than float32", title=network)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 4, 6)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylabel(own[0].metric_name.replace("_", " "))
+        axes.legend()
+    return figure
+
+
+@dataclass(frozen=True)
+class _Point:
+    """Means over seeds at one size."""
+
+    ratio: float
+    file_bytes: float
+    metric: float
+    deviation: float
+    spread: str
+
+
+def _points(rows: Sequence[CurveRow]) -> list[_Point]:
+    found = []
+    for _, own in _grouped(rows, lambda row: row.point):
+        metrics = [row.metric for row in own]
+        deviation = stdev(metrics) if len(metrics) > 1 else 0.0
+        found.append(_Point(fmean(row.ratio for row in own), fmean(row.file_bytes for row in own), fmean(metrics),
+                            deviation, f"{deviation:.2f}" if len(metrics) > 1 else "one seed"))  # fmt: skip
+    return found
+
+
+def _grouped(rows: Sequence[CurveRow], key: Any) -> list[tuple[str, list[CurveRow]]]:
+    """Groups in the order in which their keys first come."""
+    order = list(dict.fromkeys(map(key, rows)))
+    return [(name, list(own)) for name, own in groupby(sorted(rows, key=lambda row: order.index(key(row))), key)]

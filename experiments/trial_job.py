@@ -1,0 +1,77 @@
+"""What jobs have in common that try one configuration after another on one dense network."""
+
+import logging
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from compress.files import read_json, write_json
+from experiments.composition import compose_config
+from experiments.config import folder_name
+from experiments.method_catalogue import BASE, CataloguedMethod
+from experiments.progress import progress
+from experiments.run_dir import RunDir
+from experiments.settings import Config
+from experiments.tracker import Tracker
+
+if TYPE_CHECKING:
+    from experiments.method_trials import MethodRow, MethodTrials
+
+log = logging.getLogger(__name__)
+
+
+class TrialJob(ABC):
+    """Tries what `trials` names; a killed run goes on with the next of them.
+
+    Args:
+        base: overrides of the run that all are tried on.
+    """
+
+    def __init__(self, base: Sequence[str]) -> None:
+        self.base = tuple(base)
+
+    @property
+    @abstractmethod
+    def trials(self) -> list[CataloguedMethod]:
+        """What is tried."""
+
+    def check(self, config: Config) -> None:
+        """The base and every trial must compose."""
+        for trial in [BASE, *self.trials]:
+            compose_config(self._overrides(config, trial))
+
+    def rows(self, config: Config, run_dir: RunDir, tracker: Tracker) -> list["MethodRow"]:
+        """Try what is not tried yet; what all came to, in order. The folder `base` holds the run they begin with."""
+        # Here, so that a wrong configuration is refused before the libraries of all stages are loaded.
+        from experiments.method_trials import MethodTrials
+
+        with RunDir(run_dir.path / "base") as base_dir, progress("trying") as on_trial:
+            made = MethodTrials(compose_config(self._overrides(config, BASE)), base_dir, tracker)
+            rows: list[MethodRow] = []
+            for trial in self.trials:
+                rows.append(self._row(made, trial, self._overrides(config, trial), run_dir))
+                log.info("%s: %.2f, %d bytes", trial.name or "no override", rows[-1].metric, rows[-1].file_bytes)
+                on_trial(len(rows), len(self.trials))
+        return rows
+
+    def _overrides(self, config: Config, trial: CataloguedMethod) -> list[str]:
+        run = [f"{name}={getattr(config, name)}" for name in ("seed", "threads", "device")]
+        return [*self.base, *run, "export.formats=[]", *trial.overrides]
+
+    def _row(self, made: "MethodTrials", trial: CataloguedMethod, overrides: list[str], run_dir: RunDir) -> "MethodRow":
+        from experiments.method_trials import MethodRow
+
+        name = folder_name(trial.name)
+        path = run_dir.file(f"rows/{name}.json")
+
+        def work() -> None:
+            folder = run_dir.path / "trial"
+            row = made.row(trial, overrides, folder)
+            shutil.rmtree(folder)
+            write_json(path, asdict(row))
+
+        base = [run_dir.path / "base" / file for file in ("dense/model.safetensors", "plan.json")]
+        run_dir.run_stage(name, work, inputs=base, outputs=[path], settings={"overrides": overrides})
+        return MethodRow(**read_json(path))

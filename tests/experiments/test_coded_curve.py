@@ -1,0 +1,88 @@
+"""The job that spends the same bytes in several ways, its table, and its page."""
+
+from dataclasses import replace
+
+import pytest
+
+from experiments.coded_curve import CurveRow, draw_curves, write_page
+from experiments.composition import compose_config
+from experiments.config import ConfigError
+from experiments.jobs.coded_curve import CodedCurveJob
+from experiments.raw_table import read_raw, write_raw
+from experiments.results import collect_rows
+from experiments.run_dir import RunDir
+from experiments.tracker import RunInfo
+from experiments.trackers.null import NullTracker
+
+BASE = [
+    "experiment=quickstart", "debug=fast", "model.widths=[4,8,8]", "model.hidden=16", "train.epochs=1",
+    "measure.sample=8", "measure.plans=0", "compare.methods=[criterion/knapsack]", "criterion=fisher",
+    "allocator=knapsack", "allocator.always_quantize=true", "finetune.epochs=0", "quantize.epochs=0",
+    "budget.macs=null", "budget.weight_bytes=null", "budget.coded_bytes=0.2", "export.coder=zstd",
+]  # fmt: skip
+ROW = CurveRow("cifar10_coded", "joint", "budget.coded_bytes=0.1", 0, "accuracy_percent", 91.7, 91.0, 110, 1100, 1e6,
+               "c", "a", "{}")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config():
+    return compose_config(["experiment=coded_curve"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"alone": {"spread": ["seed=1"]}}, r"job\.alone.*'spread'"),
+        ({"base": ["seed=1"]}, r"job\.base must hold"),
+        ({"points": ["penalty=l7"]}, "no 'penalty/l7'"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused(config, changed, match):
+    good = {"base": BASE, "arms": {"joint": []}, "points": ["budget.coded_bytes=0.2"]}
+    CodedCurveJob(**good).check(config)
+    with pytest.raises(ConfigError, match=match):
+        CodedCurveJob(**{**good, **changed}).check(config)
+
+
+def test_arms_share_the_network_and_meet_the_point(config, tmp_path):
+    job = CodedCurveJob(
+        BASE,
+        {"joint": [], "bits alone": ["constraints.floor=0.999"], "uniform": ["constraints.floor=0.999"]},
+        ["budget.coded_bytes=0.2"],
+        alone={"uniform": ["budget.coded_bytes=1.0 quantize.bits=[8]"]},
+    )
+    with RunDir(tmp_path) as run_dir:
+        told = job.run(config, run_dir, NullTracker(RunInfo("coded_curve", tmp_path)))["coded_curve"]
+    rows = read_raw(tmp_path / "coded_curve.csv", CurveRow)
+    assert [row.arm for row in rows] == ["joint", "bits alone", "uniform"]
+    assert list(told.values()) == [pytest.approx(row.metric, rel=1e-5) for row in rows]
+    joint, bits, uniform = rows
+    assert {row.dense for row in rows} == {joint.dense}
+    # The prediction of the plan before training; the header and biases come on top.
+    assert max(joint.file_bytes, bits.file_bytes) < 0.25 * joint.dense_bytes
+    assert bits.macs == uniform.macs > joint.macs
+    assert uniform.file_bytes > bits.file_bytes
+    assert "budget.coded_bytes=1.0 'quantize.bits=[8]' constraints.floor=0.999" in uniform.command
+
+
+def test_tables_of_several_runs_come_together(tmp_path):
+    rows = [replace(ROW, seed=seed, metric=90.0 + seed) for seed in (0, 2)]
+    for row in rows:
+        folder = tmp_path / str(row.seed)
+        with RunDir(folder) as run_dir:
+            write_raw(run_dir, "coded_curve.csv", list(vars(row)), [vars(row)])
+    folders = [tmp_path / "0", tmp_path / "2"]
+    assert collect_rows(folders, "coded_curve.csv", CurveRow, tmp_path / "raw.csv") == 2
+    assert read_raw(tmp_path / "raw.csv", CurveRow) == rows
+
+
+def test_the_page_and_the_figure_tell_means_over_seeds():
+    rows = [ROW, replace(ROW, seed=1, metric=90.0), replace(ROW, arm="bits alone", metric=80.0)]
+    page = write_page(rows)
+    assert "| joint | 10.0 | 110 | 90.50 | 0.71 |" in page
+    assert "| bits alone | 10.0 | 110 | 80.00 | one seed |" in page
+    (axes,) = draw_curves([*rows, replace(ROW, point="budget.coded_bytes=0.05", file_bytes=55, metric=85.0)]).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["joint", "bits alone"]
+    joint = axes.containers[0].lines[0]
+    assert joint.get_xdata().tolist() == [10.0, 20.0]
+    assert joint.get_ydata().tolist() == [90.5, 85.0]
