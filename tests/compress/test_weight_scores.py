@@ -9,6 +9,7 @@ from compress.graph import trace
 from compress.weight_score import score_weights
 from compress.weight_scores import (
     FisherWeightScore,
+    LampWeightScore,
     MagnitudeWeightScore,
     ObsWeightScore,
     RandomWeightScore,
@@ -49,6 +50,15 @@ def scored(model, score, batches=((X[:2],), (X[2:],)), **settings):
 
 def test_magnitude(model):
     assert score_weights(model, MagnitudeWeightScore())["0"].tolist() == [[1.0, 2.0], [3.0, 0.5]]
+
+
+def test_lamp_is_the_share_of_the_weights_that_are_not_smaller(model):
+    found = score_weights(model, LampWeightScore())["0"]
+    expected = torch.tensor([[1 / 14, 4 / 13], [1.0, 0.25 / 14.25]], dtype=torch.float64)
+    torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        model[0].weight.zero_()
+    assert not score_weights(model, LampWeightScore())["0"].any()
 
 
 def test_random_is_of_seed_and_layer():
