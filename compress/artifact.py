@@ -251,7 +251,8 @@ def _rebuild_module(
     """
     with _damage_named(folder):
         example, quantized = rebuild_inputs(about["example_inputs"]), about["quantized"]
-        options = (quantized["activations"], quantized["reduce_range"]) if quantized else None
+        ranges = plan.activation_ranges if quantized and quantized["activations"] else None
+        options = (ranges, quantized["reduce_range"]) if quantized else None
     module, formats = factorize_plan(apply_plan(base_model, plan, example), plan), part_formats(plan)
     if options or not set(norm_names(module)) <= set(about["norms"]):
         module = fold_batch_norm(module, example, keep=frozenset(about["norms"]))

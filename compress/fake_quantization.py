@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from compress.activation_edges import activation_edges, moves_values
 from compress.attributes import copy_traced, set_buffer, sibling
+from compress.dynamic_ranges import ROUND_OP, insert_dynamic_ranges
 from compress.errors import PlanError
 from compress.folding import output_axis
 from compress.graph import ATEN, Layer, is_parameter, layers_of
@@ -72,11 +73,17 @@ def tied_layers(module: fx.GraphModule) -> list[list[Layer]]:
 
 
 def insert_fake_quantizers(
-    module: fx.GraphModule, formats: Mapping[str, LayerFormat], quantize_activations: bool, reduce_range: bool
+    module: fx.GraphModule, formats: Mapping[str, LayerFormat], activation_ranges: str | None, reduce_range: bool
 ) -> fx.GraphModule:
     """A copy with fake-quantisers that still lack their ranges (all scales are 1): the form that a state dict fills.
 
     Formats that engines do not compute on (see `LayerFormat.on_integers`) are left out: their layers stay in float.
+
+    Args:
+        module: a traced module, batch norms folded.
+        formats: layer name -> format of its weight.
+        activation_ranges: of activations, as in a plan; None leaves them in float.
+        reduce_range: see `prepare_quantized`.
 
     Raises:
         PlanError: for an unknown layer, or two formats of one tied weight.
@@ -84,7 +91,9 @@ def insert_fake_quantizers(
     check_formats(module, formats)
     formats = {name: layer_format for name, layer_format in formats.items() if layer_format.on_integers}
     module = copy_traced(module)
-    if quantize_activations:
+    if activation_ranges == "dynamic":
+        insert_dynamic_ranges(module, formats)
+    elif activation_ranges == "static":
         _insert_activation_quantizers(module, formats)
     _insert_weight_quantizers(module, formats, reduce_range)
     _insert_bias_rounding(module)
@@ -166,7 +175,7 @@ def _insert_bias_rounding(module: fx.GraphModule) -> None:
 
 
 def integer_input(layer: fx.Node) -> fx.Node | None:
-    """The fake-quantiser behind the input of a conv or linear that engines compute on integers, or None."""
+    """The fake-quantiser of a static range behind the input of a conv or linear, or None."""
     if layer.target not in _INTEGER_LAYERS:
         return None
     source = layer.args[0]
@@ -190,7 +199,7 @@ def quantized_weights(module: fx.GraphModule) -> list[QuantizedWeight]:
 
 def quantizes_activations(module: fx.GraphModule) -> bool:
     """Whether any activation of this module is fake-quantised."""
-    return any(node.target is ACTIVATION_OP for node in module.graph.nodes)
+    return any(node.target in (ACTIVATION_OP, ROUND_OP) for node in module.graph.nodes)
 
 
 def _leaf(name: str) -> str:

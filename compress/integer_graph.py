@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, fx
 
 from compress.attributes import copy_traced, remove_unused, set_buffer, sibling, value_of
+from compress.dynamic_ranges import QUANTIZE_OP, ROUND_OP, sum_integers
 from compress.fake_quantization import ACTIVATION_OP, INT32_LIMIT, WEIGHT_OP, integer_input, quantized_weights
 from compress.graph import ATEN
+from compress.patches import linear_map
 from compress.quantizer import round_weight
 
 _LIBRARY = "autolabel_compress"
@@ -114,6 +116,8 @@ def integer_graph(module: fx.GraphModule, shapes: Mapping[str, Any]) -> fx.Graph
     for node in graph.nodes:
         if node.target in _ADAPTIVE_POOLS:
             _make_pool_plain(node, shapes)
+        elif node.target is ROUND_OP:
+            node.target = QUANTIZE_OP
     entries = quantized_weights(module)
     uses = Counter(id(module.get_parameter(entry.parameter)) for entry in entries)
     stored: dict[tuple[int, bool], tuple[str, str]] = {}
@@ -135,6 +139,8 @@ def integer_graph(module: fx.GraphModule, shapes: Mapping[str, Any]) -> fx.Graph
         if layer.target is ATEN.embedding.default:
             layer.target = torch.ops.autolabel_compress.lookup.default
             layer.args, layer.kwargs = (layer.args[1], integers, scales, entry.axis), {}
+        elif layer.args[0].target is QUANTIZE_OP:
+            sum_integers(layer, integers, scales, linear_map(layer, weight))
         else:
             matrix = is_linear and len(shapes[layer.name]) == 2
             _rewrite_layer(module, layer, integers, scales, entry.axis, matrix)

@@ -8,6 +8,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 21
+_SUMS = ("MatMulInteger", "ConvInteger")
 _IMPLIED = {"pads": 0, "strides": 1, "dilations": 1}
 _LANE_BITS = 64
 _MIN_SAVED_BYTES = 400  # what the unpacking nodes themselves take
@@ -52,7 +53,9 @@ def _add_zero_points(graph: onnx.GraphProto, name: str, values: np.ndarray, user
 
 
 def _axis(node: onnx.NodeProto) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+    """The dimension of a weight that counts outputs, of a node that reads its integers."""
+    default = 0 if node.op_type == "ConvInteger" else 1
+    return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), default)
 
 
 def _bits_needed(values: np.ndarray) -> int:
@@ -62,7 +65,7 @@ def _bits_needed(values: np.ndarray) -> int:
 
 def _can_overflow(values: np.ndarray, users: list[onnx.NodeProto]) -> bool:
     """Whether two weights of one output can, times 255 each, exceed 16 bits. Which two an engine pairs is not known."""
-    axes = [_axis(user) for user in users if user.op_type == "DequantizeLinear"]
+    axes = [_axis(user) for user in users if user.op_type in ("DequantizeLinear", *_SUMS)]
     if not axes:
         return False
     rows = np.moveaxis(np.abs(values.astype(np.int16)), axes[0], 0).reshape(values.shape[axes[0]], -1)
@@ -75,11 +78,12 @@ def _store_uint8(graph: onnx.GraphProto, tensor: TensorProto, values: np.ndarray
     name = tensor.name
     tensor.CopyFrom(numpy_helper.from_array((values.astype(np.int16) + 128).astype(np.uint8), name))
     for user in users:
-        axis = _axis(user)
+        # A sum's inputs are levels, weight, and the zero points of both; a convolution takes but one of a weight.
+        shape, before = ((), 3) if user.op_type in _SUMS else ((values.shape[_axis(user)],), 2)
         zero = f"{name}_zero"
         if not any(t.name == zero for t in graph.initializer):
-            graph.initializer.append(numpy_helper.from_array(np.full(values.shape[axis], 128, np.uint8), zero))
-        del user.input[2:]
+            graph.initializer.append(numpy_helper.from_array(np.full(shape, 128, np.uint8), zero))
+        del user.input[before:]
         user.input.append(zero)
 
 

@@ -30,6 +30,7 @@ def write_header(manifest: Mapping[str, Any], plan: CompressionPlan, about: Mapp
         "inputs": _short_inputs(example),
         "bits": {name: _short_format(asdict(entry)) for name, entry in plan.layer_formats.items()},
         "activation_bits": plan.activation_bits,
+        "activation_ranges": plan.activation_ranges if plan.activation_ranges != "static" else None,
         "quantized": manifest["quantized"],
         "formatted": manifest["formatted"] or None,
         "norms": manifest["norms"],
@@ -64,7 +65,8 @@ def read_header(packed: PackedFile) -> tuple[dict[str, Any], CompressionPlan]:
             "tensors": dict(header.get("tensors", {})),
         }
         formats = {name: _long_format(entry) for name, entry in header.get("bits", {}).items()}
-        plan = CompressionPlan(packed.sets, formats, header.get("activation_bits"))
+        ranges = header.get("activation_ranges", "static")
+        plan = CompressionPlan(packed.sets, formats, header.get("activation_bits"), ranges)
         if not 0 <= _count(told["example_inputs"]) <= _MOST_INPUT:
             raise ValueError("its example inputs are too large")
     except (CompressError, KeyError, TypeError, ValueError, AttributeError) as error:

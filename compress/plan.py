@@ -22,6 +22,7 @@ SCHEME_BITS = {
     "ternary": (2,), "binary": (1,), "float16": (16,), "bfloat16": (16,), "float32": (32,),
 }  # fmt: skip
 RANK_SCHEMES = ("channel", "spatial")
+ACTIVATION_RANGES = ("static", "dynamic")
 GRANULARITIES = ("tensor", "channel", "group")
 _PATTERN = re.compile(r"unstructured|channel|[1-9]\d*:[1-9]\d*|block[1-9]\d*x[1-9]\d*")
 
@@ -98,19 +99,32 @@ class CompressionPlan:
         remove_channels: group name -> sorted indices of the removed units (`UnitTable.index`).
         layer_formats: layer name -> its weight format; a layer that is absent stays in float32.
         activation_bits: bits of the activations between quantised layers, or None for float.
+        activation_ranges: `"static"`, found on calibration data, or `"dynamic"`, taken from each input of a quantised
+            conv or linear at run time, see `compress.dynamic_ranges`; of activations in float it says nothing.
         fingerprint: the architecture this plan is for; a model with another one is refused.
         predicted_damage: sum of the scores spent, in the task's loss unit, or None when they are only an order.
         predicted_cost: `{"macs": ..., "weight_bytes": ...}` of the planned model.
         provenance: who wrote it: free JSON (allocator, labeler, seed, budget).
+
+    Raises:
+        PlanError: for ranges of another name.
     """
 
     remove_channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     layer_formats: Mapping[str, LayerFormat] = field(default_factory=dict)
     activation_bits: int | None = None
+    activation_ranges: str = "static"
     fingerprint: str = ""
     predicted_damage: float | None = None
     predicted_cost: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.activation_ranges not in ACTIVATION_RANGES:
+            raise PlanError(
+                f"The 'activation_ranges' parameter of CompressionPlan must be one of {ACTIVATION_RANGES}. Got "
+                f"{self.activation_ranges!r}."
+            )
 
     @classmethod
     def removing(cls, units: UnitTable, unit_ids: Iterable[str], **fields: Any) -> "CompressionPlan":

@@ -47,7 +47,8 @@ def prepare_quantized(
     with ranges fixed here: the input of every quantised conv and linear, and all edges between ops that an engine can
     compute on integers; residual streams that end in a float operation (layer norm) stay float. Transposed convs and
     embeddings keep float activations. (Jacob et al. 2018, "Quantization and Training of Neural Networks", CVPR,
-    arXiv:1712.05877.)
+    arXiv:1712.05877.) Of a plan with dynamic ranges, see `compress.dynamic_ranges`, only the inputs of quantised convs
+    and linears are rounded, each over its own range at run time.
 
     Formats that engines do not compute on (`LayerFormat.on_integers`) are stored ones, see `compress.formatted_weight`:
     their layers compute on decoded weights, keep float activations, and leave in float weights. A layer of density
@@ -55,9 +56,10 @@ def prepare_quantized(
 
     Args:
         module: a traced module, e.g. from `apply_plan`, and `factorize_plan` if the plan has ranks; it stays as it is.
-        plan: its `layer_formats` say which layers, its `activation_bits` (None or 8) whether activations too.
+        plan: its `layer_formats` say which layers, its `activation_bits` (None or 8) whether activations too, its
+            `activation_ranges` whether over ranges that are fixed here or at run time.
         calibration_batches: tuples or dicts of the forward's inputs, as the module was traced. May be empty if only
-            weights are quantised.
+            weights are quantised, or ranges are dynamic.
         quantizer: who chooses the ranges.
         reduce_range: 8-bit weights use the integers up to 63 only. Pairs of their products with 8-bit activations fit
             into 16 bits, so the fast kernels of CPUs without VNNI are exact. Without it such weights are exported as
@@ -80,14 +82,15 @@ def prepare_quantized(
     formats = part_formats(plan)
     check_formats(folded, formats)
     computed = activations or not trained_ranges
-    prepared = insert_fake_quantizers(folded, formats if computed else {}, activations, reduce_range)
+    ranges = plan.activation_ranges if activations else None
+    prepared = insert_fake_quantizers(folded, formats if computed else {}, ranges, reduce_range)
     layers = tied_layers(folded)
     _warn_of_unpruned(layers, folded, formats)
     insert_stored_formats(prepared, layers, formats, quantizer, trained_ranges, on_integers=computed)
     for entry in quantized_weights(prepared):
         weight = prepared.get_parameter(entry.parameter)
         prepared.get_buffer(entry.scale).copy_(weight_scale(weight, entry.largest, quantizer, entry.axis))
-    if quantizes_activations(prepared):
+    if ranges == "static" and quantizes_activations(prepared):
         histograms = _observe(prepared, batches)
         for node, histogram in histograms.items():
             scale, zero_point = affine_parameters(*quantizer.activation_range(histogram))

@@ -27,7 +27,7 @@ _FORMAT_PENALTIES = {"penalty=quantization", "penalty=coded_bytes"}
 # What a method needs besides.
 _BESIDES = {"penalty=coded_bytes": ("quantize.trained_ranges=true",)}
 # Settings that the plan is made with.
-_OF_PLANS = ("budget.", "compare.", "quantize.activation_bits=")
+_OF_PLANS = ("budget.", "compare.", "quantize.activation_bits=", "quantize.activation_ranges=")
 # What is done without an override.
 DEFAULTS = ("distillation=logits", "quantizer=mse", "quantize.scheme=symmetric")
 _NAME = r"(?:van )?[A-Z][a-z][\w-]*"
@@ -152,6 +152,8 @@ _SETTINGS = (
      "compress.weight_formats.SymmetricFormat"),
     (FORMATS, "quantize.activation_bits=null", "Activations stay float; else they are calibrated to 8 bits.",
      "compress.quantization.prepare_quantized"),
+    (FORMATS, "quantize.activation_ranges=dynamic", "Activations have the range of each tensor, without calibration.",
+     "compress.dynamic_ranges.dynamic_parameters"),
     (FORMATS, "recovery.data_free=true", "Calibration data from the statistics of batch norms alone.",
      "compress.data_free.synthesize_batches"),
     (RANKS, "budget.coded_bytes=0.015", "Channels and bits alone, for comparison with those that follow.",

@@ -7,7 +7,7 @@ from autolabel.active_sampling import ACTIVE
 from autolabel.sampling import STRATEGIES
 from compress.errors import CompressError
 from compress.masking import SCOPES
-from compress.plan import GRANULARITIES, SCHEME_BITS
+from compress.plan import ACTIVATION_RANGES, GRANULARITIES, SCHEME_BITS
 from compress.quantizer import WEIGHT_BITS
 from compress.recovery import STEPS
 from compress.refit import LAYER_CHOICES
@@ -52,6 +52,12 @@ def check_settings(config: Config, parts: Components) -> None:
     _at_least("quantize.epochs", quantize.epochs, 0)
     _one_of("quantize.bits", quantize.bits, (*WEIGHT_BITS, 32))
     _one_of("quantize.activation_bits", [quantize.activation_bits], (None, 8))
+    _one_of("quantize.activation_ranges", [quantize.activation_ranges], ACTIVATION_RANGES)
+    on_integers = (quantize.scheme, quantize.granularity) == ("symmetric", "channel") and not quantize.trained_ranges
+    _require("quantize.activation_ranges",
+             quantize.activation_ranges == "static" or (quantize.activation_bits == 8 and on_integers),
+             "'static' where activations stay float: with activation_bits null, trained_ranges, or a scheme or "
+             "granularity other than 'symmetric' per 'channel'", quantize.activation_ranges)  # fmt: skip
     _one_of("export.formats", export.formats, FORMATS)
     _one_of("export.coder", [export.coder], CODERS)
     _one_of("export.float_bits", [export.float_bits], (*range(8, 17), 32))

@@ -88,7 +88,7 @@ def render_removed(run: RunFiles, report: Report, figures: Figures) -> str:
         for name, bits in layers
     ]
     group_rows = [[name, str(n), str(removed), format_percent(removed / n)] for name, n, removed in groups]
-    bits = run.plan.activation_bits
+    bits, ranges = run.plan.activation_bits, run.plan.activation_ranges
     return "".join(
         [
             paragraph(told),
@@ -96,7 +96,9 @@ def render_removed(run: RunFiles, report: Report, figures: Figures) -> str:
             folded("the same as a table", table(["group", "units", "removed", "sparsity"], group_rows)),
             heading("Bits per weight"),
             figure(figures, "bits", "Bits per weight of each layer, in the order of the network."),
-            paragraph(f"Activations between quantised layers: {f'{bits} bits' if bits else 'float'}."),
+            paragraph(
+                f"Activations between quantised layers: {f'{bits} bits of {ranges} ranges' if bits else 'float'}."
+            ),
             folded(
                 "the same as a table, with dense MACs and weights",
                 table(["layer", "bits", "dense MACs", "dense weights"], layer_rows),

@@ -270,7 +270,7 @@ class Experiment(Shrinking):
         if chosen.layer_formats:
             settings = self.config.quantize
             bits = None if settings.trained_ranges else settings.activation_bits
-            chosen = replace(chosen, activation_bits=bits)
+            chosen = replace(chosen, activation_bits=bits, activation_ranges=settings.activation_ranges)
         chosen.save(self.run_dir.file("plan.json"))
 
     def comparison(self) -> Comparison:

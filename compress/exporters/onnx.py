@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,34 @@ def _gemm(x: Any, weight: Any, bias: Any = None) -> Any:
     return op.Gemm(x, weight) if bias is None else op.Gemm(x, weight, bias)
 
 
+def _quantize_dynamically(x: Any) -> Any:
+    return op.DynamicQuantizeLinear(x)
+
+
+def _integer_linear(x: Any, x_scale: Any, zero_point: Any, weight: Any, weight_scale: Any, bias: Any = None) -> Any:
+    sums = op.Cast(op.MatMulInteger(x, weight, zero_point), to=onnx.TensorProto.FLOAT)
+    y = op.Mul(sums, op.Mul(x_scale, weight_scale))
+    return y if bias is None else op.Add(y, bias)
+
+
+def _integer_conv(
+    x: Any, x_scale: Any, zero_point: Any, weight: Any, weight_scale: Any, bias: Any, strides: Sequence[int],
+    pads: Sequence[int], dilations: Sequence[int], groups: int,
+) -> Any:  # fmt: skip
+    sums = op.ConvInteger(x, weight, zero_point, strides=strides, pads=pads, dilations=dilations, group=groups)
+    spatial = op.Constant(value_ints=list(range(1, 1 + len(strides))))
+    scale = op.Mul(x_scale, op.Unsqueeze(weight_scale, spatial))
+    y = op.Mul(op.Cast(sums, to=onnx.TensorProto.FLOAT), scale)
+    return y if bias is None else op.Add(y, op.Unsqueeze(bias, spatial))
+
+
 def _global_average_pool(x: Any) -> Any:
     return op.GlobalAveragePool(x)
 
 
 class OnnxExporter:
-    """Writes ONNX (opset 21). A prepared module becomes Q/DQ around int8 operations with the scales of the simulation.
+    """Writes ONNX (opset 21). A prepared module becomes Q/DQ around int8 operations with the scales of the simulation;
+    convs and linears of dynamic ranges become DynamicQuantizeLinear and ConvInteger or MatMulInteger.
 
     Weights are stored at their bits: 4-bit ones as INT4, other low ones packed into integers that a few nodes unpack
     while the file is loaded. The engine then computes on 8-bit integers all the same. Stored formats (see
@@ -149,6 +171,8 @@ def _translate(program: Any) -> onnx.ModelProto:
         ops.quantize_activation.default: _quantize_activation, ops.dequantize_weight.default: _dequantize_weight,
         ops.unpack_weight.default: _unpack_weight, ops.dequantize_bias.default: _dequantize_bias,
         ops.lookup.default: _lookup, ops.gemm.default: _gemm, ops.global_average_pool.default: _global_average_pool,
+        ops.quantize_dynamically.default: _quantize_dynamically, ops.integer_linear.default: _integer_linear,
+        ops.integer_conv.default: _integer_conv,
     }  # fmt: skip
     try:
         with _quiet():

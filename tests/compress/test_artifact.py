@@ -1,6 +1,7 @@
 """Artifacts: the same outputs byte for byte, honest sizes, and a clear word on every damage."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,10 +78,13 @@ def floats(plan) -> CompressionPlan:
 def _forms(x, plan, floats):
     small = apply_plan(_net(), floats, x)
     low = prepare_quantized(small, plan, [(x,)], MinMaxQuantizer())
-    return {"float": (small, floats), "folded": (fold_batch_norm(small, x), floats), "low": (low, plan)}
+    run_time = replace(plan, activation_ranges="dynamic")
+    dynamic = prepare_quantized(small, run_time, [(x,)], MinMaxQuantizer())
+    return {"float": (small, floats), "folded": (fold_batch_norm(small, x), floats), "low": (low, plan),
+            "dynamic": (dynamic, run_time)}  # fmt: skip
 
 
-@pytest.mark.parametrize("form", ["float", "folded", "low"])
+@pytest.mark.parametrize("form", ["float", "folded", "low", "dynamic"])
 def test_loading_gives_the_same_outputs_byte_for_byte(form, x, plan, floats, tmp_path):
     module, written = _forms(x, plan, floats)[form]
     expected = module.eval()(x)
@@ -95,7 +99,7 @@ def test_loading_gives_the_same_outputs_byte_for_byte(form, x, plan, floats, tmp
 
 
 @pytest.mark.parametrize("coder", ["auto", "context", "range", "none"])
-@pytest.mark.parametrize("form", ["float", "folded", "low"])
+@pytest.mark.parametrize("form", ["float", "folded", "low", "dynamic"])
 def test_one_packed_file_gives_the_same_outputs(form, coder, x, plan, floats, tmp_path):
     module, written = _forms(x, plan, floats)[form]
     expected = module.eval()(x)
@@ -112,7 +116,7 @@ def test_one_packed_file_gives_the_same_outputs(form, coder, x, plan, floats, tm
     with pytest.raises(ArtifactError, match=r"weights\.packed"):
         verify_artifact(tmp_path / "a")
     integers = {tensor.name: tensor for tensor in told if tensor.entropy is not None}
-    assert bool(integers) == (form == "low")
+    assert bool(integers) == (form in ("low", "dynamic"))
     for tensor in integers.values():
         assert 0 <= tensor.entropy <= tensor.bits
         assert coder == "context" or tensor.coded_bytes <= tensor.packed_bytes + 6
@@ -125,6 +129,7 @@ def test_a_packed_file_of_something_else_is_refused(x, tmp_path):
         ({"inputs": [[-1, 2]]}, "is damaged"), ({"inputs": [[10**6, 10**6]]}, "is damaged"),
         ({"inputs": [[5, 2, 4, 4]], "bits": {"fc": 99}}, "is damaged"),
         ({"inputs": {"args": [{"shape": [5], "dtype": "load"}], "kwargs": []}}, "is damaged"),
+        ({"inputs": [[5, 2, 4, 4]], "activation_ranges": "sometimes"}, "is damaged"),
         ({"inputs": [[5, 2, 4, 4]], "quantized": {"activations": False}}, "is damaged"),
         ({"inputs": [[5, 2, 4, 4]], "tensors": {"z": {"shape": [10**6, 10**6], "dtype": "float32"}}}, "is damaged"),
         ({"inputs": [[5, 2, 4, 4]]}, "does not fit"),

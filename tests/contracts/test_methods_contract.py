@@ -45,7 +45,7 @@ INSTEAD = {
 METHODS = {method.name: method for method in catalogue()}
 # Two runs of each of these must agree in every byte: something is drawn at random in them.
 RANDOM = ["penalty=l0", "sparsify.by=labeler"]
-EXPORTED = ["quantize.scheme=codebook", RANKS]
+EXPORTED = ["quantize.scheme=codebook", "quantize.activation_ranges=dynamic", RANKS]
 
 
 @dataclass

@@ -53,6 +53,10 @@ def names(*overrides):
         ("recovery.layers=all", "recovery.layers must be out of"),
         ("quantize.bits=[5]", "quantize.bits must be out of"),
         ("quantize.activation_bits=4", "quantize.activation_bits must be out of"),
+        ("quantize.activation_ranges=running", "quantize.activation_ranges must be out of"),
+        ("quantize.activation_ranges=dynamic quantize.activation_bits=null", "'static' where activations stay float"),
+        ("quantize.activation_ranges=dynamic quantize.trained_ranges=true", "'static' where activations stay float"),
+        ("quantize.activation_ranges=dynamic quantize.scheme=ternary", "'static' where activations stay float"),
         ("export.formats=[tflite]", "export.formats must be out of"),
         ("export.latency_batches=[0]", "export.latency_batches must be at least 1"),
         ("finetune.optimizer=lion", "finetune: The 'optimizer' parameter"),
@@ -62,7 +66,7 @@ def names(*overrides):
 )
 def test_a_setting_that_no_stage_could_use_is_refused(override, message):
     with pytest.raises(ConfigError) as caught:
-        check_settings(*configured(override))
+        check_settings(*configured(*override.split()))
     assert message in str(caught.value)
 
 
