@@ -163,6 +163,8 @@ _SETTINGS = (
      "compress.factorizers.SpatialFactorizer"),
     (RANKS, "quantize.densities=[1.0,0.5,0.25] budget.coded_bytes=0.015",
      "A layer may keep a part of its weights, decided together with its bits.", "autolabel.oracles.LayerChoiceOracle"),
+    (DISTILLATION, "model@student=digits_mlp", "A given network of another architecture learns from the dense one.",
+     "experiments.teaching.Teaching"),
     (SURGEON, "sparsify.update=sweep", "Column by column, those that follow taking over the error.",
      "compress.second_order_update.sweep_columns"),
     (SURGEON, "sparsify.update=solve", "The mask of the sweep, all weights that stay solved for once more.",
