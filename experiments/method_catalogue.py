@@ -173,4 +173,6 @@ _SETTINGS = (
      "compress.optimal_brain_surgeon.remove_weights"),
     (SURGEON, "criterion=reconstruction compare.methods=[criterion/mac]",
      "Channels in the order in which the others make up for them.", "compress.criteria.ReconstructionCriterion"),
+    (SURGEON, "criterion=ziplm compare.methods=[criterion/mac]",
+     "The same with all kernel offsets of a channel together.", "compress.criteria.ZipLMCriterion"),
 )  # fmt: skip

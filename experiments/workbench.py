@@ -30,7 +30,7 @@ from compress.layer_trial import coded_bits
 from compress.output_sensitivity import collect_output_sensitivity
 from compress.plan import CompressionPlan
 from compress.recovery import recover_
-from compress.statistics import Statistics, collect_statistics
+from compress.statistics import USUAL_KINDS, Statistics, collect_statistics
 from compress.structure import Structure, analyze
 from compress.task import evaluate
 from compress.training_hook import TrainingHook
@@ -131,8 +131,10 @@ class Workbench:
         return self.statistics_of(self.batches("calibration", self.config.measure.batch_size, noise=0.05))
 
     def statistics_of(self, batches: Sequence[Any]) -> Statistics:
-        """Statistics of these batches."""
-        return collect_statistics(self.structure, self.task, batches)
+        """Statistics of these batches, of all kinds that the configured criteria read."""
+        criteria = (self.parts.criterion, *self.parts.baselines.values())
+        needs = {*USUAL_KINDS, *(kind for criterion in criteria for kind in criterion.needs)}
+        return collect_statistics(self.structure, self.task, batches, needs)
 
     def plan_summarizer(self, statistics: Statistics, batches: Sequence[Any], seed: int) -> PlanSummarizer:
         """Summarises plans for what was learned on other networks."""
