@@ -78,8 +78,8 @@ def _verdict(report: Mapping[str, Any]) -> str:
     lines = []
     if report["student"]:
         lines.append(
-            f"What leaves is a student of another architecture, {report['student']}: it learned from the dense network "
-            f"from its own first weights on. No units were removed, and no plans were compared."
+            f"What leaves is a student of another architecture, {report['student']}, trained from its own first "
+            f"weights. The dense network was not cut: no units were removed, and no plans were compared."
         )
     if report["verdicts"]:
         lines.append(report["verdicts"][-1]["sentence"])
