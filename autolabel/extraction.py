@@ -12,7 +12,7 @@ from compress.errors import CompressError
 from compress.layer_statistics import LayerStatistics, collect_layer_statistics
 from compress.quantizer import Quantizer
 from compress.quantizers.mse import MseQuantizer
-from compress.statistics import KINDS, Statistics, check_batches, collect_statistics
+from compress.statistics import Statistics, check_batches, collect_statistics
 from compress.structure import Structure, analyze
 from compress.task import Batch, Task
 from compress.units import UnitTable
@@ -49,7 +49,7 @@ def extract_features(
     """
     if statistics is None:
         structure = _structure(model, task, calibration, example_inputs, "extract_features")
-        statistics = collect_statistics(structure, task, list(calibration), KINDS)
+        statistics = collect_statistics(structure, task, list(calibration))
     _check_same(model, statistics.structure)
     known = statistics.units
     rows = np.arange(statistics.n_units)

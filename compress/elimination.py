@@ -9,7 +9,10 @@ from torch import Tensor
 
 from compress.errors import CompressError
 from compress.graph import argument
+from compress.layer_moments import weight_readers
 from compress.statistics import Statistics
+
+_FLOOR = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +21,7 @@ class Reading:
 
     Attributes:
         rows: `(n_columns,)` unit row of each column, -1 for none.
-        covariance: `(n_columns, n_columns)` float64.
+        covariance: `(n_columns, n_columns)` float64; or second moments, for errors measured from zero.
         weight: `(n_columns, n_outputs)` float64.
         mean: `(n_columns,)` float64.
         call: name of the layer's node.
@@ -58,6 +61,50 @@ def readings(statistics: Statistics) -> list[Reading]:
             if len(weight) == len(place.rows) and not grouped:
                 found.append(Reading(place.rows, place.covariance, weight, place.mean, node.name, n_outputs))
     return found
+
+
+def joint_readings(statistics: Statistics) -> list[Reading]:
+    """Every conv and linear layer with the second moments of all that it multiplies: kernel offsets are columns too.
+
+    Layers without a moment (see `Statistics.layer_moments`) are left out.
+
+    Raises:
+        CompressError: if moments of layers were not collected.
+    """
+    moments = statistics.need_layer_moments()
+    readers = {reader.node: reader for reader in weight_readers(statistics.structure.traced.module)}
+    found = []
+    for site in statistics.structure.sites:
+        reader = readers.get(site.node)
+        if reader is None or site.argument != 0 or reader.parameter not in moments:
+            continue
+        rows = np.repeat(site.rows, int(np.prod(reader.map.kernel)))
+        weight = reader.map.matrix(statistics.parameter(reader.parameter))[0].numpy()
+        found.append(Reading(rows, moments[reader.parameter], weight, np.zeros(len(rows)), reader.node.name))
+    return found
+
+
+def elimination_damage(statistics: Statistics, places: Sequence[Reading], ridge: float) -> np.ndarray:
+    """`(n_units,)` float64 what each removal adds in the order of `eliminate`, brought to nats group by group.
+
+    Args:
+        statistics: with gradients, for the level: the geometric mean of a group's Fisher damages over that of the
+            errors of silencing its units.
+        places, ridge: see `eliminate`.
+    """
+    fisher = 0.5 * (statistics.need_gradients() ** 2).mean(axis=0)
+    scores = np.zeros(statistics.n_units)
+    for units in statistics.group_rows.values():
+        order, increases = eliminate(places, units, ridge)
+        level = _mean_log(fisher[units]) - _mean_log(silencing_errors(places, units))
+        scores[order] = np.maximum.accumulate(increases) * np.exp(level)
+    return scores
+
+
+def _mean_log(values: np.ndarray) -> float:
+    """Mean logarithm, dead units counted as a millionth of the largest; that of 1 where all are dead."""
+    largest = float(values.max(initial=0.0))
+    return float(np.log(np.maximum(values, _FLOOR * largest)).mean()) if largest > 0 else 0.0
 
 
 def eliminate(places: Sequence[Reading], units: np.ndarray, ridge: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:

@@ -42,22 +42,6 @@ def solve_for_mask(weight: Tensor, moment: Tensor, kept: Tensor, damping: float 
     return torch.cat(found, dim=-2).where(kept, 0.0).to(weight.dtype)
 
 
-def remove_columns(weight: Tensor, moment: Tensor, gone: Tensor, damping: float = 0.01) -> Tensor:
-    """`solve_for_mask` for inputs that no output reads any more, with one solve for all rows.
-
-    Args:
-        weight: `(out_ch, n_inputs)`.
-        moment: `(n_inputs, n_inputs)` E[x x^T].
-        gone: `(n_inputs,)` bool.
-        damping: penalty on the change, relative to the mean of the moment's diagonal.
-    """
-    matrix, kept = damped(moment, damping), ~gone
-    solved = torch.linalg.solve(matrix[kept][:, kept], (weight.double() @ matrix)[:, kept].T)
-    found = torch.zeros_like(weight)
-    found[:, kept] = solved.T.to(weight.dtype)
-    return found
-
-
 def remove_weights(
     weight: Tensor, moment: Tensor, keep: float | tuple[int, int], damping: float = 0.01
 ) -> tuple[Tensor, Tensor, Tensor]:

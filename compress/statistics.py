@@ -1,8 +1,9 @@
 """What criteria and features are made of: one pass over the calibration data per kind of statistic."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +14,18 @@ from compress.counting import count_macs
 from compress.errors import CompressError, DataError
 from compress.gate_gradients import collect_gate_gradients
 from compress.graph import ATEN, Layer
+from compress.layer_moments import visit_readers, weight_readers
 from compress.second_moments import Redundancy, SecondMoments, measure_redundancy
 from compress.structure import Structure
 from compress.task import Batch, Task
 from compress.units import UnitTable
 
-KINDS = ("weights", "activations", "gradients", "moments")
+# What is collected unless more is asked for, and the kind that takes longer than all the others.
+USUAL_KINDS = ("weights", "activations", "gradients", "moments")
+KINDS = (*USUAL_KINDS, "layer_moments")
+# Beyond this many inputs (channels times kernel offsets) the second moment of a layer is not worth its memory.
+_MOST_INPUTS = 6144
+_MOST_ROWS = 50_000
 _INPUT_DIM = {"conv": 1, "linear": 1, "conv_transpose": 0, "embedding": 1}
 
 
@@ -34,6 +41,9 @@ class Statistics:
         moments: covariances between the channels read at every place, None if not collected.
         forward_macs: MACs spent on collecting (a backward pass over activations counts as one forward pass, products
             for covariances with their own number).
+        layer_moments: name of a weight -> `(n_inputs, n_inputs)` float64 E[x x^T] of what it is multiplied with, where
+            `n_inputs` counts channels times kernel offsets; of convs without groups and linear layers that have at most
+            6144. None if not collected.
     """
 
     structure: Structure
@@ -41,6 +51,7 @@ class Statistics:
     gate_gradients: np.ndarray | None = None
     moments: tuple[SecondMoments, ...] | None = None
     forward_macs: float = 0.0
+    layer_moments: Mapping[str, np.ndarray] | None = None
 
     @property
     def units(self) -> UnitTable:
@@ -63,6 +74,12 @@ class Statistics:
         if self.gate_gradients is None:
             raise _missing("gradients")
         return self.gate_gradients.astype(np.float64)
+
+    def need_layer_moments(self) -> Mapping[str, np.ndarray]:
+        """The moments of layers. Raises CompressError if they were not collected."""
+        if self.layer_moments is None:
+            raise _missing("layer_moments")
+        return self.layer_moments
 
     @cached_property
     def group_rows(self) -> dict[str, np.ndarray]:
@@ -182,7 +199,7 @@ def _missing(kind: str) -> CompressError:
 
 
 def collect_statistics(
-    structure: Structure, task: Task, batches: Sequence[Batch], needs: Collection[str] = KINDS
+    structure: Structure, task: Task, batches: Sequence[Batch], needs: Collection[str] = USUAL_KINDS
 ) -> Statistics:
     """Statistics of every removable unit, in evaluation mode; model, gradients and RNG stay as they are.
 
@@ -191,7 +208,7 @@ def collect_statistics(
         task: reads batches and gives the per-example loss.
         batches: calibration batches.
         needs: kinds of statistics to collect: a forward pass over `batches` for activations (and moments), a forward
-            and a backward pass for gradients, none for weights.
+            and a backward pass for gradients, a forward pass for moments of layers, none for weights.
 
     Raises:
         DataError: for an empty or wrongly shaped calibration set, or a loss that is not finite.
@@ -214,9 +231,27 @@ def collect_statistics(
         gradients = collect_gate_gradients(structure, task, batches)
         passes += 2
     n_examples = sum(task.inputs(batch)[0].shape[0] for batch in batches)
+    layers, products = None, 0.0
+    if "layer_moments" in needs:
+        layers, products = _layer_moments(structure, [tuple(task.inputs(batch)) for batch in batches], n_examples)
+        passes += 1
     macs = passes * n_examples * count_macs(structure) if passes else 0.0
     macs += float(sum(place.count * len(place.rows) ** 2 for place in moments or ()))
-    return Statistics(structure, activations, gradients, moments, macs)
+    return Statistics(structure, activations, gradients, moments, macs + products, layers)
+
+
+def _layer_moments(
+    structure: Structure, batches: Sequence[tuple[Any, ...]], n_examples: int
+) -> tuple[dict[str, np.ndarray], float]:
+    """`(layer_moments, MACs of their products)`."""
+    module, found, macs = structure.traced.module, {}, 0.0
+    weights = {reader: reader.rows(module.get_parameter(reader.parameter)) for reader in weight_readers(module)}
+    readers = [reader for reader, rows in weights.items() if reader.map.groups == 1 and rows.shape[2] <= _MOST_INPUTS]
+    for reader, moment in visit_readers(module, batches, readers, max_rows=_MOST_ROWS):
+        found[reader.parameter] = moment[0].cpu().numpy()
+        positions = reader.map.positions(torch.Size(structure.traced.shapes[reader.node.name]))
+        macs += float(min(n_examples * positions, _MOST_ROWS)) * moment.shape[1] ** 2
+    return found, macs
 
 
 def check_batches(structure: Structure, task: Task, batches: Sequence[Batch]) -> None:

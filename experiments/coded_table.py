@@ -74,7 +74,7 @@ def _rows(folder: Path) -> list[CodedRow]:
     if run["status"] != "finished":
         raise ArtifactError(f"The run in {folder} is {run['status']}, not finished. Finish it first.")
     config, packed, dense = config_of(folder), folder / "artifact" / PACKED, read_json(folder / "dense.json")
-    model = build(config.model, "model", within="experiments.models")
+    model = build(config.final_model, "model", within="experiments.models")
     task = build(config.task, "task")
     data = build(config.data, "data", within="experiments.data")
     batches = make_batches(data.test, SCORING_BATCH)

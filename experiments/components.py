@@ -22,6 +22,7 @@ from compress.task import Task
 from compress.training_hook import TrainingHook
 from compress.weight_score import WeightScore
 from experiments.config import ConfigError, build
+from experiments.seeding import seeded
 from experiments.settings import Config
 
 # Components that a run may do without -> where they come from.
@@ -47,6 +48,7 @@ class Components:
     runtime: Runtime
     budget: Budget
     constraints: Constraints
+    student: Any = None
     distillation: Distillation | None = None
     penalty: TrainingHook | None = None
     pattern: SparsityPattern | None = None
@@ -81,6 +83,7 @@ def build_components(config: Config) -> Components:
             for name, within in OPTIONAL.items()
             if (node := getattr(config, name)) is not None
         },
+        student=_build_student(config),
         baselines={
             name: build(node, f"baselines.{name}", within="compress.criteria")
             for name, node in config.baselines.items()
@@ -89,6 +92,14 @@ def build_components(config: Config) -> Components:
             name: build(node, f"oracles.{name}", within="autolabel.oracles") for name, node in config.oracles.items()
         },
     )
+
+
+def _build_student(config: Config) -> Any:
+    """The student, its first weights the same beside any dense model; None where there is none."""
+    if config.student is None:
+        return None
+    with seeded("student", config.seed):
+        return build(config.student, "student", within="experiments.models")
 
 
 def _build_settings(kind: type, settings: Any) -> Any:

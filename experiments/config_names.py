@@ -13,11 +13,12 @@ _ELSEWHERE = {"weights", "root", "seed", "padding", "affine"}
 
 
 def names_of(config: Config) -> dict[str, str]:
-    """`model`, `data` and `task` of a run by the names of their yaml files.
+    """`model` (the one that leaves), `data` and `task` of a run by the names of their yaml files.
 
     Empty where one of them is not as a yaml file of its group has it: no reader could build it from a name.
     """
-    found = {group: _name_of(group, getattr(config, group)) for group in ("model", "data", "task")}
+    nodes = {"model": config.final_model, "data": config.data, "task": config.task}
+    found = {group: _name_of(group, node) for group, node in nodes.items()}
     if not all(found.values()):
         return {}
     return {group: name for group, name in found.items() if name and (group, name) != ("task", "classification")}

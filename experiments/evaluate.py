@@ -120,7 +120,7 @@ def _score_packed(folder: Path, config: Config, task: Task, batches: Sequence[An
     path = folder / "artifact" / PACKED
     if not path.exists():
         return None
-    metric = score_packed(path, build(config.model, "model", within="experiments.models"), task, batches)
+    metric = score_packed(path, build(config.final_model, "model", within="experiments.models"), task, batches)
     return {"path": f"artifact/{PACKED}", "file_bytes": path.stat().st_size, "metric": metric}
 
 

@@ -165,6 +165,8 @@ _SETTINGS = (
      "compress.factorizers.SpatialFactorizer"),
     (RANKS, "quantize.densities=[1.0,0.5,0.25] budget.coded_bytes=0.015",
      "A layer may keep a part of its weights, decided together with its bits.", "autolabel.oracles.LayerChoiceOracle"),
+    (DISTILLATION, "model@student=digits_mlp", "A given network of another architecture learns from the dense one.",
+     "experiments.teaching.Teaching"),
     (SURGEON, "sparsify.update=sweep", "Column by column, those that follow taking over the error.",
      "compress.second_order_update.sweep_columns"),
     (SURGEON, "sparsify.update=solve", "The mask of the sweep, all weights that stay solved for once more.",
@@ -173,4 +175,6 @@ _SETTINGS = (
      "compress.optimal_brain_surgeon.remove_weights"),
     (SURGEON, "criterion=reconstruction compare.methods=[criterion/mac]",
      "Channels in the order in which the others make up for them.", "compress.criteria.ReconstructionCriterion"),
+    (SURGEON, "criterion=ziplm compare.methods=[criterion/mac]",
+     "The same with all kernel offsets of a channel together.", "compress.criteria.ZipLMCriterion"),
 )  # fmt: skip

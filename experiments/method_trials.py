@@ -87,7 +87,9 @@ class MethodTrials:
         shutil.copytree(self.base.run_dir.path, folder, ignore=shutil.ignore_patterns(*_AFTER_THE_PLAN))
         trial = Experiment(config, RunDir(folder), self.base.tracker)
         trial.model, trial.structure = self.base.model, self.base.structure
-        if method.decides:
+        if trial.parts.student is not None:
+            trial.plan_student()
+        elif method.decides:
             trial.measure_layers()
             trial.compare()
         trial.compress()
@@ -112,7 +114,7 @@ class MethodTrials:
             method=method.name, seed=trial.config.seed, metric_name=dense["metric_name"],
             dense=dense["test"]["metric"], fine_tuned=stages["fine_tuned"]["metric"], metric=last["metric"],
             loss=last["loss"], macs=result["macs"],
-            density=density_of(load_artifact(folder / "artifact", trial.model)).total,
+            density=density_of(load_artifact(folder / "artifact", trial.planned)).total,
             weight_bytes=result["weight_bytes"], file_bytes=read_json(folder / "packed.json")["file_bytes"],
             seconds=seconds, command=shlex.join(["python", "-m", "experiments.run", *overrides]), **self._made,
         )  # fmt: skip

@@ -70,6 +70,15 @@ def check_settings(config: Config, parts: Components) -> None:
     _one_of("sparsify.by", [sparsify.by], ("score", "labeler"))
     _one_of("sparsify.update", [sparsify.update], (None, *METHODS))
     _one_of("sparsify.rewind", [sparsify.rewind], (None, *REWINDS))
+    if config.student is not None:
+        _require(
+            "finetune.epochs", config.finetune.epochs >= 1, "at least 1 to train a student", config.finetune.epochs
+        )
+        _require("sparsify.by", sparsify.by == "score", "'score' for a student, which knows nothing yet", sparsify.by)
+        _one_of("sparsify.update", [sparsify.update], (None,))
+        for name in ("bit_operations", "latency_ms"):
+            bound = getattr(config.budget, name)
+            _require(f"budget.{name}", bound is None, "null for a student: macs and bytes are counted", bound)
     plain = set(quantize.densities) == {1.0} and not quantize.ranks
     _require("quantize.joint_plans", plain or not joint, "0 where densities or ranks are offered", joint)
     for batch in export.latency_batches:

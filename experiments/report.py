@@ -64,6 +64,7 @@ def summarize(run: RunFiles) -> dict[str, Any]:
         "realised_damage_by_stage": realised,
         "baselines": [_method(method) for method in methods],
         "verdicts": [vars(verdict) for verdict in verdicts if verdict is not None],
+        "student": pick(run.plan.provenance, "student") if run.plan is not None else None,
         "chosen": pick(run.choice, "chosen"),
         "reason": pick(run.choice, "reason"),
         "budget": {

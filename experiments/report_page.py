@@ -76,12 +76,17 @@ def _subtitle(report: Mapping[str, Any]) -> str:
 def _verdict(report: Mapping[str, Any]) -> str:
     """The most important things in words, losses as plainly as gains."""
     lines = []
+    if report["student"]:
+        lines.append(
+            f"What leaves is a student of another architecture, {report['student']}, trained from its own first "
+            f"weights. The dense network was not cut: no units were removed, and no plans were compared."
+        )
     if report["verdicts"]:
         lines.append(report["verdicts"][-1]["sentence"])
     if report["chosen"] and str(report["chosen"]).split("/")[0] != "labeler":
         lines.append(f"The plan of this run was made by the formula {report['chosen']}, not by the labeler.")
         lines.append(f"Why: {report['reason']}." if report["reason"] else "")
-    if not report["verdicts"]:
+    if not report["verdicts"] and not report["student"]:
         lines.append("Comparison with other methods at the same budget: not run.")
     return f"<div class=verdict>{''.join(f'<p>{escape(line)}</p>' for line in lines if line)}</div>\n"
 

@@ -74,6 +74,8 @@ def render_removed(run: RunFiles, report: Report, figures: Figures) -> str:
     widths = sorted({bits for _, bits in layers if bits < 32})
     float_layers = sum(bits == 32 for _, bits in layers)
     told = f"{gone:,} of {total:,} channels and heads are removed ({format_percent(ratio(gone, total))}). "
+    if report["student"]:
+        told = f"Of the student, {report['student']}, no units were removed; the dense network was not cut. "
     which = f"{len(layers) - float_layers} of {len(layers)}" if float_layers else f"All {len(layers)}"
     rest = f", {float_layers} in float32." if float_layers else "."
     told += f"{which} layers are stored in {_list(widths)} bits{rest}" if widths else "All layers stay in float32."
@@ -100,8 +102,8 @@ def render_removed(run: RunFiles, report: Report, figures: Figures) -> str:
                 f"Activations between quantised layers: {f'{bits} bits of {ranges} ranges' if bits else 'float'}."
             ),
             folded(
-                "the same as a table, with dense MACs and weights",
-                table(["layer", "bits", "dense MACs", "dense weights"], layer_rows),
+                "the same as a table, with MACs and weights of whole layers",
+                table(["layer", "bits", "MACs", "weights"], layer_rows),
             ),
         ]
     )
@@ -209,7 +211,8 @@ def render_damage(run: RunFiles, report: Report, figures: Figures) -> str:
     ]
     rows += _recovered_row(report["predicted_recovered_damage"])
     rows += [[f"realised, {stage_words(stage)}", format_damage(value)] for stage, value in realised.items()]
-    words = _damage_sentence(predicted, realised.get("pruned"))
+    student = "Nothing was predicted: a student of another architecture has no damage to be labelled."
+    words = student if report["student"] else _damage_sentence(predicted, realised.get("pruned"))
     caption = "Damage of the whole plan, predicted and realised."
     drawn = figure(figures, "damage", caption)
     return about + paragraph(words) + table(["damage of the whole plan", "loss per example"], rows) + drawn

@@ -17,6 +17,11 @@ from experiments.trackers.jsonl import FILE_NAME, read_records
 
 COMPARISON_COLUMNS = ("method", "seed", "stage", "metric")
 JOINT_FILE = "joint_widths.npz"
+# What is measured and decided about the dense network.
+DECISION_FILES = (
+    "features.npz", "labels.npz", "layer_labels.npz", "held_out.npz", JOINT_FILE, "labeler.json", "group_steps.json",
+    "explanations.json", "comparison.csv", "choice.json", "plan_damage.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

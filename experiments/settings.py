@@ -202,6 +202,7 @@ class Config:
         plan_labeler: folder of the plan labeler that the method `plans/search` asks; null for the pretrained one.
         objective: dotted names in the final metrics that the run returns to a sweeper.
         job: what the run does.
+        student: of another architecture, trained in the place of the pruned network; null for none.
         distillation: what the fine-tuned network learns from the dense one; null for its logits.
         penalty: added to the loss of the trainings in `penalized`; null for none.
         pattern, weight_score, sparsity_schedule: of masks, see `SparsifySettings`.
@@ -230,6 +231,7 @@ class Config:
     exporter: Any = MISSING
     runtime: Any = MISSING
     tracker: Any = MISSING
+    student: Any = None
     distillation: Any = None
     penalty: Any = None
     pattern: Any = None
@@ -250,3 +252,8 @@ class Config:
     sparsify: SparsifySettings = field(default_factory=SparsifySettings)
     quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
+
+    @property
+    def final_model(self) -> Any:
+        """Node of the network that leaves compressed: the student if there is one, else the model."""
+        return self.model if self.student is None else self.student

@@ -41,13 +41,15 @@ class Shrinking(Labelling):
         plan = CompressionPlan.load(self.run_dir.path / "plan.json")
         stages: dict[str, dict[str, float]] = {}
         small = self.pruned(plan)
-        stages["pruned"] = self.metrics_of(small, "test")
         label = self.batches("label", limit=self.config.measure.images)
         dense_loss = evaluate(self.model, self.task, label)[1]
-        realised = {"pruned": evaluate(small, self.task, label)[1] - dense_loss}
-        self.repair(small, plan)
-        stages["recovered"] = self.metrics_of(small, "test")
-        realised["recovered"] = evaluate(small, self.task, label)[1] - dense_loss
+        realised: dict[str, float] = {}
+        if self.parts.student is None:  # which knows nothing yet that could be repaired
+            stages["pruned"] = self.metrics_of(small, "test")
+            realised["pruned"] = evaluate(small, self.task, label)[1] - dense_loss
+            self.repair(small, plan)
+            stages["recovered"] = self.metrics_of(small, "test")
+            realised["recovered"] = evaluate(small, self.task, label)[1] - dense_loss
         if self.parts.factorizer is not None and self.parts.factorizer.name == "spatial":
             plan = spatial_plan(small, plan)
         small = self.divided(small, plan)
@@ -162,7 +164,7 @@ class Shrinking(Labelling):
         """The plan with the number format that is configured, and the densities that came of masks."""
         settings, formats = self.config.quantize, dict(plan.layer_formats)
         if self.quantizes:
-            formats = {name: self._in_scheme(layer_format) for name, layer_format in formats.items()}
+            formats = {name: self.in_scheme(layer_format) for name, layer_format in formats.items()}
         if self.sparsifies or any(f.density < 1 for f in formats.values()):
             for name, share in density_of(small).layers.items():
                 if share < 1 and name in formats:
@@ -172,7 +174,8 @@ class Shrinking(Labelling):
         bits = plan.activation_bits if not settings.trained_ranges else None
         return replace(plan, layer_formats=formats, activation_bits=bits)
 
-    def _in_scheme(self, layer_format: LayerFormat) -> LayerFormat:
+    def in_scheme(self, layer_format: LayerFormat) -> LayerFormat:
+        """The format with the number format that is configured, at the closest bits that this has."""
         settings = self.config.quantize
         if layer_format.bits > 8:
             return layer_format
@@ -209,6 +212,13 @@ class Shrinking(Labelling):
         errors = round_weights_(prepared, self.parts.rounding, inputs, seed=self.config.seed)
         write_json(self.run_dir.file("rounding.json"), to_json([asdict(error) for error in errors]))
 
+    def cost_of(self, plan: CompressionPlan) -> tuple[float, float]:
+        """`(macs, weight_bytes)` of a plan, weights on integers."""
+        costs = self.planned_costs
+        formats = plan.layer_formats if self.quantizes else {}
+        bits = np.array([formats[name].bits if name in formats else 0 for name in costs.layer_names])
+        return costs.total(plan.removed_mask(self.planned.units), bits)
+
     def warn_of_excess(self, met: Mapping[str, float]) -> None:
         """Say which bounds of the budget these costs exceed: a plan is made before formats and masks are chosen."""
         for name, bound in self.parts.budget.absolute(self.costs.dense).items():
@@ -221,8 +231,7 @@ class Shrinking(Labelling):
     ) -> None:  # fmt: skip
         """Write what came of it."""
         formats = plan.layer_formats if self.quantizes else {}
-        bits = np.array([formats[name].bits if name in formats else 0 for name in self.costs.layer_names])
-        macs, weight_bytes = self.costs.total(plan.removed_mask(self.structure.units), bits)
+        macs, weight_bytes = self.cost_of(plan)
         counted = count_macs(small, self.example)
         ranks = any(layer_format.rank for layer_format in plan.layer_formats.values())
         if not ranks and abs(counted - macs) > 1e-6 * max(macs, 1.0):

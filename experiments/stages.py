@@ -29,7 +29,7 @@ from experiments.report import write_figures, write_report
 from experiments.run_dir import RunDir
 from experiments.run_files import JOINT_FILE
 from experiments.settings import Config
-from experiments.shrinking import Shrinking
+from experiments.teaching import Teaching
 from experiments.tracker import Tracker, to_json
 from experiments.warning_log import collected_warnings
 
@@ -55,7 +55,7 @@ def run_experiment(config: Config, run_dir: RunDir, tracker: Tracker) -> dict[st
     return {name: value for name, value in report.items() if name not in VOLATILE}
 
 
-class Experiment(Shrinking):
+class Experiment(Teaching):
     """One run, stage by stage."""
 
     def run(self) -> None:
@@ -72,7 +72,20 @@ class Experiment(Shrinking):
             scratch=["dense/checkpoint.safetensors"],
         )
         self.load_dense()
-        stage("units", self.write_units, inputs=dense, outputs=["units.npz", "costs.json"])
+        student = self.parts.student is not None
+        planned = settings("student") if student else {}
+        stage("units", self.write_units, inputs=dense, outputs=["units.npz", "costs.json"], settings=planned)
+        if student:
+            plan_settings = settings("student", "quantize")
+            stage("student", self.plan_student, inputs=dense, outputs=["plan.json"], settings=plan_settings)
+        else:
+            self._run_decision(dense)
+        self._run_rest(dense)
+        write_json(self.run_dir.file("warnings.json"), self._told)
+
+    def _run_decision(self, dense: list[str]) -> None:
+        """The stages from the dense network to its plan."""
+        stage, settings = self._run_stage, self._settings
         stage(
             "features",
             self.write_features,
@@ -130,6 +143,10 @@ class Experiment(Shrinking):
             )
         else:
             (self.run_dir.path / "plan_damage.json").unlink(missing_ok=True)
+
+    def _run_rest(self, dense: list[str]) -> None:
+        """The stages from the plan to the files that leave."""
+        stage, settings = self._run_stage, self._settings
         stage(
             "compress",
             self.compress,
@@ -147,6 +164,7 @@ class Experiment(Shrinking):
                 "penalized",
                 "labeler",
                 "export",
+                "student",
                 *OPTIONAL,
             ),
             scratch=["checkpoint", "artifact", "unquantized"],
@@ -156,7 +174,7 @@ class Experiment(Shrinking):
             self.pack,
             inputs=["artifact/model.safetensors", "artifact/plan.json"],
             outputs=["artifact/weights.packed", "packed.json"],
-            settings=settings("export", "model", "data"),
+            settings=settings("export", "model", "data", "student"),
         )
         if self.config.export.formats:
             stage(
@@ -166,7 +184,6 @@ class Experiment(Shrinking):
                 outputs=["export.json", "dense/model.onnx"],
                 settings=settings("data", "measure", "export", "exporter", "runtime"),
             )
-        write_json(self.run_dir.file("warnings.json"), self._told)
 
     def _run_stage(self, name: str, work: Callable[[], None], **files: Any) -> None:
         """Run a stage that is not done; what it warned of is kept, so that a later session tells it too."""
@@ -244,8 +261,8 @@ class Experiment(Shrinking):
 
     def write_units(self) -> None:
         """What may be decided on, and what it costs."""
-        self.structure.units.save(self.run_dir.file("units.npz"))
-        costs = self.costs
+        self.planned.units.save(self.run_dir.file("units.npz"))
+        costs = self.planned_costs
         layers = [
             {"name": n, "macs": m, "weights": w, "params": p}
             for n, m, w, p in zip(
@@ -258,8 +275,8 @@ class Experiment(Shrinking):
                 {
                     "layers": layers,
                     "uncounted": costs.uncounted,
-                    "dense_macs": costs.dense_macs,
-                    "dense_weight_bytes": costs.dense_weight_bytes,
+                    "dense_macs": self.costs.dense_macs,
+                    "dense_weight_bytes": self.costs.dense_weight_bytes,
                 }
             ),
         )
@@ -300,9 +317,9 @@ class Experiment(Shrinking):
         """Files that run, checked and timed in fresh processes."""
         # What an earlier export left is checked with the artifact: a file that was refused since must not be missed.
         drop_files(self.run_dir.path / "artifact", ".onnx")
-        final = load_artifact(self.run_dir.path / "artifact", self.model)
+        final = load_artifact(self.run_dir.path / "artifact", self.planned)
         before = self.run_dir.path / "unquantized"
-        found = export_run(self, final, load_artifact(before, self.model) if before.exists() else None)
+        found = export_run(self, final, load_artifact(before, self.planned) if before.exists() else None)
         self.warnings += found.pop("warnings")
         write_json(self.run_dir.file("export.json"), to_json(found))
 

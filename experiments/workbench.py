@@ -18,6 +18,7 @@ from autolabel.plan_summary import PlanSummarizer
 from autolabel.tables import LabelTable
 from compress.allocation import allocate, check_budget
 from compress.application import slice_model
+from compress.costs import CostTable
 from compress.counting import unit_costs
 from compress.data_free import synthesize_batches
 from compress.finetuning import finetune_
@@ -29,7 +30,7 @@ from compress.layer_trial import coded_bits
 from compress.output_sensitivity import collect_output_sensitivity
 from compress.plan import CompressionPlan
 from compress.recovery import recover_
-from compress.statistics import Statistics, collect_statistics
+from compress.statistics import USUAL_KINDS, Statistics, collect_statistics
 from compress.structure import Structure, analyze
 from compress.task import evaluate
 from compress.training_hook import TrainingHook
@@ -63,6 +64,11 @@ class Workbench:
         return analyze(self.model, self.example)
 
     @cached_property
+    def planned(self) -> Structure:
+        """The traced network that the plan is of: the dense model, or the student of another architecture."""
+        return self.structure if self.parts.student is None else analyze(self.parts.student, self.example)
+
+    @cached_property
     def teacher(self) -> RememberingTeacher:
         """The dense model, asked once about each batch. Its weights must have their final values."""
         return RememberingTeacher(self.model)
@@ -76,7 +82,7 @@ class Workbench:
     def costs(self) -> Any:
         """Costs of every unit; with bits as coded where the budget bounds them."""
         costs, budget, oracle = unit_costs(self.structure), self.config.budget, self.parts.oracles["layer_choice"]
-        if not self.quantizes:
+        if not self.quantizes or self.parts.student is not None:
             return costs
         if budget.latency_ms is not None:
             costs = replace(costs, latency_ms=self._latencies().for_layers(costs.layer_names))
@@ -87,6 +93,11 @@ class Workbench:
             moments = collect_input_moments(self.structure.traced.module, self.recovery_inputs(), seed=self.config.seed)
         found = coded_bits(self.structure, oracle.layer_choices, oracle.quantizer, costs.layer_names, moments)
         return replace(costs, coded_bits=found)
+
+    @property
+    def planned_costs(self) -> CostTable:
+        """Costs of the units that the plan is of."""
+        return self.costs if self.parts.student is None else unit_costs(self.planned)
 
     def _latencies(self) -> LatencyTable:
         """Milliseconds of every layer on the configured runtime: measured once for each run."""
@@ -120,8 +131,10 @@ class Workbench:
         return self.statistics_of(self.batches("calibration", self.config.measure.batch_size, noise=0.05))
 
     def statistics_of(self, batches: Sequence[Any]) -> Statistics:
-        """Statistics of these batches."""
-        return collect_statistics(self.structure, self.task, batches)
+        """Statistics of these batches, of all kinds that the configured criteria read."""
+        criteria = (self.parts.criterion, *self.parts.baselines.values())
+        needs = {*USUAL_KINDS, *(kind for criterion in criteria for kind in criterion.needs)}
+        return collect_statistics(self.structure, self.task, batches, needs)
 
     def plan_summarizer(self, statistics: Statistics, batches: Sequence[Any], seed: int) -> PlanSummarizer:
         """Summarises plans for what was learned on other networks."""
@@ -172,7 +185,7 @@ class Workbench:
 
     def pruned(self, plan: CompressionPlan) -> fx.GraphModule:
         """The sliced model in evaluation mode."""
-        small = slice_model(self.structure, plan.removed_mask(self.structure.units))
+        small = slice_model(self.planned, plan.removed_mask(self.planned.units))
         return small.eval()
 
     def repair(

@@ -402,6 +402,25 @@ def test_the_files_are_scored_again_by_the_runtime_alone(run):
     assert metrics["artifact/model.onnx"] == pytest.approx(report["stages"]["fine_tuned"], abs=0.5)
 
 
+def test_a_killed_student_ends_like_an_uninterrupted_one_and_is_scored_from_its_file(tmp_path):
+    arguments = [*SHORT, "model@student=digits_mlp", "finetune.epochs=30", "export.formats=[]"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    call(*arguments, f"hydra.run.dir={whole}")
+    checkpoint = killed / "checkpoint" / "float.safetensors"
+    with begin(*arguments, f"hydra.run.dir={killed}") as process:
+        while not checkpoint.exists():
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert "stage compress: resumed" in call(*arguments, f"hydra.run.dir={killed}")
+    name = "artifact/weights.packed"
+    assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    told = json.loads(call(killed / name, module="experiments.evaluate").splitlines()[-1])
+    assert (told["model"], told["data"]) == ("digits_mlp", "digits")
+    assert told["metric"] == pytest.approx(read(killed / "result.json")["stages"]["quantized"]["metric"])
+
+
 def test_a_killed_run_ends_like_an_uninterrupted_one(run, resumed):
     assert (resumed / "plan.json").read_bytes() == (run / "plan.json").read_bytes()
     weights, uninterrupted = (

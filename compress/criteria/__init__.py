@@ -11,6 +11,7 @@ from compress.criteria.reconstruction import ReconstructionCriterion
 from compress.criteria.second_order import SecondOrderCriterion
 from compress.criteria.taylor import TaylorCriterion
 from compress.criteria.wanda import WandaCriterion
+from compress.criteria.ziplm import ZipLMCriterion
 
 __all__ = [
     "ActivationCriterion",
@@ -24,4 +25,5 @@ __all__ = [
     "SecondOrderCriterion",
     "TaylorCriterion",
     "WandaCriterion",
+    "ZipLMCriterion",
 ]

@@ -5,11 +5,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from compress.elimination import eliminate, readings, silencing_errors
+from compress.elimination import elimination_damage, readings
 from compress.normalization import NormalizedCriterion
 from compress.statistics import Statistics
-
-_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -37,17 +35,4 @@ class ReconstructionCriterion(NormalizedCriterion):
         return True
 
     def raw(self, statistics: Statistics) -> np.ndarray:
-        fisher = 0.5 * (statistics.need_gradients() ** 2).mean(axis=0)
-        places = readings(statistics)
-        scores = np.zeros(statistics.n_units)
-        for units in statistics.group_rows.values():
-            order, increases = eliminate(places, units, self.ridge)
-            level = _mean_log(fisher[units]) - _mean_log(silencing_errors(places, units))
-            scores[order] = np.maximum.accumulate(increases) * np.exp(level)
-        return scores
-
-
-def _mean_log(values: np.ndarray) -> float:
-    """Mean logarithm, dead units counted as a millionth of the largest; that of 1 where all are dead."""
-    largest = float(values.max(initial=0.0))
-    return float(np.log(np.maximum(values, _FLOOR * largest)).mean()) if largest > 0 else 0.0
+        return elimination_damage(statistics, readings(statistics), self.ridge)

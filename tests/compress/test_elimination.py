@@ -6,17 +6,23 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from compress import ClassificationTask, CompressError, analyze
-from compress.criteria.reconstruction import ReconstructionCriterion
-from compress.elimination import Reading, eliminate, readings, silencing_errors
-from compress.statistics import collect_statistics
+from compress.criteria import ReconstructionCriterion, ZipLMCriterion
+from compress.elimination import Reading, eliminate, joint_readings, readings, silencing_errors
+from compress.statistics import KINDS, collect_statistics
 
 
 def make_reading(seed: int, rows: np.ndarray, n_outputs: int) -> Reading:
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(200, len(rows))) @ rng.normal(size=(len(rows), len(rows)))
     return Reading(rows, np.cov(x.T, bias=True), rng.normal(size=(len(rows), n_outputs)), x.mean(axis=0))
+
+
+def labelled(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of the first class."""
+    return x, torch.zeros(len(x), dtype=torch.int64)
 
 
 def refit_error(reading: Reading, gone: list[int]) -> float:
@@ -94,6 +100,78 @@ def test_grouped_transposed_convolutions_are_left_out(groups: int, readers: int)
     assert len({reading.call for reading in found}) == readers
     # A wrong reading of its weight would mix input channels that it does not mix.
     assert all(reading.weight.shape[0] == len(reading.rows) for reading in found)
+
+
+def test_three_channels_by_hand() -> None:
+    # Hidden values are the inputs: (a, b, a) with a and b uncorrelated and a weaker. Either copy of a is free and the
+    # other takes its weight; the second copy costs its energy: 3^2 x 1 of 3^2 x 1 + 1 x 4 in all.
+    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 1, bias=False))
+    model[0].weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    model[1].weight.data = torch.tensor([[1.0, 1.0, 2.0]])
+    x = torch.tensor([[1.0, 2.0], [-1.0, 2.0], [1.0, -2.0], [-1.0, -2.0]])
+    needs = ("gradients", "layer_moments")
+    statistics = collect_statistics(analyze(model, x), ClassificationTask(), [labelled(x)], needs)
+    order, increases = eliminate(joint_readings(statistics), statistics.group_rows["0:out"], ridge=1e-9)
+    assert order[0] in (0, 2)
+    assert order[1] == 1  # 1 x 4 is less than 3^2 x 1
+    np.testing.assert_allclose(increases, [0.0, 4 / 13, 9 / 13], atol=1e-6)
+    score = ZipLMCriterion().score(statistics)
+    assert ZipLMCriterion().scale == "nats"
+    assert score.argsort()[:2].tolist() == order[:2].tolist()
+    lean = collect_statistics(statistics.structure, ClassificationTask(), [labelled(x)])
+    with pytest.raises(CompressError, match="'layer_moments'"):
+        ZipLMCriterion().score(lean)
+
+
+class Fork(nn.Module):
+    """One group of channels that a conv with a kernel and a flattened linear read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 5, 3, padding=1)
+        self.conv, self.fc = nn.Conv2d(5, 3, 3, bias=False), nn.Linear(5 * 16, 4, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.first(x))
+        return torch.cat([self.conv(y).mean((2, 3)), self.fc(y.flatten(1))], 1)
+
+
+def test_increases_are_what_least_squares_on_whole_patches_leaves() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Fork().eval()
+    x = torch.randn(200, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    statistics = collect_statistics(
+        analyze(model, x[:2]), ClassificationTask(), [labelled(x[:90]), labelled(x[90:])], ("layer_moments",)
+    )
+    found = joint_readings(statistics)
+    assert sorted(len(reading.rows) for reading in found) == [5 * 9, 5 * 16]
+    order, increases = eliminate(found, statistics.group_rows["first:out"], ridge=1e-9)
+    with torch.no_grad():
+        hidden = torch.relu(model.first(x)).double()
+        patches = F.unfold(hidden, 3).movedim(1, 2).reshape(-1, 5 * 9)
+        read = [(patches, model.conv.weight, 9), (hidden.flatten(1), model.fc.weight, 16)]
+        for n_removed in range(1, 5):
+            error = 0.0
+            for inputs, weight, columns in read:
+                target = inputs @ weight.flatten(1).double().T
+                kept = inputs[:, ~np.isin(np.repeat(np.arange(5), columns), order[:n_removed])]
+                left = target - kept @ torch.linalg.lstsq(kept, target).solution
+                error += float(left.square().sum() / target.square().sum())
+            assert increases[:n_removed].sum() == pytest.approx(error, rel=1e-3)
+
+
+def test_what_kernel_offsets_have_in_common_counts() -> None:
+    # A channel that a difference of neighbours reads is nearly silent where it is smooth: taken by themselves the two
+    # offsets cost as much as those of a channel that is summed.
+    model = nn.Sequential(nn.Conv1d(2, 2, 1, bias=False), nn.Conv1d(2, 1, 2, bias=False), nn.Flatten())
+    model[0].weight.data = torch.eye(2)[..., None]
+    model[1].weight.data = torch.tensor([[[1.0, -1.0], [0.9, 0.9]]])
+    x = torch.randn(64, 2, 1, generator=torch.Generator().manual_seed(0)).expand(64, 2, 8)
+    statistics = collect_statistics(analyze(model, x[:2]), ClassificationTask(), [labelled(x)], KINDS)
+    units = statistics.group_rows["0:out"]
+    apart, joint = (eliminate(places, units)[1] for places in (readings(statistics), joint_readings(statistics)))
+    assert joint[0] < 1e-2 < 0.2 < apart[0]
 
 
 def test_brute_force_finds_nothing_much_better() -> None:

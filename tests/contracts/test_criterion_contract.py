@@ -60,7 +60,7 @@ def statistics_of_an_awkward_net():
         model.fc.bias.fill_(-1.0)
     generator = torch.Generator().manual_seed(1)
     batches = [(torch.randn(4, 2, 5, 5, generator=generator), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
-    return collect_statistics(analyze(model, batches[0][0]), ClassificationTask(), batches)
+    return collect_statistics(analyze(model, batches[0][0]), ClassificationTask(), batches, KINDS)
 
 
 def scored(criterion, statistics):
@@ -72,7 +72,7 @@ def scored(criterion, statistics):
 def test_the_package_is_walked():
     assert {kind.name for kind in CRITERIA} >= {
         "random", "magnitude", "bn_scale", "taylor", "fisher", "second_order", "activation", "wanda", "apoz",
-        "geometric_median", "reconstruction",
+        "geometric_median", "reconstruction", "ziplm",
     }  # fmt: skip
     assert {kind.__name__ for kind in CRITERIA} == set(compress.criteria.__all__)
 
@@ -112,7 +112,7 @@ class TestCriterion:
             statistics.activations if "activations" in needs else None,
             statistics.gate_gradients if "gradients" in needs else None,
             statistics.moments if "moments" in needs else None,
-            statistics.moments if "moments" in needs else None,
+            layer_moments=statistics.layer_moments if "layer_moments" in needs else None,
         )
         np.testing.assert_array_equal(scored(kind(), lean), scored(kind(), statistics))
 

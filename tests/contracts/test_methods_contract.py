@@ -37,6 +37,7 @@ SPATIAL = f"factorizer=spatial {RANKS}"
 DENSITIES = "quantize.densities=[1.0,0.5,0.25] budget.coded_bytes=0.015"
 INSTEAD = {
     "rounding=adaround": ["rounding.steps=20"],
+    "model@student=digits_mlp": ["student.width=32"],
     "budget.coded_bytes=0.015": ["budget.coded_bytes=0.06"],
     RANKS: ["budget.coded_bytes=0.09", "quantize.bits=[6]", "constraints.floor=0.6"],
     SPATIAL: ["budget.coded_bytes=0.09", "quantize.bits=[6]", "constraints.floor=0.6"],
@@ -85,7 +86,7 @@ def run(trials, tmp_path_factory):
 def begin(trials, method, folder):
     config = compose_config([*TINY, *method.overrides, *INSTEAD.get(method.name, [])])
     trial = trials.run(method, config, folder)
-    modules = (load_artifact(folder / name, trial.structure) for name in ("artifact", "unquantized"))
+    modules = (load_artifact(folder / name, trial.planned) for name in ("artifact", "unquantized"))
     return Run(trial, *modules, (folder / "artifact" / "weights.packed").read_bytes())
 
 
@@ -109,7 +110,7 @@ class TestMethod:
     def test_ends_in_a_file_that_is_the_measured_network(self, method, run):
         found = run(method)
         trial, path = found.trial, found.trial.run_dir.path / "artifact" / "weights.packed"
-        again = load_artifact(path, trial.structure)
+        again = load_artifact(path, trial.planned)
         inputs = trial.task.inputs(trial.batches("test")[0])
         outputs = found.module(*inputs)
         assert outputs.shape == (len(inputs[0]), 10)

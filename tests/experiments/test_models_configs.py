@@ -28,7 +28,9 @@ def test_arguments_are_those_of_the_target(path):
         assert node["_target_"].split(".")[2] == path.stem
 
 
-@pytest.mark.parametrize("name", ["model/digits_cnn", "model/lenet300", "model/lenet5", "task/embedding"])
+@pytest.mark.parametrize(
+    "name", ["model/digits_cnn", "model/digits_mlp", "model/lenet300", "model/lenet5", "task/embedding"]
+)
 def test_objects_without_files_are_built(name):
     node = read(ROOT / f"{name}.yaml")
     assert build(node, name).__class__.__name__ == node["_target_"].split(".")[-1]
