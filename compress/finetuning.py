@@ -19,6 +19,7 @@ from compress.distillations.logits import distillation_loss as distillation_loss
 from compress.distiller import Distiller
 from compress.errors import CompressError, DataError
 from compress.graph import fingerprint
+from compress.optimizers import make_optimizer, relative_step
 from compress.task import Batch, Task, evaluate
 from compress.training_bar import TrainingBar
 from compress.training_hook import PreparingHook, TrainingHook
@@ -187,7 +188,7 @@ class _Run:
         # What is trained beside the model and is no part of it.
         self.beside = distiller.regressors if distiller is not None else nn.ModuleList()
         self.trained = [p for p in (*model.parameters(), *self.beside.parameters()) if p.requires_grad]
-        self.optimizer = _make_optimizer(self.trained, settings)
+        self.optimizer = make_optimizer(model, self.trained, settings)
         self.progress = Progress()
         self.best: dict[str, Tensor] | None = None
         self.resumed = False
@@ -247,7 +248,7 @@ class _Run:
         inputs = self.task.inputs(batch)
         lr = self.lr(self.progress.total_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * relative_step(group)
         loss = self.loss(inputs, batch)
         for hook in self.hooks:
             penalty = hook.penalty(self.model)
@@ -330,18 +331,6 @@ class _Run:
 
 def _widen(leaf: Any) -> Any:
     return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype == torch.bfloat16 else leaf
-
-
-def _make_optimizer(parameters: Sequence[nn.Parameter], settings: dict[str, Any]) -> torch.optim.Optimizer:
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings["weight_decay"]},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if settings["optimizer"] == "adamw":
-        return torch.optim.AdamW(groups, lr=settings["lr"], betas=(settings["momentum"], 0.999))
-    momentum = settings["momentum"]
-    return torch.optim.SGD(groups, lr=settings["lr"], momentum=momentum, nesterov=momentum > 0)
 
 
 def _length(train_batches: TrainBatches) -> int:
