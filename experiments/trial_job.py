@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from compress.errors import BudgetError
 from compress.files import read_json, write_json
 from experiments.composition import compose_config
 from experiments.config import folder_name
@@ -25,9 +26,14 @@ log = logging.getLogger(__name__)
 class TrialJob(ABC):
     """Tries what `trials` names; a killed run goes on with the next of them.
 
+    Attributes:
+        may_refuse: whether a trial whose budget cannot be met is told and left out, instead of ending the job.
+
     Args:
         base: overrides of the run that all are tried on.
     """
+
+    may_refuse = False
 
     def __init__(self, base: Sequence[str]) -> None:
         self.base = tuple(base)
@@ -42,18 +48,25 @@ class TrialJob(ABC):
         for trial in [BASE, *self.trials]:
             compose_config(self._overrides(config, trial))
 
-    def rows(self, config: Config, run_dir: RunDir, tracker: Tracker) -> list["MethodRow"]:
-        """Try what is not tried yet; what all came to, in order. The folder `base` holds the run they begin with."""
+    def rows(self, config: Config, run_dir: RunDir, tracker: Tracker) -> dict[str, "MethodRow"]:
+        """Try what is not tried yet; name -> what it came to. The folder `base` holds the run they begin with."""
         # Here, so that a wrong configuration is refused before the libraries of all stages are loaded.
         from experiments.method_trials import MethodTrials
 
         with RunDir(run_dir.path / "base") as base_dir, progress("trying") as on_trial:
             made = MethodTrials(compose_config(self._overrides(config, BASE)), base_dir, tracker)
-            rows: list[MethodRow] = []
-            for trial in self.trials:
-                rows.append(self._row(made, trial, self._overrides(config, trial), run_dir))
-                log.info("%s: %.2f, %d bytes", trial.name or "no override", rows[-1].metric, rows[-1].file_bytes)
-                on_trial(len(rows), len(self.trials))
+            rows: dict[str, MethodRow] = {}
+            for number, trial in enumerate(self.trials):
+                try:
+                    row = self._row(made, trial, self._overrides(config, trial), run_dir)
+                except BudgetError as error:
+                    if not self.may_refuse:
+                        raise
+                    log.warning("%s: %s", trial.name, error)
+                else:
+                    rows[trial.name] = row
+                    log.info("%s: %.2f, %d bytes", trial.name or "no override", row.metric, row.file_bytes)
+                on_trial(number + 1, len(self.trials))
         return rows
 
     def _overrides(self, config: Config, trial: CataloguedMethod) -> list[str]:

@@ -16,7 +16,7 @@ from experiments.trial_job import TrialJob
 
 
 class CodedCurveJob(TrialJob):
-    """Writes `coded_curve.csv`, one row for each arm and size. Seeds are runs of the job.
+    """Writes `coded_curve.csv`, one row for each arm and size that it can meet. Seeds are runs of the job.
 
     Args:
         base: overrides of the run whose dense network and labels all share.
@@ -27,6 +27,7 @@ class CodedCurveJob(TrialJob):
     """
 
     name = "coded_curve"
+    may_refuse = True
 
     def __init__(
         self, base: Sequence[str], arms: Mapping[str, Sequence[str]], points: Sequence[str],
@@ -63,11 +64,15 @@ class CodedCurveJob(TrialJob):
         """Try what is not tried yet."""
         found = self.rows(config, run_dir, tracker)
         dense_bytes = int(read_json(run_dir.path / "base" / "dense.json")["weight_bytes"])
-        rows = [
-            CurveRow(self._network(), arm, point, row.seed, row.metric_name, row.dense, row.metric, row.file_bytes,
-                     dense_bytes, row.macs, row.command, row.commit, row.versions)
-            for (arm, point), row in zip(self.places, found, strict=True)
-        ]  # fmt: skip
+        rows = []
+        for (arm, point), trial in zip(self.places, self.trials, strict=True):
+            if trial.name not in found:
+                continue
+            row = found[trial.name]
+            rows.append(
+                CurveRow(self._network(), arm, point, row.seed, row.metric_name, row.dense, row.metric, row.file_bytes,
+                         dense_bytes, row.macs, row.command, row.commit, row.versions)
+            )  # fmt: skip
         write_raw(run_dir, "coded_curve.csv", [field.name for field in fields(CurveRow)], map(asdict, rows))
         return {"coded_curve": {f"{row.arm}, {row.point}": row.metric for row in rows}}
 

@@ -42,6 +42,6 @@ class MethodsJob(TrialJob):
 
     def run(self, config: Config, run_dir: RunDir, tracker: Tracker) -> dict[str, Any]:
         """Try what is not tried yet."""
-        rows = self.rows(config, run_dir, tracker)
+        rows = list(self.rows(config, run_dir, tracker).values())
         write_raw(run_dir, "methods.csv", [field.name for field in fields(type(rows[0]))], map(asdict, rows))
         return {"methods": {row.method or "base": row.metric for row in rows}}

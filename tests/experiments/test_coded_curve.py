@@ -48,15 +48,17 @@ def test_arms_share_the_network_and_meet_the_point(config, tmp_path):
     job = CodedCurveJob(
         BASE,
         {"joint": [], "bits alone": ["constraints.floor=0.999"], "uniform": ["constraints.floor=0.999"]},
-        ["budget.coded_bytes=0.2"],
+        ["budget.coded_bytes=0.2", "budget.coded_bytes=0.03"],
         alone={"uniform": ["budget.coded_bytes=1.0 quantize.bits=[8]"]},
     )
     with RunDir(tmp_path) as run_dir:
         told = job.run(config, run_dir, NullTracker(RunInfo("coded_curve", tmp_path)))["coded_curve"]
     rows = read_raw(tmp_path / "coded_curve.csv", CurveRow)
-    assert [row.arm for row in rows] == ["joint", "bits alone", "uniform"]
+    # Bits alone cannot come to a thirtieth.
+    assert [row.arm for row in rows] == ["joint", "bits alone", "joint", "uniform"]
     assert list(told.values()) == [pytest.approx(row.metric, rel=1e-5) for row in rows]
-    joint, bits, uniform = rows
+    joint, bits, small, uniform = rows
+    assert small.file_bytes < joint.file_bytes
     assert {row.dense for row in rows} == {joint.dense}
     # The prediction of the plan before training; the header and biases come on top.
     assert max(joint.file_bytes, bits.file_bytes) < 0.25 * joint.dense_bytes
