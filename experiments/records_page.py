@@ -21,11 +21,12 @@ OTHERS = {
         "MIRACLE (Havasi et al. 2019, arXiv:1810.00440), lowest error": (555, 0.69),
         "MIRACLE, highest compression": (1110, 0.96),
     },
+    "cifar10_coded": {},
 }
 # Weights that Deep Compression keeps of each layer, in %.
 _KEPT = {"record_lenet300": {"fc1": 8, "fc2": 9, "fc3": 26},
          "record_lenet5": {"conv1": 66, "conv2": 12, "fc1": 8, "fc2": 19}}  # fmt: skip
-_TITLES = {"record_lenet300": "LeNet-300-100", "record_lenet5": "LeNet-5 (20-50-500)"}
+_TITLES = {"record_lenet300": "LeNet-300-100", "record_lenet5": "LeNet-5 (20-50-500)", "cifar10_coded": "ResNet-20"}
 
 
 def write_page(rows: Sequence[CodedRow]) -> str:
@@ -34,8 +35,8 @@ def write_page(rows: Sequence[CodedRow]) -> str:
         "# Whole networks in one small file", "",
         "Each file holds everything that a fresh process needs beside the code of the architecture: header, symbols, "
         "scales, biases, checksum. `python -m experiments.evaluate FILE` decodes it and scores it on the 10,000 test "
-        "images of MNIST. Drawn from `results/record_lenet300/raw.csv` and `results/record_lenet5/raw.csv`; the files "
-        "lie in `results/records/`.", "", "![Error against bytes](records.svg)", "",
+        "images of MNIST or CIFAR-10. Drawn from `results/NAME/raw.csv`, NAME being record_lenet300, record_lenet5 and "
+        "cifar10_coded; files lie in `results/records/`.", "", "![Error against bytes](records.svg)", "",
     ]  # fmt: skip
     for name, own in _by_experiment(rows):
         files = [row for row in own if not row.layer]
