@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from compress.attributes import value_of
 from compress.errors import CompressError
 from compress.formatted_weight import FormattedEntry, formatted_weights
-from compress.weight_format import scaled_gradient
 
 _PRICE = "coded_bytes_price"
 # Steps between two looks at the size, each of which changes the price by at most this factor.
@@ -100,9 +99,7 @@ def _expected_bits(model: nn.Module, entry: FormattedEntry) -> Tensor:
     largest = int(module.format.largest)
     rows = module.layout.rows(weight).float()
     kept = module.layout.real(weight.device) if module.kept is None else module.layout.rows(module.kept)
-    # The gradient of the loss is divided before it comes to a scale; this one must not outweigh it.
-    scale = scaled_gradient(module.fitted()["scale"], kept, largest)
-    place = (rows / scale).clamp(-largest, largest)[kept]
+    place = (rows / module.fitted()["scale"][:, None]).clamp(-largest, largest)[kept]
     with torch.no_grad():
         counts = torch.bincount((place.round() + largest).long(), minlength=2 * largest + 1).double() + 0.5
         cost = (counts.sum() / counts).log2().float()
