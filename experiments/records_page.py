@@ -44,7 +44,8 @@ def write_page(rows: Sequence[CodedRow]) -> str:
                  "|---|---|---|---|---|"]  # fmt: skip
         for row in sorted(files, key=lambda row: row.file_bytes):
             text.append(f"| ours | {row.seed} | {_error(row):.2f} | {row.file_bytes:,} | {_ratio(row):.0f} |")
-        if len(files) > 2:
+        # Of one setting with several seeds, not of several settings.
+        if len({row.seed for row in files}) == len(files) > 2:
             errors, sizes = ([f(row) for row in files] for f in (_error, lambda row: row.file_bytes))
             text.append(f"| **median** | | {np.median(errors):.2f} | {np.median(sizes):,.0f} | |")
         for title, (ratio, error) in OTHERS.get(name, {}).items():
