@@ -60,7 +60,7 @@ def test_a_training_comes_to_its_bytes():
     batches = [(part, teacher(part).argmax(1)) for part in x.split(32)]
     prepared = make(torch.randn(4, 40))
     before = coded_size(prepared)
-    hook = CodedBytesPenalty(target_bytes=20, price=5e-4)
+    hook = CodedBytesPenalty(target_bytes=20, price=1e-4)
     finetune_(prepared, TASK, batches, epochs=150, lr=0.01, optimizer="adamw", hooks=[hook])
     assert before > 40
     assert coded_size(prepared) == pytest.approx(20, rel=0.15)

@@ -11,7 +11,7 @@ from compress.plan import CompressionPlan, LayerFormat
 from compress.quantization import prepare_quantized
 from compress.quantizers import MinMaxQuantizer
 
-SETTINGS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+SETTINGS = {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.01}
 
 
 @pytest.fixture(name="model")
@@ -37,9 +37,9 @@ def test_adamw_steps_of_scales_are_parts_of_them(model):
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1e-4)
     optimizer.step()
-    # The first step of Adam is the learning rate itself.
+    # The first step of Adam is the learning rate itself, that of a scale ten times as much of it.
     torch.testing.assert_close(scale.detach(), torch.tensor([0.02 * 0.9]), rtol=1e-3, atol=0)
-    torch.testing.assert_close(weight.detach(), before * (1 - 0.1 * 0.01) - 0.1, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(weight.detach(), before * (1 - 0.01 * 0.01) - 0.01, rtol=1e-3, atol=1e-5)
 
 
 def test_sgd_follows_gradients_of_scales_as_they_are(model):
