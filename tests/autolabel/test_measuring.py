@@ -104,7 +104,7 @@ def test_adaptive_looks_at_fewer_examples_and_keeps_the_order():
     known = np.isfinite(exact.damage[:, 0])
     ranks = [table.damage[known, 0].argsort().argsort() for table in (exact, fewer)]
     assert np.corrcoef(ranks)[0, 1] > 0.95
-    assert (np.abs(fewer.damage - exact.damage)[known] < 4 * fewer.std_err[known]).all()
+    assert (np.abs(fewer.damage - exact.damage)[known] <= 4 * fewer.std_err[known]).all()
 
 
 def test_hard_examples_come_first_and_the_estimate_is_unbiased():
