@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from compress.attributes import value_of
 from compress.errors import CompressError
 from compress.formatted_weight import FormattedEntry, formatted_weights
+from compress.weight_format import scaled_gradient
 
 _PRICE = "coded_bytes_price"
 # Steps between two looks at the size, each of which changes the price by at most this factor.
@@ -69,6 +70,8 @@ class CodedBytesPenalty:
         return torch.stack(bits).sum() * math.exp(float(getattr(model, _PRICE)))
 
     def after_step(self, model: nn.Module, step: int) -> None:
+        for entry in _entries(model):
+            _bring_back_(model, entry)
         if step % _EVERY or step > self.until * self._total_steps:
             return
         excess = coded_size(model) / self.target_bytes - 1
@@ -94,12 +97,21 @@ def _entries(model: nn.Module) -> list[FormattedEntry]:
     return [entry for entry in formatted_weights(model) if getattr(entry.module.format, "largest", 0) >= 1]
 
 
+def _bring_back_(model: nn.Module, entry: FormattedEntry) -> None:
+    """Weights beyond the outer symbols go there, where they have a gradient: a shrinking scale left most behind."""
+    module, weight = entry.module, value_of(model, entry.parameter)
+    edge = (module.fitted()["scale"].abs() * module.format.largest)[:, None]
+    rows = module.layout.rows(weight)
+    weight.copy_(module.layout.tensor(rows.clamp(-edge, edge)).to(weight.dtype))
+
+
 def _expected_bits(model: nn.Module, entry: FormattedEntry) -> Tensor:
     module, weight = entry.module, value_of(model, entry.parameter)
     largest = int(module.format.largest)
     rows = module.layout.rows(weight).float()
     kept = module.layout.real(weight.device) if module.kept is None else module.layout.rows(module.kept)
-    place = (rows / module.fitted()["scale"][:, None]).clamp(-largest, largest)[kept]
+    # The loss divides the gradient of a scale; were that of the price whole, it alone would decide the scales.
+    place = (rows / scaled_gradient(module.fitted()["scale"], kept, largest)).clamp(-largest, largest)[kept]
     with torch.no_grad():
         counts = torch.bincount((place.round() + largest).long(), minlength=2 * largest + 1).double() + 0.5
         cost = (counts.sum() / counts).log2().float()

@@ -42,10 +42,25 @@ def test_the_price_of_a_weight_between_two_symbols_lies_on_the_line_between_thei
     weight = formatted_weights(prepared)[0]
     gradient = prepared.get_parameter(weight.parameter).grad
     assert gradient[0, 0].item() == pytest.approx(2.0 * (one - zero), rel=1e-5)
-    # A larger scale draws the weight towards zero, and so costs less.
-    assert weight.module.scale.grad.item() < 0
+    # A larger scale draws the weight towards zero, and so costs less: d place / d scale is -.25. The two ones are at
+    # the same place, their line leads from one to the seldom two. Divided as that of the loss: by sqrt(8 x 3).
+    two = math.log2(11.5 / 0.5)
+    slope = 2.0 * (-0.25 * (one - zero) - 2 * (two - one))
+    assert weight.module.scale.grad.item() == pytest.approx(slope / math.sqrt(8 * 3), rel=1e-5)
     penalty.release(prepared)
     assert not any("price" in name for name, _ in prepared.named_buffers())
+
+
+def test_a_weight_that_its_scale_left_behind_stays_in_reach():
+    prepared = make(torch.tensor([[7.0, -5.0, 2.5, 0.0]]))
+    penalty = CodedBytesPenalty(target_bytes=100)
+    penalty.prepare(prepared)
+    with torch.no_grad():
+        penalty.after_step(prepared, 1)
+    weight = prepared.get_parameter(formatted_weights(prepared)[0].parameter)
+    assert weight.tolist() == [[3.0, -3.0, 2.5, 0.0]]
+    prepared(torch.ones(1, 4)).sum().backward()
+    assert weight.grad.tolist() == [[1.0, 1.0, 1.0, 1.0]]
 
 
 def test_size_is_the_entropy_of_the_symbols():
