@@ -69,6 +69,7 @@ def finetune_(
     alpha: float = 0.5,
     clip_norm: float | None = None,
     precision: str = "float32",
+    range_rate: float = 10.0,
     validation: Iterable[Batch] | None = None,
     patience: int | None = None,
     hooks: Sequence[TrainingHook] = (),
@@ -105,6 +106,10 @@ def finetune_(
         precision: `"float32"`, or `"bfloat16"`: forward passes in autocast, about twice as fast where the processor
             multiplies bfloat16 (AVX-512 BF16, AMX, GPUs) and slower elsewhere. Weights, losses and optimizer stay
             float32.
+        range_rate: with `"adamw"`, how fast trained scales, offsets and centroids move: the learning rate times this is
+            the part of their mean magnitude that a step changes. A scale must keep up with its weights, each of which
+            moves by a few hundredths of it: LeNet-300-100 at 3 bits came to 1.62 % error with 1 and to 1.28 with 10
+            (one seed). Under a price on bits 1 is steadier.
         validation: batches for choosing: the model ends with the weights of its best epoch (before training counts).
         patience: epochs without a better validation after which training stops.
         hooks: penalties, masks that are held, schedules of sparsity; called in this order. Those that train
@@ -122,8 +127,8 @@ def finetune_(
     settings = {
         "epochs": epochs, "lr": lr, "optimizer": optimizer, "momentum": momentum, "weight_decay": weight_decay,
         "schedule": schedule, "warmup": warmup, "temperature": temperature, "alpha": alpha, "clip_norm": clip_norm,
-        "patience": patience, "seed": seed, "precision": precision, "distilled": teacher is not None,
-        "validated": validation is not None, "model": fingerprint(model),
+        "patience": patience, "seed": seed, "precision": precision, "range_rate": range_rate,
+        "distilled": teacher is not None, "validated": validation is not None, "model": fingerprint(model),
         "hooks": [{"name": hook.name, **hook.settings()} for hook in hooks],
     }  # fmt: skip
     if distillation is not None:

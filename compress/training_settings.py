@@ -35,6 +35,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer": (lambda v: v in OPTIMIZERS, f"one of {OPTIMIZERS}"),
     "precision": (lambda v: v in PRECISIONS, f"one of {PRECISIONS}"),
     "schedule": (lambda v: v in SCHEDULES, f"one of {SCHEDULES}"),
+    "range_rate": (lambda v: v > 0, "above 0"),
     "patience": (lambda v: v is None or v >= 1, "at least 1, or None"),
     "clip_norm": (lambda v: v is None or v > 0, "above 0, or None"),
 }

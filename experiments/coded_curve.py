@@ -47,12 +47,13 @@ class CurveRow:
 
 _ABOUT = """Every file holds a whole model, entropy coded, and is decoded before it is scored. All arms share the dense
 network, its labels, the repair without labels, and the same training; an arm says how the bytes are spent. *joint*
-decides channels and the bits of every layer in one solve, on labels that were measured or on a criterion, whichever has
-the lower validation loss after the repair. *channels alone* keeps all weights in 8 bits, *bits alone* keeps all
-channels; *fisher* and *magnitude* are the same solve on these scores alone; *uniform bits* gives all layers the same.
-Plans are made before training; what it does to the entropy of symbols is why files are not of the bytes asked for.
-Drawn from `results/coded_curve/raw.csv` (`python -m experiments.run -m experiment=coded_curve_lenet300 seed=0,1,2`; of
-ResNet-20: `experiment=coded_curve`)."""
+decides channels and the bits of every layer in one solve, on labels that were measured or on a criterion, whichever
+has the lower validation loss after the repair; *joint with masks* may also leave out single weights, a part of each
+layer. *channels alone* and *masks alone* keep what stays in 8 bits, *bits alone* and *masks alone* keep all
+channels; *fisher* and *magnitude* are the same solve on these scores alone; *uniform bits* gives all layers the
+same. Plans are made before training; what it does to the entropy of symbols is why files are not of the bytes asked
+for. Drawn from `results/coded_curve/raw.csv` (`python -m experiments.run -m experiment=coded_curve_lenet300
+seed=0,1,2`; of ResNet-20: `experiment=coded_curve`)."""
 
 
 def write_page(rows: Sequence[CurveRow]) -> str:

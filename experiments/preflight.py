@@ -91,7 +91,7 @@ def check_settings(config: Config, parts: Components) -> None:
         weight_decay=finetune.weight_decay, alpha=finetune.alpha, temperature=finetune.temperature,
         precision=finetune.precision,
     )  # fmt: skip
-    _training("quantize", lr=quantize.lr)
+    _training("quantize", lr=quantize.lr, range_rate=quantize.range_rate)
 
 
 def _training(section: str, **settings: Any) -> None:

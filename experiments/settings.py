@@ -145,10 +145,11 @@ class QuantizeSettings:
 
     With `densities` below 1 or `ranks` (fractions of a layer's useful rank) each layer may also keep fewer weights or
     become two layers; the budget's `coded_bytes`, `bit_operations` or `macs` say what that buys. `scheme`,
-    `granularity` and `group_size` are the number format of all quantised layers, see `compress.LayerFormat`; other than
-    `"symmetric"` per `"channel"` they are decoded to floats before they run. `trained_ranges` trains their scales
-    and centroids; activations stay float then. `activation_ranges` of activations in few bits: `"static"` from
-    calibration data, or `"dynamic"` of each input of a quantised layer at run time, see `compress.dynamic_ranges`.
+    `granularity` and `group_size` are the number format of all quantised layers, see `compress.LayerFormat`; other
+    than `"symmetric"` per `"channel"` they are decoded to floats before they run. `trained_ranges` trains their
+    scales and centroids, with AdamW at `range_rate` times their mean magnitude; activations stay float then.
+    `activation_ranges` of activations in few bits: `"static"` from calibration data, or `"dynamic"` of each input of
+    a quantised layer at run time, see `compress.dynamic_ranges`.
 
     `joint_plans` random plans of widths are measured beside the single ones, to learn what widths do together; with 0
     damages of widths are added as they are.
@@ -165,6 +166,7 @@ class QuantizeSettings:
     activation_bits: int | None = 8
     activation_ranges: str = "static"
     joint_plans: int = 0
+    range_rate: float = 10.0
     epochs: int = 1
     lr: float = 1e-4
 

@@ -242,6 +242,7 @@ class Workbench:
             "optimizer": settings.optimizer,
             "patience": settings.patience,
             "precision": settings.precision,
+            "range_rate": self.config.quantize.range_rate,
             "validation": PlacedBatches(self.batches("validation"), torch.device(self.config.device))
             if settings.select == "best"
             else None,

@@ -11,7 +11,7 @@ from compress.plan import CompressionPlan, LayerFormat
 from compress.quantization import prepare_quantized
 from compress.quantizers import MinMaxQuantizer
 
-SETTINGS = {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.01}
+SETTINGS = {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.01, "range_rate": 10.0}
 
 
 @pytest.fixture(name="model")
