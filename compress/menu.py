@@ -143,8 +143,8 @@ def offered_choices(names: Iterable[str]) -> dict[str, LayerChoice]:
 
 def _check_settings(constraints: Constraints) -> None:
     floor, round_to = constraints.floor, constraints.round_to
-    if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor < 1:
-        raise CompressError(f"The 'floor' parameter of Constraints must be a float in [0, 1). Got {floor!r}.")
+    if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor <= 1:
+        raise CompressError(f"The 'floor' parameter of Constraints must be a float in [0, 1]. Got {floor!r}.")
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise CompressError(f"The 'round_to' parameter of Constraints must be an int of at least 1. Got {round_to!r}.")
     for name in ("pinned", "max_bits_only"):

@@ -318,7 +318,7 @@ def test_unknown_pinned_name_is_named_with_suggestions(name, hint):
 
 @pytest.mark.parametrize(
     "constraints",
-    [Constraints(floor=1.0), Constraints(floor=-0.1), Constraints(round_to=0), Constraints(round_to=2.0),
+    [Constraints(floor=1.1), Constraints(floor=-0.1), Constraints(round_to=0), Constraints(round_to=2.0),
      Constraints(pinned="conv0")],
 )  # fmt: skip
 def test_settings_out_of_range(constraints):

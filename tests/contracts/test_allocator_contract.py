@@ -113,6 +113,13 @@ class TestAllocator:
             assert left >= size / 2
             assert left % 4 == 0
 
+    def test_a_floor_of_one_leaves_every_channel(self, kind, problem):
+        plan = kind().allocate(*problem, Budget(weight_bytes=0.2), Constraints(floor=1.0))
+        assert plan.remove_channels == {}
+        assert plan.layer_formats
+        with pytest.raises(BudgetError, match=r"floor=1\.0"):
+            kind().allocate(*problem, Budget(macs=0.9), Constraints(floor=1.0))
+
     def test_dense_budget_removes_nothing(self, kind, problem):
         plan = kind().allocate(*problem, Budget(macs=1.0), Constraints())
         assert plan.remove_channels == {}
