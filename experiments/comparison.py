@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import logging
-import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +30,7 @@ from compress.statistics import Statistics
 from compress.task import evaluate
 from experiments.compared_methods import CRITERION, LABELER, PLANS, Method, methods_of
 from experiments.components import build_components
-from experiments.manifest import describe_code, library_versions
+from experiments.manifest import describe_code, library_versions, typed_command
 from experiments.progress import progress
 
 if TYPE_CHECKING:
@@ -155,7 +153,7 @@ class Comparison:
         return rows
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        constant = {"command": shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]])}
+        constant = {"command": typed_command()}
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()

@@ -3,7 +3,9 @@
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -51,6 +53,12 @@ def describe_code() -> dict[str, Any]:
         changes = _git(root, "status", "--porcelain", "--untracked-files=no")
         described |= {"commit": commit, "modified": bool(changes)}
     return described
+
+
+def typed_command() -> str:
+    """The command line of this run as it was typed; what is quoted for Hydra is not (see `experiments.run`)."""
+    words = [word.replace("'null'", "null") if word.startswith("tracker=") else word for word in sys.argv[1:]]
+    return shlex.join(["python", "-m", "experiments.run", *words])
 
 
 def library_versions(names: Iterable[str] = LIBRARIES) -> dict[str, str]:

@@ -30,7 +30,7 @@ _TITLES = {"record_lenet300": "LeNet-300-100", "record_lenet5": "LeNet-5 (20-50-
 
 
 def write_page(rows: Sequence[CodedRow]) -> str:
-    """Markdown: of each network its files, and the layers of the one of median error."""
+    """Markdown: of each network its files, and of files of about one size the layers of the one of median error."""
     text = [
         "# Whole networks in one small file", "",
         "Each file holds everything that a fresh process needs beside the code of the architecture: header, symbols, "
@@ -42,17 +42,19 @@ def write_page(rows: Sequence[CodedRow]) -> str:
         files = [row for row in own if not row.layer]
         text += [f"## {_TITLES.get(name, name)}", "", "| file | seed | error, % | bytes | times smaller |",
                  "|---|---|---|---|---|"]  # fmt: skip
-        for row in sorted(files, key=lambda row: row.file_bytes):
-            text.append(f"| ours | {row.seed} | {_error(row):.2f} | {row.file_bytes:,} | {_ratio(row):.0f} |")
-        # Of one setting with several seeds, not of several settings.
-        if len({row.seed for row in files}) == len(files) > 2:
-            errors, sizes = ([f(row) for row in files] for f in (_error, lambda row: row.file_bytes))
-            text.append(f"| **median** | | {np.median(errors):.2f} | {np.median(sizes):,.0f} | |")
+        sizes = _by_size(files)
+        for alike in sizes:
+            for row in alike:
+                text.append(f"| ours | {row.seed} | {_error(row):.2f} | {row.file_bytes:,} | {_ratio(row):.0f} |")
+            # Of one setting with several seeds, not of several settings.
+            if len({row.seed for row in alike}) == len(alike) > 2:
+                error, size, ratio = (np.median([f(row) for row in alike]) for f in (_error, _bytes, _ratio))
+                text.append(f"| **median** | | {error:.2f} | {size:,.0f} | {ratio:.0f} |")
         for title, (ratio, error) in OTHERS.get(name, {}).items():
             text.append(f"| {title} | | {error:.2f} | {files[0].dense_bytes / ratio:,.0f} | {ratio} |")
         text += ["", f"Dense: {100 - files[0].dense_metric:.2f} % error (seed {files[0].seed}).", ""]
-        for row in sorted(files, key=lambda row: row.file_bytes):
-            text += _layers(row, own)
+        for alike in sizes:
+            text += _layers(sorted(alike, key=_error)[(len(alike) - 1) // 2], own)
     return "\n".join(text).rstrip() + "\n"
 
 
@@ -105,8 +107,22 @@ def _by_experiment(rows: Sequence[CodedRow]) -> Any:
     return [(name, list(own)) for name, own in groupby(ordered, key=lambda row: row.experiment)]
 
 
+def _by_size(files: Sequence[CodedRow]) -> list[list[CodedRow]]:
+    """Files by size, those together that are at most 5 % larger than the smallest among them."""
+    found: list[list[CodedRow]] = []
+    for row in sorted(files, key=_bytes):
+        if not found or row.file_bytes > 1.05 * found[-1][0].file_bytes:
+            found.append([])
+        found[-1].append(row)
+    return found
+
+
 def _key(row: CodedRow) -> tuple[Any, ...]:
     return row.experiment, row.seed, row.file_bytes, row.command
+
+
+def _bytes(row: CodedRow) -> int:
+    return row.file_bytes
 
 
 def _error(row: CodedRow) -> float:

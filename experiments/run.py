@@ -9,7 +9,6 @@ Exit status: 0 done, 1 failed, 2 a configuration that cannot be run, 130 interru
 import logging
 import os
 import re
-import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from compress.errors import CompressError
 from compress.files import write_atomic
 from experiments.config import ConfigError, build, explain_composition, load_config, plain_config
+from experiments.manifest import typed_command
 from experiments.run_dir import RunDir
 from experiments.seeding import seed_run, set_threads
 from experiments.settings import Config
@@ -98,7 +98,7 @@ def run(node: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     plain = plain_config(node)
     info = _describe(config, plain, folder)
     record = {
-        "name": config.name, "command": shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]]),
+        "name": config.name, "command": typed_command(),
         "overrides": _overrides(), "config": to_json(plain), "seeds": {"seed": config.seed, "seeds": config.seeds},
         "threads": set_threads(config.threads), "device": config.device,
     }  # fmt: skip

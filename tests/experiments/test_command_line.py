@@ -113,6 +113,7 @@ def test_a_run_leaves_its_folder(call):
     assert manifest["threads"] == 1
     assert manifest["metrics"]["compressed"]["metric"]["value"] == 93.5
     assert "experiments.run hydra.run.dir=out" in manifest["command"]
+    assert " tracker=null" in manifest["command"]
     assert manifest["config"]["tracker"]["_target_"].endswith("NullTracker")
     assert {"seed=3", "experiment=tiny"} <= set(manifest["overrides"])
     assert Path("out/.hydra/overrides.yaml").exists()

@@ -26,7 +26,19 @@ def test_a_file_is_told_with_its_error_ratio_and_layers():
 
 def test_several_seeds_have_a_median():
     rows = [row("", seed, metric=metric) for seed, metric in enumerate((99.0, 99.3, 99.2))]
-    assert "| **median** | | 0.80 | 2,000 | |" in write_page(rows)
+    assert "| **median** | | 0.80 | 2,000 | 862 |" in write_page(rows)
+
+
+def test_files_of_two_sizes_are_two_settings():
+    rows = [
+        row("", seed, metric=metric, size=size + seed)
+        for size, metric in ((2000, 99.0), (3000, 99.3))
+        for seed in range(3)
+    ]
+    page = write_page(rows)
+    assert "| **median** | | 1.00 | 2,001 | 862 |" in page
+    assert "| **median** | | 0.70 | 3,001 | 575 |" in page
+    assert page.count("Layers of the file") == 2
 
 
 def test_the_figure_has_a_panel_for_each_network():
