@@ -11,7 +11,7 @@ from compress.errors import CompressError
 from compress.formatted_weight import FormattedEntry, formatted_weights
 from compress.weight_format import scaled_gradient
 
-_PRICE = "coded_bytes_price"
+_PRICE, _FIRST = "coded_bytes_price", "coded_bytes_first"
 # Steps between two looks at the size, each of which changes the price by at most this factor.
 _EVERY, _MOST = 100, 1.35
 
@@ -29,6 +29,8 @@ class CodedBytesPenalty:
         target_bytes: what the weights are to take, at the entropy of their symbols: without scales, biases and header.
         price: nats for each bit, to begin with.
         until: fraction of the training after which the price stays as it is.
+        ramp: fraction of the training over which the bytes that are asked for fall from those at its beginning, each
+            step by the same factor. A price that rises faster than weights follow comes too high, and kills layers.
 
     Raises:
         CompressError: for a setting out of range; and when a training begins whose model has no such weight.
@@ -37,16 +39,16 @@ class CodedBytesPenalty:
     name = "coded_bytes"
     needs_formats = True
 
-    def __init__(self, target_bytes: int = 1000, price: float = 1e-6, until: float = 0.8) -> None:
+    def __init__(self, target_bytes: int = 1000, price: float = 1e-6, until: float = 0.8, ramp: float = 0.0) -> None:
         for name, value, met in (("target_bytes", target_bytes, target_bytes >= 1), ("price", price, price > 0),
-                                 ("until", until, 0 < until <= 1)):  # fmt: skip
+                                 ("until", until, 0 < until <= 1), ("ramp", ramp, 0 <= ramp <= 1)):  # fmt: skip
             if not met:
                 raise CompressError(f"The '{name}' parameter of CodedBytesPenalty is out of range. Got {value!r}.")
-        self.target_bytes, self.price, self.until = target_bytes, price, until
+        self.target_bytes, self.price, self.until, self.ramp = target_bytes, price, until, ramp
         self._total_steps = 0
 
     def settings(self) -> dict[str, Any]:
-        return {"target_bytes": self.target_bytes, "price": self.price, "until": self.until}
+        return {"target_bytes": self.target_bytes, "price": self.price, "until": self.until, "ramp": self.ramp}
 
     def prepare(self, model: nn.Module) -> None:
         """Put the price into the model, where a checkpoint finds it."""
@@ -55,12 +57,14 @@ class CodedBytesPenalty:
                 "CodedBytesPenalty needs weights in symmetric stored formats. Set 'trained_ranges' of "
                 "prepare_quantized."
             )
-        model.register_buffer(_PRICE, torch.tensor(math.log(self.price), dtype=torch.float64), persistent=False)
+        for name, value in ((_PRICE, self.price), (_FIRST, max(coded_size(model), 1.0))):
+            model.register_buffer(name, torch.tensor(math.log(value), dtype=torch.float64), persistent=False)
 
     def release(self, model: nn.Module) -> None:
         """Take the price away."""
-        if hasattr(model, _PRICE):
-            delattr(model, _PRICE)
+        for name in (_PRICE, _FIRST):
+            if hasattr(model, name):
+                delattr(model, name)
 
     def attach(self, model: nn.Module, step: int, total_steps: int) -> None:
         self._total_steps = total_steps
@@ -74,8 +78,13 @@ class CodedBytesPenalty:
             _bring_back_(model, entry)
         if step % _EVERY or step > self.until * self._total_steps:
             return
-        excess = coded_size(model) / self.target_bytes - 1
+        excess = coded_size(model) / self.bytes_at(model, step) - 1
         getattr(model, _PRICE).add_(max(-math.log(_MOST), min(math.log(_MOST), excess)))
+
+    def bytes_at(self, model: nn.Module, step: int) -> float:
+        """The bytes that are asked for after this step."""
+        left = max(0.0, 1 - step / (self.ramp * self._total_steps)) if self.ramp else 0.0
+        return self.target_bytes * max(1.0, math.exp(float(getattr(model, _FIRST))) / self.target_bytes) ** left
 
     def settled(self, step: int) -> bool:
         """Only while the price stays: before, a better validation may be a larger model."""

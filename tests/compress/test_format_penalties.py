@@ -51,6 +51,19 @@ def test_the_price_of_a_weight_between_two_symbols_lies_on_the_line_between_thei
     assert not any("price" in name for name, _ in prepared.named_buffers())
 
 
+def test_the_bytes_asked_for_fall_by_one_factor_a_step():
+    prepared = make(torch.tensor([[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 1.0, 0.0]] * 32))  # 32 bytes
+    penalty = CodedBytesPenalty(target_bytes=2, ramp=0.5)
+    penalty.prepare(prepared)
+    penalty.attach(prepared, 0, 80)
+    assert [penalty.bytes_at(prepared, step) for step in (0, 10, 20, 30, 40, 70)] == pytest.approx([32, 16, 8, 4, 2, 2])
+    # Now as large as is asked for: the price stays. Before the ramp's end it does not rise for the last target.
+    before = penalty.penalty(prepared).item()
+    with torch.no_grad():
+        penalty.after_step(prepared, 0)
+    assert penalty.penalty(prepared).item() == pytest.approx(before)
+
+
 def test_a_weight_that_its_scale_left_behind_stays_in_reach():
     prepared = make(torch.tensor([[7.0, -5.0, 2.5, 0.0]]))
     penalty = CodedBytesPenalty(target_bytes=100)
