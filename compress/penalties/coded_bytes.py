@@ -14,6 +14,7 @@ from compress.weight_format import scaled_gradient
 _PRICE, _FIRST = "coded_bytes_price", "coded_bytes_first"
 # Steps between two looks at the size, each of which changes the price by at most this factor.
 _EVERY, _MOST = 100, 1.35
+_LEAST_RANGE = 2.0
 
 
 class CodedBytesPenalty:
@@ -75,7 +76,7 @@ class CodedBytesPenalty:
 
     def after_step(self, model: nn.Module, step: int) -> None:
         for entry in _entries(model):
-            _bring_back_(model, entry)
+            _hold_range_(model, entry)
         if step % _EVERY or step > self.until * self._total_steps:
             return
         excess = coded_size(model) / self.bytes_at(model, step) - 1
@@ -106,11 +107,17 @@ def _entries(model: nn.Module) -> list[FormattedEntry]:
     return [entry for entry in formatted_weights(model) if getattr(entry.module.format, "largest", 0) >= 1]
 
 
-def _bring_back_(model: nn.Module, entry: FormattedEntry) -> None:
-    """Weights beyond the outer symbols go there, where they have a gradient: a shrinking scale left most behind."""
+def _hold_range_(model: nn.Module, entry: FormattedEntry) -> None:
+    """Keep the outer symbols at two root mean squares of the weights or more, and the weights within.
+
+    Large layers are cheaper with larger scales; then others take theirs back, and came to have all weights at the edge.
+    """
     module, weight = entry.module, value_of(model, entry.parameter)
-    edge = (module.fitted()["scale"].abs() * module.format.largest)[:, None]
-    rows = module.layout.rows(weight)
+    rows, scale, largest = module.layout.rows(weight), module.fitted()["scale"], module.format.largest
+    kept = module.layout.real(weight.device) if module.kept is None else module.layout.rows(module.kept)
+    squares = rows.square().masked_fill(~kept, 0.0).sum(1) / kept.sum(1).clamp(min=1)
+    scale.copy_(torch.maximum(scale, _LEAST_RANGE * squares.sqrt() / largest))
+    edge = (scale * largest)[:, None]
     weight.copy_(module.layout.tensor(rows.clamp(-edge, edge)).to(weight.dtype))
 
 

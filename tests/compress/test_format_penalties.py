@@ -64,14 +64,22 @@ def test_the_bytes_asked_for_fall_by_one_factor_a_step():
     assert penalty.penalty(prepared).item() == pytest.approx(before)
 
 
-def test_a_weight_that_its_scale_left_behind_stays_in_reach():
+def test_a_scale_keeps_its_weights_in_range():
     prepared = make(torch.tensor([[7.0, -5.0, 2.5, 0.0]]))
     penalty = CodedBytesPenalty(target_bytes=100)
     penalty.prepare(prepared)
     with torch.no_grad():
         penalty.after_step(prepared, 1)
     weight = prepared.get_parameter(formatted_weights(prepared)[0].parameter)
-    assert weight.tolist() == [[3.0, -3.0, 2.5, 0.0]]
+    scale = 2 * math.sqrt((49 + 25 + 6.25) / 4) / 3
+    assert formatted_weights(prepared)[0].module.scale.item() == pytest.approx(scale)
+    assert weight.tolist() == [[7.0, -5.0, 2.5, 0.0]]
+    with torch.no_grad():
+        weight.copy_(torch.tensor([[7.0, 1.0, 0.0, 0.0]]))
+        formatted_weights(prepared)[0].module.scale.fill_(0.5)
+        penalty.after_step(prepared, 1)
+    scale = 2 * math.sqrt(50 / 4) / 3
+    assert weight[0].tolist() == pytest.approx([min(7.0, 3 * scale), 1.0, 0.0, 0.0])
     prepared(torch.ones(1, 4)).sum().backward()
     assert weight.grad.tolist() == [[1.0, 1.0, 1.0, 1.0]]
 
@@ -88,8 +96,8 @@ def test_a_training_comes_to_its_bytes():
     batches = [(part, teacher(part).argmax(1)) for part in x.split(32)]
     prepared = make(torch.randn(4, 40))
     before = coded_size(prepared)
-    hook = CodedBytesPenalty(target_bytes=20, price=1e-4)
-    finetune_(prepared, TASK, batches, epochs=150, lr=0.01, optimizer="adamw", hooks=[hook])
+    hook = CodedBytesPenalty(target_bytes=20, price=1e-3, until=1.0, ramp=0.5)
+    finetune_(prepared, TASK, batches, epochs=150, lr=0.01, optimizer="adamw", range_rate=1.0, hooks=[hook])
     assert before > 40
     assert coded_size(prepared) == pytest.approx(20, rel=0.15)
 
