@@ -83,10 +83,13 @@ def write_page(rows: Sequence[CurveRow]) -> str:
 def draw_curves(rows: Sequence[CurveRow]) -> Figure:
     """One panel for each network: the metric against how many times smaller the file is."""
     networks = _grouped(rows, lambda row: row.network)
+    # An arm looks the same in every panel.
+    places = {arm: place for place, (arm, _) in enumerate(_grouped(rows, lambda row: row.arm))}
     figure = new_figure(3.6)
     for axes, (network, own) in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
         axes.axhline(fmean(row.dense for row in own), color=FAINT, linewidth=1, linestyle=":")
-        for place, (arm, of_arm) in enumerate(_grouped(own, lambda row: row.arm)):
+        for arm, of_arm in _grouped(own, lambda row: row.arm):
+            place = places[arm]
             points = sorted(_points(of_arm), key=lambda point: point.ratio)
             axes.errorbar([p.ratio for p in points], [p.metric for p in points], [p.deviation for p in points],
                           marker=MARKERS[place % len(MARKERS)], markersize=4.5, linewidth=1.4, capsize=2,

@@ -88,3 +88,10 @@ def test_the_page_and_the_figure_tell_means_over_seeds():
     joint = axes.containers[0].lines[0]
     assert joint.get_xdata().tolist() == [10.0, 20.0]
     assert joint.get_ydata().tolist() == [90.5, 85.0]
+
+
+def test_an_arm_looks_the_same_in_every_panel():
+    rows = [ROW, replace(ROW, arm="bits alone"), replace(ROW, network="another", arm="bits alone")]
+    first, second = draw_curves(rows).axes
+    colors = [[container.lines[0].get_color() for container in axes.containers] for axes in (first, second)]
+    assert colors[0][1] == colors[1][0] != colors[0][0]
