@@ -9,22 +9,32 @@ from torch import Tensor, nn
 from compress.attributes import value_of
 from compress.errors import CompressError
 from compress.formatted_weight import FormattedEntry, formatted_weights
-from compress.weight_format import scaled_gradient
+from compress.weight_format import nonzero
 
 _PRICE, _FIRST = "coded_bytes_price", "coded_bytes_first"
 # Steps between two looks at the size, each of which changes the price by at most this factor.
 _EVERY, _MOST = 100, 1.35
-_LEAST_RANGE = 2.0
+# Of a symbol to the next one outwards: as many, at the least and the most, so that no price is without a slope.
+_RATIOS = (0.05, 0.8)
+# Bits that a zero is cheaper by than what comes next, at the least.
+_ZERO_BONUS = 0.5
 
 
 class CodedBytesPenalty:
     """A price on the expected bits of all weights in symmetric stored formats, raised while they take too many bytes.
 
-    A weight between two symbols costs what lies on the line between their bits, and the bits of a symbol are those of
-    how often it occurs in its layer now; so the gradient draws weights and trained scales to cheaper symbols, zero
-    above all. (An entropy penalty on weights: Wiedemann et al. 2019, "Entropy-Constrained Training of Deep Neural
-    Networks", arXiv:1812.07520; Oktay et al. 2020, "Scalable Model Compression by Entropy Penalized
-    Reparameterization", arXiv:1906.06624.)
+    A weight between two symbols costs what lies on the line between their bits, and the bits are those of how often
+    symbols occur in the layer now: zero as often as it does, the others by a geometric distribution of their mean
+    magnitude. As they are counted they would not rise from one symbol to the next, and weights be stuck in between.
+
+    The gradient draws weights to cheaper symbols, zero above all. It leaves the scales to the loss, and these carry
+    their weights with them: what multiplies a scale multiplies the weights. A price on scales makes those of large
+    layers grow and those of small ones shrink by the same factor, until a step of the optimizer is many of their
+    symbols. Weights beyond the outer symbol are brought back to it.
+
+    (An entropy penalty on weights: Wiedemann et al. 2019, "Entropy-Constrained Training of Deep Neural Networks",
+    arXiv:1812.07520; Oktay et al. 2020, "Scalable Model Compression by Entropy Penalized Reparameterization",
+    arXiv:1906.06624.)
 
     Args:
         target_bytes: what the weights are to take, at the entropy of their symbols: without scales, biases and header.
@@ -47,6 +57,7 @@ class CodedBytesPenalty:
                 raise CompressError(f"The '{name}' parameter of CodedBytesPenalty is out of range. Got {value!r}.")
         self.target_bytes, self.price, self.until, self.ramp = target_bytes, price, until, ramp
         self._total_steps = 0
+        self._scales: list[Tensor] = []
 
     def settings(self) -> dict[str, Any]:
         return {"target_bytes": self.target_bytes, "price": self.price, "until": self.until, "ramp": self.ramp}
@@ -60,23 +71,28 @@ class CodedBytesPenalty:
             )
         for name, value in ((_PRICE, self.price), (_FIRST, max(coded_size(model), 1.0))):
             model.register_buffer(name, torch.tensor(math.log(value), dtype=torch.float64), persistent=False)
+        for entry in _entries(model):
+            entry.module.format.carries = True
 
     def release(self, model: nn.Module) -> None:
         """Take the price away."""
+        for entry in _entries(model):
+            entry.module.format.carries = False
         for name in (_PRICE, _FIRST):
             if hasattr(model, name):
                 delattr(model, name)
 
     def attach(self, model: nn.Module, step: int, total_steps: int) -> None:
         self._total_steps = total_steps
+        self._scales = [entry.module.fitted()["scale"].clone() for entry in _entries(model)]
 
     def penalty(self, model: nn.Module) -> Tensor | None:
         bits = [_expected_bits(model, entry) for entry in _entries(model)]
         return torch.stack(bits).sum() * math.exp(float(getattr(model, _PRICE)))
 
     def after_step(self, model: nn.Module, step: int) -> None:
-        for entry in _entries(model):
-            _hold_range_(model, entry)
+        for entry, before in zip(_entries(model), self._scales, strict=True):
+            _carry_(model, entry, before)
         if step % _EVERY or step > self.until * self._total_steps:
             return
         excess = coded_size(model) / self.bytes_at(model, step) - 1
@@ -107,18 +123,14 @@ def _entries(model: nn.Module) -> list[FormattedEntry]:
     return [entry for entry in formatted_weights(model) if getattr(entry.module.format, "largest", 0) >= 1]
 
 
-def _hold_range_(model: nn.Module, entry: FormattedEntry) -> None:
-    """Keep the outer symbols at two root mean squares of the weights or more, and the weights within.
-
-    Large layers are cheaper with larger scales; then others take theirs back, and came to have all weights at the edge.
-    """
+def _carry_(model: nn.Module, entry: FormattedEntry, before: Tensor) -> None:
+    """Multiply the weights by what their scales were multiplied by, and keep them within the outer symbols."""
     module, weight = entry.module, value_of(model, entry.parameter)
-    rows, scale, largest = module.layout.rows(weight), module.fitted()["scale"], module.format.largest
-    kept = module.layout.real(weight.device) if module.kept is None else module.layout.rows(module.kept)
-    squares = rows.square().masked_fill(~kept, 0.0).sum(1) / kept.sum(1).clamp(min=1)
-    scale.copy_(torch.maximum(scale, _LEAST_RANGE * squares.sqrt() / largest))
-    edge = (scale * largest)[:, None]
+    scale = module.fitted()["scale"]
+    edge = (scale.abs() * module.format.largest)[:, None]
+    rows = module.layout.rows(weight) * (scale / nonzero(before))[:, None]
     weight.copy_(module.layout.tensor(rows.clamp(-edge, edge)).to(weight.dtype))
+    before.copy_(scale)
 
 
 def _expected_bits(model: nn.Module, entry: FormattedEntry) -> Tensor:
@@ -126,12 +138,25 @@ def _expected_bits(model: nn.Module, entry: FormattedEntry) -> Tensor:
     largest = int(module.format.largest)
     rows = module.layout.rows(weight).float()
     kept = module.layout.real(weight.device) if module.kept is None else module.layout.rows(module.kept)
-    # The loss divides the gradient of a scale; were that of the price whole, it alone would decide the scales.
-    place = (rows / scaled_gradient(module.fitted()["scale"], kept, largest)).clamp(-largest, largest)[kept]
+    place = (rows / nonzero(module.fitted()["scale"].detach())[:, None]).abs().clamp(max=largest)[kept]
     with torch.no_grad():
-        counts = torch.bincount((place.round() + largest).long(), minlength=2 * largest + 1).double() + 0.5
-        cost = (counts.sum() / counts).log2().float()
+        cost = symbol_bits(torch.bincount(place.round().long(), minlength=largest + 1))
         below = place.floor().clamp(max=largest - 1)
-        index = (below + largest).long()
+        index = below.long()
     share = place - below
     return ((1 - share) * cost[index] + share * cost[index + 1]).sum()
+
+
+def symbol_bits(counts: Tensor) -> Tensor:
+    """`(n,)` float32 rising bits of a symbol of each magnitude from 0, signs included.
+
+    Args:
+        counts: `(n,)` how often each magnitude occurs; half a time is added to each.
+    """
+    counts = counts.double() + 0.5
+    magnitude = torch.arange(len(counts), dtype=torch.float64, device=counts.device)
+    others = counts[1:].sum()
+    ratio = (1 - others / (counts * magnitude).sum()).clamp(*_RATIOS)
+    bits = (counts.sum() / others).log2() + 1 - (1 - ratio).log2() - (magnitude - 1) * ratio.log2()
+    bits[0] = torch.minimum((counts.sum() / counts[0]).log2(), bits[1] - _ZERO_BONUS)
+    return bits.float()

@@ -21,6 +21,10 @@ class SymmetricFormat:
     """Integers from -(2^(bits-1) - 1) to 2^(bits-1) - 1 times a scale; with one bit, minus or plus the scale.
 
     Scales are trained by the gradient of LSQ (Esser et al. 2020, arXiv:1902.08153).
+
+    Attributes:
+        carries: the gradient of a scale is that at symbols that stay, for a training that multiplies the weights by
+            what a step multiplies their scale by. Else it is that at weights that stay.
     """
 
     name = "symmetric"
@@ -31,6 +35,7 @@ class SymmetricFormat:
         # Of one bit the levels are half a step from zero on either side.
         self.largest = 2.0 ** (bits - 1) - 1 if self.signed else 0.5
         self.stored_bits = bits if self.signed else level_bits(bits, masked)
+        self.carries = False
 
     def fit(self, rows: Tensor, kept: Tensor, quantizer: Quantizer) -> Parameters:
         check_rows(rows, kept)
@@ -54,5 +59,6 @@ class SymmetricFormat:
         largest = self.largest if self.signed else 1.0
         value = self.decode(self.encode(rows, kept, parameters), parameters)
         scale = scaled_gradient(parameters["scale"], kept, largest)
-        levels = rounded(rows / nonzero(scale), value / nonzero(scale), -largest, largest)
+        step = scale.detach() if self.carries else scale
+        levels = rounded(rows / nonzero(step), value / nonzero(scale), -largest, largest)
         return straight_through(value, levels * scale, kept)

@@ -4,13 +4,15 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from compress import ClassificationTask, CompressError, CompressionPlan, LayerFormat, analyze, prepare_quantized
 from compress.finetuning import finetune_
 from compress.formatted_weight import formatted_weights
 from compress.penalties import CodedBytesPenalty
-from compress.penalties.coded_bytes import coded_size
+from compress.penalties.coded_bytes import coded_size, symbol_bits
 from compress.quantizers import MinMaxQuantizer
 
 TASK = ClassificationTask()
@@ -30,25 +32,37 @@ def make(weight, bits=3):
 
 
 def test_the_price_of_a_weight_between_two_symbols_lies_on_the_line_between_their_bits():
-    prepared = make(torch.tensor([[0.25, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]))
+    prepared = make(torch.tensor([[0.25, 0.0, 0.0, 0.0], [0.0, 0.0, -1.0, 2.0]]))
     penalty = CodedBytesPenalty(target_bytes=100, price=2.0)
     penalty.prepare(prepared)
-    # Each of the seven symbols counts half a time more than it occurs: 6.5 zeros, 2.5 ones, 11.5 in all.
-    zero, one = math.log2(11.5 / 6.5), math.log2(11.5 / 2.5)
-    expected = 2.0 * (5 * zero + 2 * one + 0.75 * zero + 0.25 * one)
+    zero, one, two, _ = symbol_bits(torch.tensor([6, 1, 1, 0])).tolist()
+    expected = 2.0 * (5 * zero + one + two + 0.75 * zero + 0.25 * one)
     value = penalty.penalty(prepared)
     assert value.item() == pytest.approx(expected, rel=1e-5)
     value.backward()
     weight = formatted_weights(prepared)[0]
     gradient = prepared.get_parameter(weight.parameter).grad
     assert gradient[0, 0].item() == pytest.approx(2.0 * (one - zero), rel=1e-5)
-    # A larger scale draws the weight towards zero, and so costs less: d place / d scale is -.25. The two ones are at
-    # the same place, their line leads from one to the seldom two. Divided as that of the loss: by sqrt(8 x 3).
-    two = math.log2(11.5 / 0.5)
-    slope = 2.0 * (-0.25 * (one - zero) - 2 * (two - one))
-    assert weight.module.scale.grad.item() == pytest.approx(slope / math.sqrt(8 * 3), rel=1e-5)
+    assert gradient[1, 2].item() == pytest.approx(-2.0 * (two - one), rel=1e-5)
+    assert weight.module.scale.grad is None  # the loss alone moves a scale
     penalty.release(prepared)
     assert not any("price" in name for name, _ in prepared.named_buffers())
+
+
+def test_bits_are_those_of_a_share_of_zeros_and_a_geometric_tail():
+    # 64 zeros, then 16, 8, 4: a ratio of 1 - 28.5 / 45 = .367 with half a symbol more of each.
+    bits = symbol_bits(torch.tensor([64, 16, 8, 4]))
+    total, others, ratio = 94.0, 29.5, 1 - 29.5 / (16.5 + 2 * 8.5 + 3 * 4.5)
+    assert bits[0].item() == pytest.approx(math.log2(total / 64.5))
+    # A sign, then how far out: each half as likely or so as the one before.
+    assert bits[1].item() == pytest.approx(math.log2(total / others) + 1 - math.log2(1 - ratio))
+    assert (bits[2:] - bits[1:-1]).tolist() == pytest.approx([-math.log2(ratio)] * 2)
+
+
+@given(counts=st.lists(st.integers(0, 1000), min_size=2, max_size=128))
+def test_bits_rise_with_magnitude_however_often_symbols_occur(counts):
+    bits = symbol_bits(torch.tensor(counts))
+    assert (bits[1:] > bits[:-1]).all()
 
 
 def test_the_bytes_asked_for_fall_by_one_factor_a_step():
@@ -64,24 +78,27 @@ def test_the_bytes_asked_for_fall_by_one_factor_a_step():
     assert penalty.penalty(prepared).item() == pytest.approx(before)
 
 
-def test_a_scale_keeps_its_weights_in_range():
-    prepared = make(torch.tensor([[7.0, -5.0, 2.5, 0.0]]))
+def test_a_scale_carries_its_weights():
+    prepared = make(torch.tensor([[3.0, -1.25, 0.5, 0.0]]))
     penalty = CodedBytesPenalty(target_bytes=100)
     penalty.prepare(prepared)
+    penalty.attach(prepared, 0, 10)
+    entry = formatted_weights(prepared)[0]
+    weight, scale = prepared.get_parameter(entry.parameter), entry.module.scale
+    # The gradient at symbols that stay: each symbol (3, -1, 0, 0 of the half), divided as that of LSQ.
+    prepared(torch.tensor([[1.0, 10.0, 1.0, 1.0]])).sum().backward()
+    assert scale.grad.item() == pytest.approx((3 * 1 - 1 * 10) / math.sqrt(4 * 3))
+    assert weight.grad.tolist() == [[1.0, 10.0, 1.0, 1.0]]
     with torch.no_grad():
+        scale.fill_(0.5)
         penalty.after_step(prepared, 1)
-    weight = prepared.get_parameter(formatted_weights(prepared)[0].parameter)
-    scale = 2 * math.sqrt((49 + 25 + 6.25) / 4) / 3
-    assert formatted_weights(prepared)[0].module.scale.item() == pytest.approx(scale)
-    assert weight.tolist() == [[7.0, -5.0, 2.5, 0.0]]
+    assert weight[0].tolist() == [1.5, -0.625, 0.25, 0.0]
     with torch.no_grad():
-        weight.copy_(torch.tensor([[7.0, 1.0, 0.0, 0.0]]))
-        formatted_weights(prepared)[0].module.scale.fill_(0.5)
-        penalty.after_step(prepared, 1)
-    scale = 2 * math.sqrt(50 / 4) / 3
-    assert weight[0].tolist() == pytest.approx([min(7.0, 3 * scale), 1.0, 0.0, 0.0])
-    prepared(torch.ones(1, 4)).sum().backward()
-    assert weight.grad.tolist() == [[1.0, 1.0, 1.0, 1.0]]
+        weight[0, 0] = 7.0
+        penalty.after_step(prepared, 2)
+    assert weight[0].tolist() == [1.5, -0.625, 0.25, 0.0]  # the outer symbol is 3
+    penalty.release(prepared)
+    assert not entry.module.format.carries
 
 
 def test_size_is_the_entropy_of_the_symbols():
@@ -96,7 +113,7 @@ def test_a_training_comes_to_its_bytes():
     batches = [(part, teacher(part).argmax(1)) for part in x.split(32)]
     prepared = make(torch.randn(4, 40))
     before = coded_size(prepared)
-    hook = CodedBytesPenalty(target_bytes=20, price=1e-3, until=1.0, ramp=0.5)
+    hook = CodedBytesPenalty(target_bytes=20, price=1e-2, until=1.0, ramp=0.5)
     finetune_(prepared, TASK, batches, epochs=150, lr=0.01, optimizer="adamw", range_rate=1.0, hooks=[hook])
     assert before > 40
     assert coded_size(prepared) == pytest.approx(20, rel=0.15)
