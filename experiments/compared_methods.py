@@ -1,6 +1,7 @@
 """What a comparison compares: whose scores, and how the budget is spent on them."""
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,9 @@ CRITERION = "criterion"
 PLANS = "plans"
 SEARCH = "search"
 ALLOCATORS = {"mac": "greedy", "uniform": "uniform", "threshold": "threshold", "knapsack": "knapsack", SEARCH: SEARCH}
-STAGES = ("pruned", "recovered", "fine_tuned")
+# Formats in one solve, and every unit stays.
+BITS = "bits"
+STAGES = ("pruned", "recovered", "fine_tuned", "tried")
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,9 @@ class Method:
     """Whose scores, and how the budget is spent on them.
 
     `"taylor"` removes below one threshold; `"taylor/mac"` spends by score per cost; `"taylor/uniform"` keeps the same
-    fraction of every group; `"labeler/knapsack"` solves for everything together; `"plans/search"` asks a plan labeler
-    about thousands of whole plans.
+    fraction of every group; `"labeler/knapsack"` solves for everything together; `"labeler/knapsack@0.1"` too, with a
+    tenth of all damages of formats; `"criterion/bits"` removes nothing; `"plans/search"` asks a plan labeler about
+    thousands of whole plans.
     """
 
     name: str
@@ -33,7 +37,23 @@ class Method:
     @property
     def source(self) -> str:
         """`"labeler"`, `"criterion"` (the configured one), or the name of a baseline."""
-        return self.name.partition("/")[0]
+        return self.name.partition("@")[0].partition("/")[0]
+
+    @property
+    def healing(self) -> float:
+        """What damages of formats are multiplied by, for what is left of them after training.
+
+        Raises:
+            ConfigError: if it is not above 0.
+        """
+        text = self.name.partition("@")[2] or "1"
+        try:
+            factor = float(text)
+        except ValueError:
+            factor = 0.0
+        if not 0 < factor < math.inf:
+            raise ConfigError(f"compare.methods: {self.name!r} must end in @ and a number above 0, or in nothing.")
+        return factor
 
     @property
     def allocator(self) -> str:
@@ -42,10 +62,16 @@ class Method:
         Raises:
             ConfigError: if there is none of that name.
         """
-        short = self.name.partition("/")[2] or "threshold"
-        if short not in ALLOCATORS:
-            raise ConfigError(f"compare.methods: {self.name!r} must end in one of {list(ALLOCATORS)}, or in nothing.")
-        return ALLOCATORS[short]
+        short = self.name.partition("@")[0].partition("/")[2] or "threshold"
+        known = {**ALLOCATORS, BITS: "knapsack"}
+        if short not in known:
+            raise ConfigError(f"compare.methods: {self.name!r} must end in one of {list(known)}, or in nothing.")
+        return known[short]
+
+    @property
+    def keeps_units(self) -> bool:
+        """Whether it chooses formats alone."""
+        return self.name.partition("@")[0].endswith(f"/{BITS}")
 
 
 def _check_search(config: Config) -> None:
@@ -79,6 +105,14 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
             raise ConfigError(f"compare.methods: only plans are searched, as 'plans/search'. Got {method.name!r}.")
         if method.source == PLANS:
             _check_search(config)
+        if method.keeps_units and not config.quantize.enabled:
+            raise ConfigError(f"compare.methods: {method.name!r} has nothing to choose without quantize.enabled.")
+        adds = method.allocator in ("greedy", "knapsack") and not config.quantize.joint_plans
+        if method.healing != 1 and not (config.quantize.enabled and adds):
+            raise ConfigError(
+                f"compare.methods: {method.name!r} needs damages of formats that add up: quantize.enabled, no "
+                "quantize.joint_plans, and a method that ends in /mac or /knapsack."
+            )
     sources = {method.source for method in methods}
     for short, name in ALLOCATORS.items():
         own = LABELER if short == "threshold" else f"{LABELER}/{short}"
@@ -95,6 +129,8 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
         raise ConfigError(f"compare.finetune_methods: {unknown[0]!r} is not compared. Compared are {names}.")
     if compare.choose_after not in STAGES:
         raise ConfigError(f"compare.choose_after must be one of {STAGES}. Got {compare.choose_after!r}.")
+    if compare.choose_after == "tried" and not compare.trial_steps:
+        raise ConfigError("compare.choose_after=tried needs compare.trial_steps above 0.")
     if compare.choose_after == "fine_tuned" and (
         not compare.finetune_epochs or (compare.finetune_methods and set(compare.finetune_methods) != set(names))
     ):

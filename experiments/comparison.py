@@ -21,7 +21,7 @@ from autolabel.pretrained import load_competence, load_plan_labeler
 from autolabel.tables import LabelTable
 from compress.allocation import allocate
 from compress.criterion import score_units
-from compress.errors import ArtifactError, CompressError
+from compress.errors import ArtifactError, BudgetError, CompressError
 from compress.files import read_json, write_atomic, write_json
 from compress.plan import CompressionPlan
 from compress.quantizer import FLOAT_BITS
@@ -75,6 +75,7 @@ class Comparison:
         seeds = self._seeds()
         rows = [row for seed in seeds for m in self.methods for row in read_rows(self._file(m, seed, "rows"))]
         self._write(rows)
+        self.methods = [m for m in self.methods if all(read_rows(self._file(m, seed, "rows")) for seed in seeds)]
         plans = {m.name: CompressionPlan.load(self._file(m, seeds[0], "plan")) for m in self.methods}
         return self._choose(rows, plans)
 
@@ -104,10 +105,18 @@ class Comparison:
             with FileLock(path.with_suffix(".lock"), timeout=-1 if wait else 0):
                 if path.exists():
                     return True
-                # Before its rows: a training that is resumed goes on with the plan that it began with.
-                if not plan_path.exists():
-                    shared.plan(method).save(plan_path)
-                rows = self._measure(method, seed, CompressionPlan.load(plan_path))
+                rows = []
+                try:
+                    # Before its rows: a training that is resumed goes on with the plan that it began with.
+                    if not plan_path.exists():
+                        shared.plan(method).save(plan_path)
+                except BudgetError as error:
+                    # The others may remove units too.
+                    if not method.keeps_units or all(m.keeps_units for m in self.methods):
+                        raise
+                    self.experiment.warnings.append(f"{method.name}, seed {seed}, takes no part: {error}")
+                else:
+                    rows = self._measure(method, seed, CompressionPlan.load(plan_path))
                 made = {"commit": str(describe_code().get("commit", "")), "versions": json.dumps(library_versions())}
                 write_json(path, {"made": made, "rows": rows})
                 return True
@@ -150,6 +159,9 @@ class Comparison:
             experiment.finetune(small, self.settings.finetune_epochs, settings.lr, name, checkpoint, seed)
             note("fine_tuned", small)
             checkpoint.unlink(missing_ok=True)
+        if self.settings.trial_steps:
+            name = f"compare/{method.name}/trial"
+            note("tried", experiment.tried(small, plan, self.settings.trial_steps, name, seed))
         return rows
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
@@ -219,6 +231,8 @@ class _Seed:
         if method.source == PLANS:
             return self._searched_plan()
         formats, joint = self.comparison.formats, self.comparison.joint
+        if method.healing != 1:
+            return self._healed_plan(method, formats)
         if formats is None or joint is None:
             return self._added_plan(method, formats)
         # What one more bit costs hangs on all the others: the best of several prices, by the law itself.
@@ -232,6 +246,14 @@ class _Seed:
         best = int(np.argmin(damages))
         known = plans[best].predicted_damage is not None
         return replace(plans[best], predicted_damage=damages[best] if known else None)
+
+    def _healed_plan(self, method: Method, formats: LabelTable) -> CompressionPlan:
+        """The plan of least added damage where formats do less of it; it foretells what is measured all the same."""
+        plan = self._added_plan(method, replace(formats, damage=formats.damage * method.healing))
+        if plan.predicted_damage is None:
+            return plan
+        removal = self._removal_damage(plan, method)
+        return replace(plan, predicted_damage=removal + (plan.predicted_damage - removal) / method.healing)
 
     def _width_total(self, plan: CompressionPlan, joint: JointDamage) -> float:
         """Sum of the corrected damages of a plan's widths; one that was not measured counts as harmless."""
@@ -261,13 +283,15 @@ class _Seed:
         always = experiment.quantizes and configured.always_quantize
         if type(configured).name == allocator:
             allocator = replace(configured, always_quantize=always)
+        constraints = experiment.parts.constraints
+        constraints = replace(constraints, floor=1.0) if method.keeps_units else constraints
         plan = allocate(
             experiment.structure.units,
             scores,
             experiment.costs,
             experiment.parts.budget,
             allocator=allocator,
-            constraints=experiment.parts.constraints,
+            constraints=constraints,
             always_quantize=always,
         )
         return plan if damages else replace(plan, predicted_damage=None)

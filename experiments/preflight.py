@@ -49,6 +49,7 @@ def check_settings(config: Config, parts: Components) -> None:
     _at_least("recovery.images", recovery.images, 1)
     _at_least("recovery.max_rows", recovery.max_rows, 1)
     _at_least("compare.finetune_epochs", config.compare.finetune_epochs, 0)
+    _at_least("compare.trial_steps", config.compare.trial_steps, 0)
     _at_least("quantize.epochs", quantize.epochs, 0)
     _one_of("quantize.bits", quantize.bits, (*WEIGHT_BITS, 32))
     _one_of("quantize.activation_bits", [quantize.activation_bits], (None, 8))

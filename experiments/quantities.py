@@ -2,12 +2,13 @@
 
 from pathlib import PurePath
 
-STAGES = ("pruned", "recovered", "divided", "fine_tuned", "quantized", "exported")
+STAGES = ("pruned", "recovered", "divided", "fine_tuned", "tried", "quantized", "exported")
 STAGE_WORDS = {
     "pruned": "after pruning",
     "recovered": "after recovery",
     "divided": "after low rank",
     "fine_tuned": "after fine-tuning",
+    "tried": "after a short training in its formats",
     "quantized": "after quantization",
     "exported": "exported file",
 }

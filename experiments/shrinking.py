@@ -186,6 +186,15 @@ class Shrinking(Labelling):
 
     def quantize(self, small: fx.GraphModule, plan: CompressionPlan) -> fx.GraphModule:
         """The model in the plan's formats, trained on with them."""
+        settings = self.config.quantize
+        prepared = self.in_formats(small, plan)
+        hooks: list[TrainingHook] = self.penalties("quantize")
+        path = self.run_dir.path / "checkpoint" / "quantized.safetensors"
+        self.finetune(prepared, settings.epochs, settings.lr, "quantize", path, hooks=hooks)
+        return prepared
+
+    def in_formats(self, small: fx.GraphModule, plan: CompressionPlan) -> fx.GraphModule:
+        """The model in the plan's formats, not trained with them yet."""
         settings, inputs = self.config.quantize, self.recovery_inputs()
         quantizer = self.parts.quantizer
         if self.parts.rounding is not None and settings.trained_ranges:
@@ -193,10 +202,33 @@ class Shrinking(Labelling):
         prepared = prepare_quantized(small, plan, inputs, quantizer, trained_ranges=settings.trained_ranges)
         if self.parts.rounding is not None and not settings.trained_ranges:
             self._round(prepared, inputs)
-        hooks: list[TrainingHook] = self.penalties("quantize")
-        path = self.run_dir.path / "checkpoint" / "quantized.safetensors"
-        self.finetune(prepared, settings.epochs, settings.lr, "quantize", path, hooks=hooks)
         return prepared
+
+    def tried(self, small: fx.GraphModule, plan: CompressionPlan, steps: int, name: str, seed: int) -> fx.GraphModule:
+        """What a repaired model becomes in so many steps of training in the plan's formats, masks and ranks.
+
+        A penalty on bits takes no part: it makes the models smaller than their plans, each by another factor.
+        """
+        plan = self.with_activations(plan)
+        if self.parts.factorizer is not None and self.parts.factorizer.name == "spatial":
+            plan = spatial_plan(small, plan)
+        small = self.divided(small, plan)
+        self.prune_weights(small, plan)
+        masks = self.sparsifier(small, plan)
+        if masks is not None:
+            masks.attach(small, 0, 0)
+        plan = self.final_plan(small, plan)
+        model = self.in_formats(small, plan) if self.quantizes and part_formats(plan) else small
+        examples = steps * self.config.finetune.batch_size
+        self.finetune(model, 1, self.config.quantize.lr, name, seed=seed, examples=examples)
+        return model
+
+    def with_activations(self, plan: CompressionPlan) -> CompressionPlan:
+        """The plan with what is configured for activations, if it has formats."""
+        settings = self.config.quantize
+        bits = None if settings.trained_ranges else settings.activation_bits
+        chosen = replace(plan, activation_bits=bits, activation_ranges=settings.activation_ranges)
+        return chosen if plan.layer_formats else plan
 
     def _rounded(self, small: fx.GraphModule, plan: CompressionPlan, inputs: list[Any]) -> fx.GraphModule:
         """The model, batch norms folded, with rounded weights: where the training of their ranges begins."""

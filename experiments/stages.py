@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import safetensors.torch
@@ -207,7 +207,10 @@ class Experiment(Teaching):
         """What the comparison depends on besides its input files."""
         names = ["data", "measure", "labeler", "oracles", "criterion", "baselines", "allocator", "budget",
                  "constraints", "recovery", "quantize", "compare", "seeds", "plan_labeler"]  # fmt: skip
-        return self._settings(*names, *(["finetune"] if self.config.compare.finetune_epochs else []))
+        compare = self.config.compare
+        trained = ["finetune"] if compare.finetune_epochs or compare.trial_steps else []
+        tried = ["quantizer", "sparsify", *OPTIONAL] if compare.trial_steps else []
+        return self._settings(*names, *trained, *tried)
 
     def train_dense(self) -> None:
         """Train the dense model where the experiment says so, and keep its weights."""
@@ -283,11 +286,7 @@ class Experiment(Teaching):
 
     def compare(self) -> None:
         """Plans of every method at the same budget, repaired alike; the best on validation data becomes the plan."""
-        chosen = self.comparison().run()
-        if chosen.layer_formats:
-            settings = self.config.quantize
-            bits = None if settings.trained_ranges else settings.activation_bits
-            chosen = replace(chosen, activation_bits=bits, activation_ranges=settings.activation_ranges)
+        chosen = self.with_activations(self.comparison().run())
         chosen.save(self.run_dir.file("plan.json"))
 
     def comparison(self) -> Comparison:

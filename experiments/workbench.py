@@ -224,10 +224,11 @@ class Workbench:
             self.structure.traced.module, self.example, n_batches=n_batches, batch_size=size, seed=self.config.seed
         )
 
-    def train_batches(self, seed: int | None = None) -> PlacedBatches:
-        """Augmented batches of the training part, in another order every epoch."""
+    def train_batches(self, seed: int | None = None, examples: int | None = None) -> PlacedBatches:
+        """Augmented batches of the training part, or of its first `examples`, in another order every epoch."""
         settings, seed = self.config.finetune, self.config.seed if seed is None else seed
-        batches = ShuffledBatches(self.data.train, settings.batch_size, seed, views=settings.views)
+        part = self.data.train if examples is None else self.data.train.take(min(examples, len(self.data.train)))
+        batches = ShuffledBatches(part, settings.batch_size, seed, views=settings.views)
         return PlacedBatches(batches, torch.device(self.config.device))
 
     def training_settings(self) -> dict[str, Any]:
@@ -257,15 +258,16 @@ class Workbench:
         checkpoint: Path | None = None,
         seed: int | None = None,
         hooks: Sequence[TrainingHook] = (),
+        examples: int | None = None,
     ) -> None:
-        """Fine-tune with distillation from the dense model, in place."""
+        """Fine-tune with distillation from the dense model, in place, on the first `examples` or on all."""
         if not epochs:
             return
         with placed([small, self.teacher], torch.device(self.config.device)):
             finetune_(
                 small,
                 self.task,
-                self.train_batches(seed),
+                self.train_batches(seed, examples),
                 epochs=epochs,
                 lr=lr,
                 hooks=hooks,
