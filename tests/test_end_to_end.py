@@ -189,6 +189,32 @@ def test_half_of_the_measurements_may_go_where_the_plan_hangs_on_them(tmp_path):
     assert told["held_out"][0]["n"] == 12
 
 
+def test_plans_are_tried_in_their_formats(tmp_path):
+    tight = ["budget.macs=null", "budget.weight_bytes=null", "budget.coded_bytes=0.17", "quantize.joint_plans=0"]
+    methods = "compare.methods=[labeler/knapsack@0.1,fisher/bits]"
+    call(*SHORT, *tight, methods, "baselines=standard", "compare.trial_steps=5", "compare.choose_after=tried",
+         "compare.finetune_epochs=0", "seeds=[0]", f"hydra.run.dir={tmp_path}")  # fmt: skip
+    with (tmp_path / "comparison.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["stage"] == "tried"]
+    choice = read(tmp_path / "choice.json")
+    assert choice["chosen"] == min(rows, key=lambda row: float(row["validation_loss"]))["method"]
+    plans = {
+        path.name.split("_0.")[0]: CompressionPlan.load(path) for path in tmp_path.glob("comparison/*/*.plan.json")
+    }
+    assert set(plans) == {"labeler-knapsack@0.1", "labeler-knapsack", "fisher-bits", "criterion-mac"}
+    assert plans["labeler-knapsack"].remove_channels
+    assert not plans["fisher-bits"].remove_channels
+    # A plan in which formats are said to heal foretells the damage that was measured, and removes less for it.
+    healed, units = plans["labeler-knapsack@0.1"], UnitTable.load(tmp_path / "units.npz")
+    labels, formats = (LabelTable.load(tmp_path / name) for name in ("labels.npz", "layer_labels.npz"))
+    removed = [str(name) for name in np.array(units.ids)[healed.removed_mask(units)]]
+    damage = sum(labels.damage[labels.unit_ids.index(name), 0] for name in removed)
+    for name, layer_format in healed.layer_formats.items():
+        damage += formats.damage[formats.unit_ids.index(name), formats.choices.index(f"{layer_format.bits}bit")]
+    assert healed.predicted_damage == pytest.approx(damage, rel=1e-6)
+    assert healed.removed_mask(units).sum() < plans["labeler-knapsack"].removed_mask(units).sum()
+
+
 def test_damage_after_the_repair_was_predicted(run):
     found, report = read(run / "plan_damage.json"), read(run / "report.json")
     assert found["measured"] == len(found["measured_damages"]) == 4
