@@ -11,9 +11,11 @@ from compress.errors import CompressError
 from compress.formatted_weight import FormattedEntry, formatted_weights
 from compress.weight_format import nonzero
 
-_PRICE, _FIRST = "coded_bytes_price", "coded_bytes_first"
+_PRICE, _FIRST, _LAST = "coded_bytes_price", "coded_bytes_first", "coded_bytes_last"
 # Steps between two looks at the size, each of which changes the price by at most this factor.
 _EVERY, _MOST = 100, 1.35
+# Looks ahead: weights follow a price late, so that one which rises until they have come goes far too high.
+_AHEAD = 5
 # Of a symbol to the next one outwards: as many, at the least and the most, so that no price is without a slope.
 _RATIOS = (0.05, 0.8)
 # Bits that a zero is cheaper by than what comes next, at the least.
@@ -69,7 +71,8 @@ class CodedBytesPenalty:
                 "CodedBytesPenalty needs weights in symmetric stored formats. Set 'trained_ranges' of "
                 "prepare_quantized."
             )
-        for name, value in ((_PRICE, self.price), (_FIRST, max(coded_size(model), 1.0))):
+        size = max(coded_size(model), 1.0)
+        for name, value in ((_PRICE, self.price), (_FIRST, size), (_LAST, size)):
             model.register_buffer(name, torch.tensor(math.log(value), dtype=torch.float64), persistent=False)
         for entry in _entries(model):
             entry.module.format.carries = True
@@ -78,7 +81,7 @@ class CodedBytesPenalty:
         """Take the price away."""
         for entry in _entries(model):
             entry.module.format.carries = False
-        for name in (_PRICE, _FIRST):
+        for name in (_PRICE, _FIRST, _LAST):
             if hasattr(model, name):
                 delattr(model, name)
 
@@ -95,8 +98,10 @@ class CodedBytesPenalty:
             _carry_(model, entry, before)
         if step % _EVERY or step > self.until * self._total_steps:
             return
-        excess = coded_size(model) / self.bytes_at(model, step) - 1
+        size, last = math.log(max(coded_size(model), 1.0)), getattr(model, _LAST)
+        excess = size + _AHEAD * (size - float(last)) - math.log(self.bytes_at(model, step))
         getattr(model, _PRICE).add_(max(-math.log(_MOST), min(math.log(_MOST), excess)))
+        last.fill_(size)
 
     def bytes_at(self, model: nn.Module, step: int) -> float:
         """The bytes that are asked for after this step."""
