@@ -95,3 +95,10 @@ def test_an_arm_looks_the_same_in_every_panel():
     first, second = draw_curves(rows).axes
     colors = [[container.lines[0].get_color() for container in axes.containers] for axes in (first, second)]
     assert colors[0][1] == colors[1][0] != colors[0][0]
+
+
+def test_what_was_tried_as_measured_is_told_and_not_drawn():
+    rows = [ROW, replace(ROW, arm="as measured", metric=80.0)]
+    (axes,) = draw_curves(rows).axes
+    assert len(axes.containers) == 1
+    assert "| as measured | 10.0 |" in write_page(rows)
