@@ -1,6 +1,6 @@
 """One file that holds a whole compressed model, entropy coded.
 
-Layout of version 2: the three bytes `ALP`; one byte, the version; four bytes, the CRC-32 of all that follows, little
+Layout of version 3: the three bytes `ALP`; one byte, the version; four bytes, the CRC-32 of all that follows, little
 endian; the length of the block (a number of `compress.entropy_coding`; 0 if nothing follows it); the block; then
 streams of `compress.entropy_coding`, one after another.
 
@@ -8,6 +8,8 @@ The block is one arithmetic code (`compress.arithmetic_coding`, `compress.bit_mo
 JSON `[about, names of sets]` as text; each set of integers; 16 bits of a CRC-32 over name, shape, dtype and bits of
 every tensor; then the tensors, sorted by name: a bit that says whether the tensor follows in the block
 (`compress.context_coding`) or as a stream, and of a stream its length.
+
+Version 2, which is read too, differs in the text that a reader of headers begins with.
 
 Names, shapes and dtypes of the tensors are not in the file: who reads it knows them from the model (see
 `compress.artifact`), and the 16 bits tell whether they are those that were written.
@@ -29,10 +31,10 @@ from compress.errors import ArtifactError
 from compress.files import write_atomic
 from compress.tensor_coding import CodedTensor, TensorForm, TensorReader, TensorWriter
 
-MAGIC, VERSION = b"ALP", 2
+MAGIC, VERSION = b"ALP", 3
 _PREFIX = len(MAGIC) + 5
 # Headers begin like these: a text model that has read them needs few bits for what they have in common.
-_USUAL = (
+_USUAL_2 = (
     b'[{"inputs":[[64,3,32,32]],"bits":{"layer1.0.conv1":4,"layer1.0.conv2":4,"layer2.1.conv1":3,"linear":8},"quantized":'
     b'{"activations":true,"reduce_range":true},"norms":["bn1.running_mean","layer1.0.bn1.running_mean"],"tied":{"'
     b'again.weight":"fc.weight"},"tensors":{"fc1.weight":{"shape":[100,300],"dtype":"float32","bits":4,"axis":0,"scale":"'
@@ -43,6 +45,18 @@ _USUAL = (
     b'false,"reduce_range":true},"about":{"model":"lenet5","data":"mnist","task":"classification"}},["conv1:out",'
     b'"conv2:out","fc1:out"]]'
 )
+_USUAL = _USUAL_2 + (
+    b'[{"inputs":[[2,3,32,32]],"bits":{"conv1":6,"layer1.0.conv1":4,"layer1.1.conv2":3,"layer2.2.conv1":4,"layer3.0.conv2"'
+    b':2,"linear":6},"formatted":true,"class_names":["airplane","automobile"],"input":{"layout":"NCHW","mean":[0.485,0.456'
+    b',0.406],"shape":[3,32,32],"std":[0.229,0.224,0.225]}},["layer1.0.conv1:out","layer1.2.conv1:out","layer2.1.conv1:out'
+    b'"]][{"inputs":[[2,1,28,28]],"bits":{"fc1":{"bits":3,"granularity":"tensor","density":0.5},"fc2":{"bits":3,'
+    b'"granularity":"tensor","density":0.5},"fc3":{"bits":3,"granularity":"tensor","density":0.5}},"formatted":true,"about"'
+    b':{"model":"lenet300","data":"mnist"}},[]][{"inputs":[[2,1,28,28]],"bits":{"conv1":{"bits":4,"granularity":"tensor"},'
+    b'"conv2":{"bits":4,"granularity":"tensor"},"fc1":{"bits":4,"granularity":"tensor"},"fc2":{"bits":4,"granularity":'
+    b'"tensor"}},"formatted":true,"about":{"model":"lenet5","data":"mnist"}},["conv1:out","conv2:out","fc1:out"]]'
+)
+# What readers of each version begin with.
+_BEGINNINGS = {2: _USUAL_2, VERSION: _USUAL}
 
 
 def write_packed(
@@ -100,7 +114,7 @@ class PackedFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        body = _checked_body(self.path)
+        version, body = _checked_body(self.path)
         try:
             length, place = read_number(body, 0)
             if length > len(body) - place:
@@ -108,7 +122,7 @@ class PackedFile:
             end = place + length if length else len(body)
             self._model = BitModel(BitDecoder(body[place:end]))
             self._streams, self._place = body[end:], 0
-            self.about, names = json.loads(code_text(self._model, b"", _USUAL))
+            self.about, names = json.loads(code_text(self._model, b"", _BEGINNINGS[version]))
             self.sets = self._read_sets(names)
             self._checksum = self._model.plain(0, 16)
         except (ArtifactError, ValueError, TypeError, RecursionError) as error:
@@ -152,19 +166,21 @@ class PackedFile:
         return found
 
 
-def _checked_body(path: Path) -> bytes:
+def _checked_body(path: Path) -> tuple[int, bytes]:
+    """The version of a file and what follows its checksum."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"Cannot read {path}: {error.strerror or error}.") from error
     if data[: len(MAGIC)] != MAGIC:
         raise ArtifactError(f"{path} is no packed model: it does not begin with {MAGIC.decode()}.")
-    if len(data) < _PREFIX or data[len(MAGIC)] != VERSION:
-        raise ArtifactError(f"{path} is a packed model of another version than {VERSION}, or truncated.")
+    if len(data) < _PREFIX or data[len(MAGIC)] not in _BEGINNINGS:
+        known = " and ".join(map(str, _BEGINNINGS))
+        raise ArtifactError(f"{path} is a packed model of another version than {known}, or truncated.")
     body = data[_PREFIX:]
     if zlib.crc32(body) != int.from_bytes(data[len(MAGIC) + 1 : _PREFIX], "little"):
         raise ArtifactError(f"{path} is truncated or altered (its checksum is not that of its content). Copy it again.")
-    return body
+    return data[len(MAGIC)], body
 
 
 def _checksum(forms: Mapping[str, TensorForm]) -> int:

@@ -8,8 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.settings import Config
 
-# Where weights and data come from, and how training images vary, says nothing about the file.
-_ELSEWHERE = {"weights", "root", "seed", "padding", "affine"}
+# Where weights and data come from, how training images are divided and how they vary, says nothing about the file.
+_ELSEWHERE = {"weights", "root", "seed", "padding", "affine", "flip", "calibration", "label", "validation"}
 
 
 def names_of(config: Config) -> dict[str, str]:

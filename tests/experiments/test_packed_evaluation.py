@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,17 +12,22 @@ from compress.application import apply_plan
 from compress.artifact import load_artifact, pack_artifact, save_artifact
 from compress.errors import ArtifactError, CompressError
 from compress.float_rounding import round_floats_
-from compress.packing import write_packed
+from compress.packed_header import read_about
+from compress.packing import PackedFile, write_packed
 from compress.plan import CompressionPlan, LayerFormat
 from compress.quantization import prepare_quantized
 from compress.quantizers.minmax import MinMaxQuantizer
 from compress.structure import find_units
 from experiments import evaluate
+from experiments.composition import compose_config
 from experiments.config import build
+from experiments.config_names import names_of
 from experiments.data import load_digits
 from experiments.models import DigitsCNN
 from experiments.packed_evaluation import evaluate_file
 
+ROOT = Path(__file__).parents[2]
+RECORDS = ROOT / "results" / "records"
 NAMES = {"model": "digits_cnn", "data": "digits", "task": "classification"}
 
 
@@ -149,3 +155,18 @@ def test_the_base_model_gives_structure_only(path):
     first = evaluate_file(path)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert evaluate_file(path) == first
+
+
+@pytest.mark.parametrize("path", sorted(RECORDS.glob("*.packed")), ids=lambda path: path.stem)
+def test_a_record_says_what_it_is(path):
+    """Also those that an earlier version of the format wrote."""
+    about = read_about(PackedFile(path))
+    assert {"model", "data"} <= set(about)
+    for group, name in about.items():
+        assert (ROOT / "conf" / group / f"{name}.yaml").is_file()
+
+
+def test_how_images_are_divided_and_varied_says_nothing_about_a_file():
+    config = compose_config(["experiment=cifar10_coded", "data.calibration=7", "data.flip=false", "data.padding=0"])
+    assert names_of(config) == {"model": "resnet_cifar", "data": "cifar10"}
+    assert names_of(compose_config(["experiment=cifar10_coded", "model.depth=32"])) == {}
