@@ -116,7 +116,8 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
     sources = {method.source for method in methods}
     for short, name in ALLOCATORS.items():
         own = LABELER if short == "threshold" else f"{LABELER}/{short}"
-        if type(parts.allocator).name == name and LABELER in sources and Method(own) not in methods:
+        alike = any(m.source == LABELER and m.allocator == name and not m.keeps_units for m in methods)
+        if type(parts.allocator).name == name and LABELER in sources and not alike:
             methods.append(Method(own))
     alike = [name for name in sources & set(parts.baselines) if parts.baselines[name] == parts.criterion]
     if alike:

@@ -81,6 +81,8 @@ def test_the_configured_allocator_and_criterion_take_part():
     assert names("allocator=greedy", "criterion=wanda")[3:] == ["criterion/mac"]
     assert names("compare.methods=[second_order]", "allocator=threshold") == ["second_order"]
     assert names("compare.methods=[criterion]", "criterion=taylor") == ["criterion"]
+    healed = ["labeler/knapsack@0.1", "criterion/bits"]
+    assert names(f"compare.methods=[{','.join(healed)}]", "allocator=knapsack") == healed
     assert names("compare.methods=[random,random]", "criterion=random") == ["random"]
 
 
