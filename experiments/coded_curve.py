@@ -45,18 +45,19 @@ class CurveRow:
         return self.dense_bytes / self.file_bytes
 
 
-_ABOUT = """Every file holds a whole model, entropy coded, and is decoded before it is scored. All arms share the dense
-network, its labels, the repair without labels, and the same training; an arm says how the bytes are spent. *joint*
-decides channels, the bits of every layer and which part of its weights stays, in one solve; *joint without masks*
-leaves the last out. What few bits damage heals in training, what was removed does so less: of four plans, in which
-damages of formats count a tenth or less of what was measured or no channel goes, on measured labels or on a criterion,
-that is taken which has the lowest validation loss after 100 steps of training (400 of LeNet-300-100). *fisher* and
-*magnitude* are the same on these scores alone. *as measured* takes damages as they were measured, of labels or of
-Fisher, whichever has the lower validation loss after the repair; the figure leaves such arms out. *channels alone* and
-*masks alone* keep what stays in 8 bits, *bits alone* and *masks alone* keep all channels; *uniform bits* gives all
-layers the same. Plans are made before training; what it does to the entropy of symbols is why files are not of the
-bytes asked for. Drawn from `results/coded_curve/raw.csv` (`python -m experiments.run -m experiment=coded_curve_lenet300
-seed=0,1,2`; of ResNet-20: `experiment=coded_curve`)."""
+_ABOUT = """Every file holds a whole model, entropy coded, and is decoded before it is scored. All arms share the
+dense network, its labels, the repair without labels, and the same training; an arm says how the bytes are spent.
+*joint* decides channels, the bits of every layer and which part of its weights stays, in one solve; *joint without
+masks* leaves the last out. What few bits damage heals in training, what was removed does so less: of four plans, in
+which damages of formats count a tenth or less of what was measured or no channel goes, on measured labels or on a
+criterion, that is taken which has the lowest validation loss after 100 steps of training (400 of LeNet-300-100).
+*fisher* and *magnitude* are to be compared with *joint without masks*: three such plans, on these scores alone. *as
+measured* takes damages as they were measured, of labels or of Fisher, whichever has the lower validation loss after
+the repair; the figure leaves such arms out. *channels alone* and *masks alone* keep what stays in 8 bits, *bits
+alone* and *masks alone* keep all channels; *uniform bits* gives all layers the same. Plans are made before training;
+what it does to the entropy of symbols is why files are not of the bytes asked for. Drawn from
+`results/coded_curve/raw.csv` (`python -m experiments.run -m experiment=coded_curve_lenet300 seed=0,1,2`; of
+ResNet-20: `experiment=coded_curve`)."""
 
 
 # Arms that are told, and not drawn.

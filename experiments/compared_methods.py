@@ -88,7 +88,7 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
     """The methods that a run compares: those of `compare.methods`, and what else the configuration names.
 
     The configured criterion joins per MAC unless an equal one is compared already, and the labeler joins with the
-    configured allocator unless no method asks for the labeler at all.
+    configured allocator unless no method asks for the labeler at all, or one with that allocator.
 
     Raises:
         ConfigError: for a method that is not known, or a choice after a stage that not every method reaches.
@@ -132,9 +132,12 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
         raise ConfigError(f"compare.choose_after must be one of {STAGES}. Got {compare.choose_after!r}.")
     if compare.choose_after == "tried" and not compare.trial_steps:
         raise ConfigError("compare.choose_after=tried needs compare.trial_steps above 0.")
-    if compare.choose_after == "fine_tuned" and (
-        not compare.finetune_epochs or (compare.finetune_methods and set(compare.finetune_methods) != set(names))
-    ):
+    some = bool(compare.finetune_epochs and compare.finetune_methods and set(compare.finetune_methods) != set(names))
+    if compare.choose_after == "tried" and some:
+        raise ConfigError(
+            "compare.choose_after=tried needs all methods fine-tuned before, or none: see finetune_methods."
+        )
+    if compare.choose_after == "fine_tuned" and (not compare.finetune_epochs or some):
         raise ConfigError(
             "compare.choose_after=fine_tuned needs every method fine-tuned: set compare.finetune_epochs and leave "
             "compare.finetune_methods empty, or choose after 'recovered'."

@@ -75,6 +75,10 @@ class Comparison:
         seeds = self._seeds()
         rows = [row for seed in seeds for m in self.methods for row in read_rows(self._file(m, seed, "rows"))]
         self._write(rows)
+        for method in self.methods:
+            told = [read_json(self._file(method, seed, "rows")).get("refused") for seed in seeds]
+            for reason in dict.fromkeys(filter(None, told)):
+                log.warning("%s takes no part: %s", method.name, reason)
         self.methods = [m for m in self.methods if all(read_rows(self._file(m, seed, "rows")) for seed in seeds)]
         plans = {m.name: CompressionPlan.load(self._file(m, seeds[0], "plan")) for m in self.methods}
         return self._choose(rows, plans)
@@ -105,7 +109,7 @@ class Comparison:
             with FileLock(path.with_suffix(".lock"), timeout=-1 if wait else 0):
                 if path.exists():
                     return True
-                rows = []
+                rows, refused = [], None
                 try:
                     # Before its rows: a training that is resumed goes on with the plan that it began with.
                     if not plan_path.exists():
@@ -114,11 +118,11 @@ class Comparison:
                     # The others may remove units too.
                     if not method.keeps_units or all(m.keeps_units for m in self.methods):
                         raise
-                    self.experiment.warnings.append(f"{method.name}, seed {seed}, takes no part: {error}")
+                    refused = str(error)
                 else:
                     rows = self._measure(method, seed, CompressionPlan.load(plan_path))
                 made = {"commit": str(describe_code().get("commit", "")), "versions": json.dumps(library_versions())}
-                write_json(path, {"made": made, "rows": rows})
+                write_json(path, {"made": made, "rows": rows, "refused": refused})
                 return True
         except Timeout:
             return False
@@ -158,10 +162,10 @@ class Comparison:
             name = f"compare/{method.name}"
             experiment.finetune(small, self.settings.finetune_epochs, settings.lr, name, checkpoint, seed)
             note("fine_tuned", small)
-            checkpoint.unlink(missing_ok=True)
         if self.settings.trial_steps:
             name = f"compare/{method.name}/trial"
             note("tried", experiment.tried(small, plan, self.settings.trial_steps, name, seed))
+        self._file(method, seed, "checkpoint").with_suffix(".safetensors").unlink(missing_ok=True)
         return rows
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
@@ -189,7 +193,9 @@ class Comparison:
         best = min(candidates, key=lambda c: (c["validation_loss"], Method(c["method"]).source != LABELER))
         own = [c for c in candidates if Method(c["method"]).source == LABELER]
         reason = f"lowest validation loss after the stage '{stage}', mean over {len(self._seeds())} seed(s)"
-        if own and Method(best["method"]).source != LABELER:
+        if Method(best["method"]).keeps_units:
+            reason += "; it removes no unit, and has its formats from measured labels"
+        elif own and Method(best["method"]).source != LABELER:
             gap = min(c["validation_loss"] for c in own) - best["validation_loss"]
             reason += f"; the labeler loses by {gap:.4f}, so the plan falls back to {best['method']}"
             self.experiment.warnings.append(f"The labeler was not the best: {reason}.")

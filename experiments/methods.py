@@ -53,6 +53,11 @@ class Method:
         """Whether its scores come from the labeler rather than from a formula."""
         return self.name.split("/")[0] == LABELER
 
+    @property
+    def ranks(self) -> bool:
+        """Whether it orders units at all, and may be judged as one that does: `X/bits` removes none."""
+        return not self.name.partition("@")[0].endswith("/bits")
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -107,7 +112,7 @@ def compared_stages(methods: Sequence[Method]) -> tuple[str, ...]:
 def judge(methods: Sequence[Method], stage: str, higher_is_better: bool = True, unit: str = "") -> Verdict | None:
     """The verdict after `stage`; None unless both the labeler and a formula were evaluated."""
     sign = 1.0 if higher_is_better else -1.0
-    known = [m for m in methods if stage in m.stages and m.stages[stage].values]
+    known = [m for m in methods if m.ranks and stage in m.stages and m.stages[stage].values]
     learned = [m for m in known if m.learned]
     formulas = [m for m in known if not m.learned]
     if not learned or not formulas:

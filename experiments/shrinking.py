@@ -1,5 +1,6 @@
 """The stage that makes the small network: slice, repair, divide, mask, fine-tune, quantise, and leave the artifact."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -22,7 +23,7 @@ from compress.quantization import prepare_quantized
 from compress.rewinding import rewind_
 from compress.second_order_pruning import prune_weights_
 from compress.sparsifier import Sparsifier
-from compress.sparsity_schedules import PolynomialSchedule
+from compress.sparsity_schedules import OneShotSchedule, PolynomialSchedule
 from compress.task import evaluate
 from compress.training_hook import TrainingHook
 from compress.weight_rounding import round_weights_
@@ -187,21 +188,29 @@ class Shrinking(Labelling):
     def quantize(self, small: fx.GraphModule, plan: CompressionPlan) -> fx.GraphModule:
         """The model in the plan's formats, trained on with them."""
         settings = self.config.quantize
-        prepared = self.in_formats(small, plan)
+        prepared = self.in_formats(small, plan, "rounding.json")
         hooks: list[TrainingHook] = self.penalties("quantize")
         path = self.run_dir.path / "checkpoint" / "quantized.safetensors"
         self.finetune(prepared, settings.epochs, settings.lr, "quantize", path, hooks=hooks)
         return prepared
 
-    def in_formats(self, small: fx.GraphModule, plan: CompressionPlan) -> fx.GraphModule:
-        """The model in the plan's formats, not trained with them yet."""
+    def in_formats(self, small: fx.GraphModule, plan: CompressionPlan, told: str | None = None) -> fx.GraphModule:
+        """The model in the plan's formats, not trained with them yet.
+
+        Args:
+            told: file of the run that what rounding did is written to.
+        """
         settings, inputs = self.config.quantize, self.recovery_inputs()
         quantizer = self.parts.quantizer
-        if self.parts.rounding is not None and settings.trained_ranges:
-            small = self._rounded(small, replace(plan, activation_bits=None), inputs)
+        rounds = self.parts.rounding is not None and self.quantizes
+        errors: list[Any] = []
+        if rounds and settings.trained_ranges:
+            small, errors = self._rounded(small, replace(plan, activation_bits=None), inputs)
         prepared = prepare_quantized(small, plan, inputs, quantizer, trained_ranges=settings.trained_ranges)
-        if self.parts.rounding is not None and not settings.trained_ranges:
-            self._round(prepared, inputs)
+        if rounds and not settings.trained_ranges:
+            errors = self._round(prepared, inputs)
+        if rounds and told is not None:
+            write_json(self.run_dir.file(told), to_json([asdict(error) for error in errors]))
         return prepared
 
     def tried(self, small: fx.GraphModule, plan: CompressionPlan, steps: int, name: str, seed: int) -> fx.GraphModule:
@@ -216,11 +225,15 @@ class Shrinking(Labelling):
         self.prune_weights(small, plan)
         masks = self.sparsifier(small, plan)
         if masks is not None:
+            masks.schedule = OneShotSchedule()
             masks.attach(small, 0, 0)
         plan = self.final_plan(small, plan)
-        model = self.in_formats(small, plan) if self.quantizes and part_formats(plan) else small
-        examples = steps * self.config.finetune.batch_size
-        self.finetune(model, 1, self.config.quantize.lr, name, seed=seed, examples=examples)
+        # Which holds masks too.
+        model = self.in_formats(small, plan) if part_formats(plan) else small
+        size = self.config.finetune.batch_size
+        epochs = math.ceil(steps * size / len(self.data.train))
+        examples = math.ceil(steps / epochs) * size
+        self.finetune(model, epochs, self.config.quantize.lr, name, seed=seed, examples=examples)
         return model
 
     def with_activations(self, plan: CompressionPlan) -> CompressionPlan:
@@ -230,19 +243,20 @@ class Shrinking(Labelling):
         chosen = replace(plan, activation_bits=bits, activation_ranges=settings.activation_ranges)
         return chosen if plan.layer_formats else plan
 
-    def _rounded(self, small: fx.GraphModule, plan: CompressionPlan, inputs: list[Any]) -> fx.GraphModule:
+    def _rounded(
+        self, small: fx.GraphModule, plan: CompressionPlan, inputs: list[Any]
+    ) -> tuple[fx.GraphModule, list[Any]]:
         """The model, batch norms folded, with rounded weights: where the training of their ranges begins."""
         fixed = prepare_quantized(small, plan, inputs, self.parts.quantizer)
-        self._round(fixed, inputs)
+        errors = self._round(fixed, inputs)
         folded, values = fold_batch_norm(small, inputs[0]), dict(fixed.named_parameters())
         with torch.no_grad():
             for name, value in folded.named_parameters():
                 value.copy_(values[name])
-        return folded
+        return folded, errors
 
-    def _round(self, prepared: fx.GraphModule, inputs: list[Any]) -> None:
-        errors = round_weights_(prepared, self.parts.rounding, inputs, seed=self.config.seed)
-        write_json(self.run_dir.file("rounding.json"), to_json([asdict(error) for error in errors]))
+    def _round(self, prepared: fx.GraphModule, inputs: list[Any]) -> list[Any]:
+        return list(round_weights_(prepared, self.parts.rounding, inputs, seed=self.config.seed))
 
     def cost_of(self, plan: CompressionPlan) -> tuple[float, float]:
         """`(macs, weight_bytes)` of a plan, weights on integers."""

@@ -14,8 +14,9 @@ from compress.weight_format import nonzero
 _PRICE, _FIRST, _LAST = "coded_bytes_price", "coded_bytes_first", "coded_bytes_last"
 # Steps between two looks at the size, each of which changes the price by at most this factor.
 _EVERY, _MOST = 100, 1.35
-# Looks ahead: weights follow a price late, so that one which rises until they have come goes far too high.
-_AHEAD = 5
+# Steps ahead: weights follow a price late, so that one which rises until they have come goes far too high. In a short
+# training, a part of it.
+_AHEAD, _AHEAD_SHARE = 500, 0.05
 # Of a symbol to the next one outwards: as many, at the least and the most, so that no price is without a slope.
 _RATIOS = (0.05, 0.8)
 # Bits that a zero is cheaper by than what comes next, at the least.
@@ -99,11 +100,13 @@ class CodedBytesPenalty:
         if step % _EVERY or step > self.until * self._total_steps:
             return
         size, last = math.log(max(coded_size(model), 1.0)), getattr(model, _LAST)
-        excess = size + _AHEAD * (size - float(last)) - math.log(self.bytes_at(model, step))
+        ahead = min(_AHEAD, _AHEAD_SHARE * self._total_steps)
+        coming = size + ahead / _EVERY * (size - float(last))
+        excess = coming - math.log(self.bytes_at(model, step + ahead))
         getattr(model, _PRICE).add_(max(-math.log(_MOST), min(math.log(_MOST), excess)))
         last.fill_(size)
 
-    def bytes_at(self, model: nn.Module, step: int) -> float:
+    def bytes_at(self, model: nn.Module, step: float) -> float:
         """The bytes that are asked for after this step."""
         left = max(0.0, 1 - step / (self.ramp * self._total_steps)) if self.ramp else 0.0
         return self.target_bytes * max(1.0, math.exp(float(getattr(model, _FIRST))) / self.target_bytes) ** left
@@ -125,7 +128,11 @@ def coded_size(model: nn.Module) -> float:
 
 
 def _entries(model: nn.Module) -> list[FormattedEntry]:
-    return [entry for entry in formatted_weights(model) if getattr(entry.module.format, "largest", 0) >= 1]
+    return [
+        entry
+        for entry in formatted_weights(model)
+        if entry.module.format.name == "symmetric" and entry.module.format.signed
+    ]
 
 
 def _carry_(model: nn.Module, entry: FormattedEntry, before: Tensor) -> None:
@@ -143,9 +150,9 @@ def _expected_bits(model: nn.Module, entry: FormattedEntry) -> Tensor:
     largest = int(module.format.largest)
     rows = module.layout.rows(weight).float()
     kept = module.layout.real(weight.device) if module.kept is None else module.layout.rows(module.kept)
-    place = (rows / nonzero(module.fitted()["scale"].detach())[:, None]).abs().clamp(max=largest)[kept]
+    place = (rows / nonzero(module.fitted()["scale"].detach())[:, None]).abs()[kept]
     with torch.no_grad():
-        cost = symbol_bits(torch.bincount(place.round().long(), minlength=largest + 1))
+        cost = symbol_bits(torch.bincount(place.round().clamp(max=largest).long(), minlength=largest + 1))
         below = place.floor().clamp(max=largest - 1)
         index = below.long()
     share = place - below

@@ -43,6 +43,10 @@ def names(*overrides):
         ("compare.choose_after=finetuned", "compare.choose_after must be one of"),
         ("compare.choose_after=fine_tuned", "needs every method fine-tuned"),
         ("compare.choose_after=tried", "needs compare.trial_steps above 0"),
+        (
+            "compare.choose_after=tried compare.trial_steps=9 compare.finetune_epochs=1 compare.finetune_methods=[random]",
+            "needs all methods fine-tuned before, or none",
+        ),
         ("compare.trial_steps=-1", "compare.trial_steps must be at least 0"),
         ("compare.methods=[labeler/knapsack@none]", "must end in @ and a number above 0"),
         ("compare.methods=[second_order@0.1]", "needs damages of formats that add up"),
