@@ -55,7 +55,7 @@ def summarize(run: RunFiles) -> dict[str, Any]:
         "stages": {
             stage: pick(_stages(run), stage, "metric")
             for stage in STAGES
-            if stage != "divided" or stage in _stages(run)
+            if stage not in ("divided", "tried") or stage in _stages(run)
         },
         "labeler": _labeler(run),
         "predicted_damage": number(run.result, "predicted_damage"),

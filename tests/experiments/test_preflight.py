@@ -44,7 +44,8 @@ def names(*overrides):
         ("compare.choose_after=fine_tuned", "needs every method fine-tuned"),
         ("compare.choose_after=tried", "needs compare.trial_steps above 0"),
         (
-            "compare.choose_after=tried compare.trial_steps=9 compare.finetune_epochs=1 compare.finetune_methods=[random]",
+            "compare.choose_after=tried compare.trial_steps=9 compare.finetune_epochs=1 "
+            "compare.finetune_methods=[random]",
             "needs all methods fine-tuned before, or none",
         ),
         ("compare.trial_steps=-1", "compare.trial_steps must be at least 0"),
