@@ -231,7 +231,7 @@ class Shrinking(Labelling):
         # Which holds masks too.
         model = self.in_formats(small, plan) if part_formats(plan) else small
         size = self.config.finetune.batch_size
-        epochs = math.ceil(steps * size / len(self.data.train))
+        epochs = math.ceil(steps / max(1, len(self.data.train) // size))
         examples = math.ceil(steps / epochs) * size
         self.finetune(model, epochs, self.config.quantize.lr, name, seed=seed, examples=examples)
         return model

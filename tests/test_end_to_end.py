@@ -192,10 +192,14 @@ def test_half_of_the_measurements_may_go_where_the_plan_hangs_on_them(tmp_path):
 def test_plans_are_tried_in_their_formats(tmp_path):
     tight = ["budget.macs=null", "budget.weight_bytes=null", "budget.coded_bytes=0.17", "quantize.joint_plans=0"]
     methods = "compare.methods=[labeler/knapsack@0.1,labeler/knapsack,fisher/bits]"
-    call(*SHORT, *tight, methods, "baselines=standard", "compare.trial_steps=5", "compare.choose_after=tried",
+    call(*SHORT, *tight, methods, "baselines=standard", "compare.trial_steps=20", "compare.choose_after=tried",
          "compare.finetune_epochs=0", "seeds=[0]", f"hydra.run.dir={tmp_path}")  # fmt: skip
     with (tmp_path / "comparison.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["stage"] == "tried"]
+    # More than an epoch of digits has: two shorter ones, and not a step less.
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    told = [line for line in lines if any("/trial/train/epoch_loss" in name for name in line.get("values") or ())]
+    assert {line["step"] for line in told} == {10, 20}
     choice = read(tmp_path / "choice.json")
     assert choice["chosen"] == min(rows, key=lambda row: float(row["validation_loss"]))["method"]
     plans = {
