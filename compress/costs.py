@@ -12,6 +12,21 @@ BIT_CHOICES = (8, 6, 4, 3, 2)
 
 
 @dataclass(frozen=True, eq=False)
+class RankCosts:
+    """What two layers in the place of one cost for each rank.
+
+    Attributes:
+        useful_rank: `(n_layers,)` the largest rank at which they have fewer weights; 0 where a layer stays one.
+        weights: `(n_layers, 2)` of the first and of the second layer.
+        macs: `(n_layers, 2)` the same in MACs of one example.
+    """
+
+    useful_rank: np.ndarray
+    weights: np.ndarray
+    macs: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class CostTable:
     """Exact costs of any plan, and what each choice saves when it is made alone.
 
@@ -37,6 +52,7 @@ class CostTable:
             `compress.coded_bits`.
         latency_ms: name of a `LayerChoice` -> `(n_layers,)` milliseconds of the whole layer on some runtime, which are
             taken to shrink with its MACs; `"32bit"` is the layer as it is.
+        low_rank: scheme of `compress.factorizers` -> what ranks cost in it.
         dense: name -> cost of the dense model, for every cost that may be bounded.
     """
 
@@ -55,6 +71,7 @@ class CostTable:
     uncounted: tuple[tuple[str, int], ...] = ()
     coded_bits: Mapping[str, np.ndarray] = field(default_factory=dict)
     latency_ms: Mapping[str, np.ndarray] = field(default_factory=dict)
+    low_rank: Mapping[str, RankCosts] = field(default_factory=dict)
     dense: Mapping[str, float] = field(init=False)
     dense_macs: float = field(init=False)
     dense_weight_bytes: float = field(init=False)

@@ -1,15 +1,16 @@
 """Counts what every unit costs in a traced model: multiply-accumulates and parameter bytes."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from torch import fx, nn
 
-from compress.costs import BIT_CHOICES, FLOAT_BYTES, CostTable
+from compress.costs import BIT_CHOICES, FLOAT_BYTES, CostTable, RankCosts
 from compress.dimensions import Value
 from compress.graph import ATEN, Layer
+from compress.splitting import SCHEMES, Split, find_splits
 from compress.structure import Structure, analyze
 from compress.units import UnitTable
 
@@ -98,7 +99,8 @@ def unit_costs(model: nn.Module | Structure, units: UnitTable | None = None, exa
             if name.rstrip("_") not in _FREE:
                 uncounted[name] += 1
     _count_rest(structure, entries, counted)
-    return _table(structure, entries, uncounted)
+    low_rank = {scheme: _rank_costs(structure, scheme, entries) for scheme in SCHEMES}
+    return replace(_table(structure, entries, uncounted), low_rank=low_rank)
 
 
 def example_count(structure: Structure, node: fx.Node) -> int:
@@ -203,6 +205,29 @@ def product_macs(structure: Structure, node: fx.Node) -> float:
             sizes.update(zip(term, structure.values[operand.name].shape, strict=True))
         return float(np.prod(list(sizes.values())) / examples)
     return float(np.prod(out.shape) * structure.values[_first_factor(node).name].shape[-1] / examples)
+
+
+def _rank_costs(structure: Structure, scheme: str, entries: dict[str, _Entry]) -> RankCosts:
+    """What each rank of two layers costs, for every entry that can be two."""
+    splits, _ = find_splits(structure.traced.module, scheme)
+    found = RankCosts(np.zeros(len(entries), dtype=np.int64), *np.zeros((2, len(entries), 2)))
+    for row, (name, entry) in enumerate(entries.items()):
+        if entry.weights and name in splits:
+            found.useful_rank[row], found.weights[row] = splits[name].useful_rank, splits[name].per_rank
+            # Where the layer mixes tokens, its MACs are another entry's, and are not priced by rank.
+            if entry.macs:
+                found.macs[row] = found.weights[row] * _positions(structure, splits[name])
+    return found
+
+
+def _positions(structure: Structure, split: Split) -> tuple[float, float]:
+    """How often one example applies the weights of the first and of the second layer."""
+    node = split.layer.node
+    second = layer_macs(structure, split.layer) / split.n_weights
+    # The first one strides along its own dimensions only.
+    into, out = (structure.traced.shapes[n.name][2:] for n in (node.args[0], node))
+    rest = [d for d in range(split.map.dims) if d not in split.first_dims]
+    return second * float(np.prod([into[d] / out[d] for d in rest])), second
 
 
 def node_macs(structure: Structure) -> dict[str, float]:

@@ -34,22 +34,6 @@ def factorize_plan(
     return factorize(module, ranks, second_moments)
 
 
-def spatial_plan(module: fx.GraphModule, plan: CompressionPlan) -> CompressionPlan:
-    """The plan with the ranks of layers that have a kernel in the scheme `"spatial"`, at no more weights than before.
-
-    Args:
-        module: from `apply_plan`.
-    """
-    channel, spatial = find_splits(module, "channel")[0], find_splits(module, "spatial")[0]
-    formats = dict(plan.layer_formats)
-    for name, layer_format in formats.items():
-        if layer_format.rank and name in spatial and spatial[name].map.dims:
-            weights = layer_format.rank * sum(channel[name].per_rank)
-            rank = max(1, weights // sum(spatial[name].per_rank))
-            formats[name] = replace(layer_format, rank=rank, rank_scheme="spatial")
-    return replace(plan, layer_formats=formats)
-
-
 def part_formats(plan: CompressionPlan) -> dict[str, LayerFormat]:
     """Layer name -> format, of the layers that are there after `factorize_plan`, but for weights left in float32."""
     found: dict[str, LayerFormat] = {}

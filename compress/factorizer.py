@@ -20,8 +20,4 @@ class Factorizer(Protocol):
     name: str
 
     def first_dims(self, how: LinearMap) -> tuple[int, ...]:
-        """The spatial dimensions that belong to the first layer, ascending.
-
-        Raises:
-            PlanError: if the layer cannot be divided so, with the reason alone; whoever asks names the layer.
-        """
+        """The spatial dimensions that belong to the first layer, ascending."""

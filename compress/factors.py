@@ -37,6 +37,24 @@ def full_rank(shape: Sequence[int], first_dims: Sequence[int]) -> int:
     return min(shape[0] * view.n_offsets, view.n_inputs)
 
 
+def per_rank(shape: Sequence[int], first_dims: Sequence[int]) -> tuple[int, int]:
+    """Weights that each rank takes in the first and in the second layer."""
+    view = _View(tuple(shape), tuple(first_dims))
+    return view.n_inputs, shape[0] * view.n_offsets
+
+
+def useful_rank(shape: Sequence[int], first_dims: Sequence[int]) -> int:
+    """The largest rank at which two layers have fewer weights than one with a weight of this shape; 0 for none."""
+    return max(0, math.ceil(math.prod(shape) / sum(per_rank(shape, first_dims))) - 1) if math.prod(shape) else 0
+
+
+def compose(reduce: Tensor, expand: Tensor, first_dims: Sequence[int]) -> Tensor:
+    """The weight of the one layer that computes what the two do."""
+    kernel = (a * b for a, b in zip(reduce.shape[2:], expand.shape[2:], strict=True))
+    view = _View((expand.shape[0], reduce.shape[1], *kernel), tuple(first_dims))
+    return view.fold(expand.reshape(*expand.shape[:2], -1).movedim(1, 2) @ reduce.flatten(1))
+
+
 def factor_weight(
     weight: Tensor,
     first_dims: Sequence[int],

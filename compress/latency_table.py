@@ -204,12 +204,13 @@ class _Bench:
 
 def _plan(module: fx.GraphModule, choice: LayerChoice) -> CompressionPlan:
     """What the engine is given for a choice."""
-    splits, _ = find_splits(module)
-    rank = choice.rank_of(splits["layer"].n_weights, splits["layer"].shape[0]) if "layer" in splits else None
+    splits, _ = find_splits(module, choice.rank_scheme)
+    rank = choice.rank_of(splits["layer"].useful_rank) if "layer" in splits else None
+    factors = {"rank": rank, "rank_scheme": choice.rank_scheme if rank else "channel"}
     if choice.bits > 8:
-        formats = {"layer": LayerFormat(32, scheme="float32", rank=rank)} if rank else {}
+        formats = {"layer": LayerFormat(32, scheme="float32", **factors)} if rank else {}
         return CompressionPlan(layer_formats=formats)
-    return CompressionPlan(layer_formats={"layer": LayerFormat(8, rank=rank)}, activation_bits=8)
+    return CompressionPlan(layer_formats={"layer": LayerFormat(8, **factors)}, activation_bits=8)
 
 
 def _stored(module: fx.GraphModule, plan: CompressionPlan, x: Tensor) -> fx.GraphModule:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from compress.errors import CompressError
 from compress.quantizer import FLOAT_BITS
 
-_NAME = re.compile(r"([1-9]\d*)bit(?:_d(0\.\d+))?(?:_r(0\.\d+))?")
+_NAME = re.compile(r"([1-9]\d*)bit(?:_d(0\.\d+))?(?:_([rs])(0\.\d+))?")
+# Letter of a rank in names -> scheme, see `compress.factorizers`.
+_LETTERS = {"r": "channel", "s": "spatial"}
 
 
 @dataclass(frozen=True)
@@ -17,19 +19,23 @@ class LayerChoice:
     Attributes:
         bits: of each weight that is kept, 1 to 8, 16, or 32 for float32.
         density: fraction of the weights that is kept, in (0, 1].
-        rank: of the two factors that replace the weight, a fraction in (0, 1) of the layer's `useful_rank`, or None.
+        rank: of the two factors that replace the weight, a fraction in (0, 1) of the layer's useful rank (see
+            `compress.costs.RankCosts`), or None.
+        rank_scheme: where the kernel of a convolution goes, `"channel"` or `"spatial"`; see `compress.factorizers`.
     """
 
     bits: int = FLOAT_BITS
     density: float = 1.0
     rank: float | None = None
+    rank_scheme: str = "channel"
 
     @property
     def name(self) -> str:
-        """Such as `"4bit"`, `"3bit_d0.25"` (a quarter of the weights is kept) or `"32bit_r0.5"` (two factors
-        of half the useful rank)."""
+        """Such as `"4bit"`, `"3bit_d0.25"` (a quarter of the weights is kept), `"32bit_r0.5"` (two factors of half the
+        useful rank) or `"32bit_s0.5"` (two that share the kernel)."""
         density = "" if self.density == 1 else f"_d{self.density:g}"
-        return f"{self.bits}bit{density}" + ("" if self.rank is None else f"_r{self.rank:g}")
+        letter = next(letter for letter, scheme in _LETTERS.items() if scheme == self.rank_scheme)
+        return f"{self.bits}bit{density}" + ("" if self.rank is None else f"_{letter}{self.rank:g}")
 
     @property
     def bits_per_weight(self) -> float:
@@ -43,17 +49,9 @@ class LayerChoice:
         """Nominal, for each weight of the layer as it was: a rank leaves about its own fraction of them."""
         return self.bits_per_weight * (self.rank or 1.0)
 
-    def rank_of(self, weights: float, outputs: float) -> int | None:
-        """The rank in a layer of so many weights and outputs, at least 1; None without one."""
-        return None if self.rank is None else max(1, math.floor(self.rank * useful_rank(weights, outputs) + 1e-9))
-
-
-def useful_rank(weights: float, outputs: float) -> int:
-    """The largest rank at which two layers, one with the whole kernel and one of 1 x 1, have fewer weights than one.
-
-    They have as many MACs for each weight as the one. 0 if there is no such rank.
-    """
-    return max(0, math.ceil(weights / (weights / outputs + outputs)) - 1) if outputs else 0
+    def rank_of(self, useful_rank: int) -> int | None:
+        """The rank in a layer of this useful rank, at least 1; None without one."""
+        return None if self.rank is None else max(1, math.floor(self.rank * useful_rank + 1e-9))
 
 
 def choice_of(name: str) -> LayerChoice:
@@ -61,7 +59,8 @@ def choice_of(name: str) -> LayerChoice:
     match = _NAME.fullmatch(name)
     if not match or int(match[1]) not in (*range(1, 9), 16, FLOAT_BITS):
         raise CompressError(
-            f"A choice of a layer is called like '4bit' (1 to 8, 16 or 32 bits), '4bit_d0.25' (with a density) or "
-            f"'4bit_r0.5' (with a rank). Got {name!r}."
+            f"A choice of a layer is called like '4bit' (1 to 8, 16 or 32 bits), '4bit_d0.25' (with a density), "
+            f"'4bit_r0.5' (with a rank) or '4bit_s0.5' (with one in the scheme 'spatial'). Got {name!r}."
         )
-    return LayerChoice(int(match[1]), float(match[2] or 1), float(match[3]) if match[3] else None)
+    rank, scheme = (float(match[4]), _LETTERS[match[3]]) if match[3] else (None, "channel")
+    return LayerChoice(int(match[1]), float(match[2] or 1), rank, scheme)

@@ -84,8 +84,7 @@ def _price(prices: LayerPrices, costs: CostTable, column: int, choice: LayerChoi
     weights, macs, outputs = costs.layer_weights, costs.layer_macs, costs.layer_outputs
     formatted = weights > 0
     coarse = choice.bits < FLOAT_BITS
-    fan_in = np.where(outputs > 0, weights / np.maximum(outputs, 1), 0.0)
-    rank = np.array([choice.rank_of(*pair) or 0 for pair in zip(weights, outputs, strict=True)])
+    ranks = np.zeros(len(weights)) if choice.rank is None else ranks_of(costs, choice)
     activation_bits = _ACTIVATION_BITS if coarse else FLOAT_BITS
     per_weight = {
         "macs": np.where(formatted, macs / np.maximum(weights, 1), 0.0),
@@ -93,7 +92,8 @@ def _price(prices: LayerPrices, costs: CostTable, column: int, choice: LayerChoi
         "weight_bytes": np.full(len(weights), choice.bits / 8),
         "coded_bytes": costs.coded_bits.get(choice.name, np.full(len(weights), choice.bits_per_weight)) / 8,
     }
-    per_weight["bit_operations"] = per_weight["macs"] * min(choice.bits, FLOAT_BITS) * activation_bits
+    bits_of_a_mac = {"macs": 1, "bit_operations": min(choice.bits, FLOAT_BITS) * activation_bits}
+    per_weight["bit_operations"] = per_weight["macs"] * bits_of_a_mac["bit_operations"]
     floats = costs.layer_params + (outputs if coarse else 0.0)
     for name in prices.product:
         if name == "latency_ms":
@@ -102,15 +102,33 @@ def _price(prices: LayerPrices, costs: CostTable, column: int, choice: LayerChoi
         if choice.rank is None:
             prices.product[name][:, column] = per_weight[name] * weights
         else:
-            prices.inward[name][:, column] = per_weight[name] * rank * fan_in
-            prices.outward[name][:, column] = per_weight[name] * rank * outputs
+            factors = costs.low_rank[choice.rank_scheme]
+            if name in ("macs", "bit_operations"):
+                sides = ranks[:, None] * factors.macs * bits_of_a_mac[name]
+            else:
+                sides = (ranks * per_weight[name])[:, None] * factors.weights
+            prices.inward[name][:, column], prices.outward[name][:, column] = sides.T
         # What has no weight to coarsen: products of attention, mixing of tokens.
         if name in ("macs", "bit_operations"):
             rest = np.where(formatted, 0.0, macs) * (1 if name == "macs" else FLOAT_BITS**2)
             prices.product[name][:, column] += rest
         else:
             prices.outward[name][:, column] += FLOAT_BYTES * floats
-            prices.fixed[name][:, column] = FLOAT_BYTES * rank if coarse else 0.0
+            prices.fixed[name][:, column] = FLOAT_BYTES * ranks if coarse else 0.0
+
+
+def ranks_of(costs: CostTable, choice: LayerChoice) -> np.ndarray:
+    """`(n_layers,)` the rank of each layer in a choice with a rank; 0 where the layer can only be one.
+
+    Raises:
+        CompressError: if the table does not know what ranks of this scheme cost.
+    """
+    if choice.rank_scheme not in costs.low_rank:
+        raise CompressError(
+            f"The cost table does not know what ranks of the scheme {choice.rank_scheme!r} cost. Make it by unit_costs."
+        )
+    useful = costs.low_rank[choice.rank_scheme].useful_rank
+    return np.array([choice.rank_of(int(most)) if most else 0 for most in useful])
 
 
 def _latency(costs: CostTable, choice: LayerChoice) -> np.ndarray:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from compress.attributes import value_of
 from compress.entropy_coding import entropy_bits
-from compress.factors import Factors, factor_weight
+from compress.factors import Factors, compose, factor_weight, useful_rank
 from compress.layer_choice import LayerChoice
 from compress.quantizer import OUTPUT_AXIS, Quantizer, dequantize_weight, quantize_weight
+from compress.splitting import first_dims
 from compress.structure import Structure
 
 
@@ -35,14 +36,20 @@ def try_choices(
         axis: the dimension with one scale per index (the outputs); 0 where there is a rank.
         second_moment: of the layer's inputs, see `collect_input_moments`.
     """
-    ranks = sorted({choice.rank_of(weight.numel(), weight.shape[0]) for choice in choices if choice.rank is not None})
-    found = factor_weight(weight, range(weight.dim() - 2), ranks, second_moment) if ranks else []
-    factors = dict(zip(ranks, found, strict=True))
+    factors: dict[tuple[str, int | None], Factors] = {}
+    for scheme in sorted({choice.rank_scheme for choice in choices if choice.rank is not None}):
+        own = first_dims(scheme, weight)
+        useful = useful_rank(weight.shape, own)
+        ranks = sorted({c.rank_of(useful) for c in choices if c.rank is not None and c.rank_scheme == scheme})
+        found = factor_weight(weight, own, ranks, second_moment)
+        factors |= {(scheme, rank): factor for rank, factor in zip(ranks, found, strict=True)}
     for choice in choices:
         if choice.rank is None:
             yield _store(weight, choice, quantizer, axis)
         else:
-            yield _store_factors(weight, factors[choice.rank_of(weight.numel(), weight.shape[0])], choice, quantizer)
+            own = first_dims(choice.rank_scheme, weight)
+            rank = choice.rank_of(useful_rank(weight.shape, own))
+            yield _store_factors(factors[choice.rank_scheme, rank], choice, quantizer, own)
 
 
 def _store(weight: Tensor, choice: LayerChoice, quantizer: Quantizer, axis: int) -> tuple[Tensor, float]:
@@ -55,12 +62,14 @@ def _store(weight: Tensor, choice: LayerChoice, quantizer: Quantizer, axis: int)
     return values, entropy_bits(integers.cpu().numpy())
 
 
-def _store_factors(weight: Tensor, factors: Factors, choice: LayerChoice, quantizer: Quantizer) -> tuple[Tensor, float]:
+def _store_factors(
+    factors: Factors, choice: LayerChoice, quantizer: Quantizer, dims: Sequence[int]
+) -> tuple[Tensor, float]:
     (first, first_bits), (second, second_bits) = (
         _store(part, choice, quantizer, 0) for part in (factors.reduce, factors.expand)
     )
     bits = first_bits * first.numel() + second_bits * second.numel()
-    return (second.flatten(1) @ first.flatten(1)).reshape(weight.shape), bits / (first.numel() + second.numel())
+    return compose(first, second, dims), bits / (first.numel() + second.numel())
 
 
 def keep_largest(weight: Tensor, density: float) -> Tensor:

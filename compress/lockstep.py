@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from compress.attributes import only_user
 from compress.dimensions import Value
 from compress.errors import PlanError
 from compress.structure import Structure
@@ -65,7 +66,7 @@ class Lockstep:
     Args:
         structure: the dense model.
         removed: `(n_units,)` bool, the units that `small` lacks.
-        small: sliced from this structure; its nodes have the names of the dense graph.
+        small: sliced from this structure, and perhaps divided; its nodes have the names of the dense graph.
         batches: flat inputs of the forward, for each batch.
 
     Raises:
@@ -77,7 +78,8 @@ class Lockstep:
     ) -> None:
         self.structure, self.removed = structure, removed
         self._dense_nodes = {node.name: node for node in structure.traced.graph.nodes}
-        odd = {node.name for node in small.graph.nodes} ^ set(self._dense_nodes)
+        own, first = _computed(small), first_parts(small, structure)
+        odd = (set(own) ^ set(_computed(structure.traced.module))) - first
         if odd:
             raise PlanError(
                 f"The small model is not a slice of this dense model: node {min(odd)!r} is in one of them only. "
@@ -87,15 +89,17 @@ class Lockstep:
         self.dense = Walk(structure.traced.module, batches)
 
     def nodes(self) -> Iterator[fx.Node]:
-        """Every call of the small graph, each after its values have been computed in both graphs."""
+        """Every call of both graphs, each after its values have been computed in both."""
         for node in self.small.module.graph.nodes:
-            twin = self._dense_nodes[node.name]
+            twin = self._dense_nodes.get(node.name)
             if node.op == "call_function":
                 self.small.run(node)
-                self.dense.run(twin)
-                yield node
+                if twin is not None:
+                    self.dense.run(twin)
+                    yield node
             self.small.forget(node)
-            self.dense.forget(twin)
+            if twin is not None:
+                self.dense.forget(twin)
 
     def target(self, name: str, number: int) -> Tensor:
         """The dense value of node `name` on batch `number`, without the indices that the small model lacks."""
@@ -106,6 +110,23 @@ class Lockstep:
             if rows is not None and (gone := (rows >= 0) & self.removed[rows]).any():
                 value = value.index_select(dim, torch.from_numpy(np.flatnonzero(~gone)).to(value.device))
         return value
+
+
+def first_parts(small: fx.GraphModule, structure: Structure) -> set[str]:
+    """Names of the nodes that the dense graph lacks: the first of two layers in the place of one."""
+    dense = {node.name: node for node in structure.traced.graph.nodes}
+    found = set()
+    for node in small.graph.nodes:
+        second = only_user(node) if node.op == "call_function" and node.name not in dense else None
+        twin = dense.get(second.name) if second is not None else None
+        if twin is not None and twin.target is node.target is second.target and second.args[0] is node:
+            found.add(node.name)
+    return found
+
+
+def _computed(module: fx.GraphModule) -> list[str]:
+    """Names of the nodes that are no parameters or buffers."""
+    return [node.name for node in module.graph.nodes if node.op != "get_attr"]
 
 
 def _read(module: fx.GraphModule, node: fx.Node) -> Any:

@@ -16,7 +16,7 @@ from compress.budget import Budget
 from compress.costs import CostTable
 from compress.errors import CompressError
 from compress.layer_choice import LayerChoice, choice_of
-from compress.layer_prices import LayerPrices, price_layers
+from compress.layer_prices import LayerPrices, price_layers, ranks_of
 from compress.scores import Scores
 from compress.units import UnitTable
 
@@ -275,7 +275,9 @@ def _layer_choices(
         layers = np.flatnonzero(costs.layer_unit == columns[row])
         if not len(layers):
             continue
-        scored = ((choice, float(table[name][row])) for name, choice in named)
+        # Two layers must be fewer weights than one.
+        able = {c for c in column_of if c.rank is None or ranks_of(costs, c)[layers].all()}
+        scored = ((choice, float(table[name][row])) for name, choice in named if choice in able)
         offered = {choice: score for choice, score in scored if not np.isnan(score)}
         if units.ids[row] in wide_only:
             offered = {choice: score for choice, score in offered.items() if choice.bits >= 8 and choice.density == 1}

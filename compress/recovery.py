@@ -11,6 +11,7 @@ from compress.batch_norm import reestimate_batch_norm_
 from compress.bias_correction import correct_biases_
 from compress.errors import CompressError, DataError, PlanError
 from compress.graph import flat_inputs
+from compress.lockstep import first_parts
 from compress.plan import CompressionPlan
 from compress.refit import LayerRepair, refit_
 from compress.statistics import check_batches
@@ -58,7 +59,7 @@ def recover_(
     Mode, gradients and the global random state stay as they were; the teacher is not changed.
 
     Args:
-        small: from `apply_plan`, in its full precision.
+        small: from `apply_plan`, in its full precision; with the plan's layers of low rank divided, or not yet.
         teacher: the dense model that `small` was sliced from, or its structure.
         batches: calibration data: batches of `task`; without a task, tensors, dicts of the forward's inputs, or tuples
             that begin with them (labels after them are ignored).
@@ -89,7 +90,7 @@ def recover_(
     removed = plan.removed_mask(structure.units)
     flat = [_flat(structure, batch, task) for batch in batches]
     check_batches(structure, _Flat(), flat)
-    if not removed.any():
+    if not removed.any() and not first_parts(small, structure):
         _log.warning("The plan removes nothing: there is nothing to repair.")
     dense = structure.traced.module
     modes = [(module, module.training) for model in (small, dense) for module in model.modules()]

@@ -14,7 +14,7 @@ from compress.attributes import only_user, parameter_uses, value_of
 from compress.errors import CompressError
 from compress.graph import ATEN, Layer, argument, is_parameter, layers_of
 from compress.least_squares import Change, solve_change
-from compress.lockstep import Lockstep
+from compress.lockstep import Lockstep, first_parts
 from compress.patches import LinearMap, linear_map
 from compress.structure import Structure
 
@@ -87,12 +87,13 @@ def refit_(
     "Channel pruning for accelerating very deep neural networks".)
 
     Args:
-        small: sliced from `structure`. Batch-norm statistics stay as they are.
+        small: sliced from `structure`, and perhaps divided: of two layers in the place of one the second is refitted.
+            Batch-norm statistics stay as they are.
         structure: the dense model.
         removed: `(n_units,)` bool, the units that `small` lacks.
         batches: flat inputs of the forward, for each batch. Values of all of them are in memory together.
         layers: `"changed"`: every layer whose inputs differ from the dense model's; `"consumers"`: those only that
-            read a removed channel themselves.
+            read a removed channel, or a layer of low rank, themselves.
         through_sums: a layer that is added to a residual stream is fitted to the dense sum, and so corrects what the
             stream got wrong before.
         relu_steps: solves of a layer in front of a ReLU, whose negative values need not agree; 0 ignores the ReLU.
@@ -139,7 +140,7 @@ def find_places(
 ) -> list[Place]:
     """The layers to refit, and where."""
     uses = parameter_uses(small)
-    wanted = readers(structure, removed) if layers == "consumers" else changed_values(small, structure, removed)
+    wanted = readers(small, structure, removed) if layers == "consumers" else changed_values(small, structure, removed)
     found = []
     for layer in layers_of(small):
         weight = value_of(small, layer.weight)
@@ -174,18 +175,21 @@ def locate(small: fx.GraphModule, layer: Layer, how: LinearMap, through_sums: bo
     return Place(layer, how, at, norm, shift, _limits(at))
 
 
-def readers(structure: Structure, removed: np.ndarray) -> set[str]:
-    """Names of the nodes that sum or normalise over a removed unit."""
-    return {site.node.name for site in structure.sites if removed[site.rows[site.rows >= 0]].any()}
+def readers(small: fx.GraphModule, structure: Structure, removed: np.ndarray) -> set[str]:
+    """Names of the nodes that sum or normalise over a removed unit, or are the second of two in the place of one."""
+    found = {site.node.name for site in structure.sites if removed[site.rows[site.rows >= 0]].any()}
+    first = first_parts(small, structure)
+    return found | {only_user(node).name for node in small.graph.nodes if node.name in first}
 
 
 def changed_values(small: fx.GraphModule, structure: Structure, removed: np.ndarray) -> set[str]:
     """Names of the nodes whose remaining values differ from the dense model's."""
-    changed = readers(structure, removed)
+    changed = readers(small, structure, removed)
     for node in small.graph.nodes:
         if any(source.name in changed for source in node.all_input_nodes):
             changed.add(node.name)
-    return changed
+    # Which the dense model does not have.
+    return changed - first_parts(small, structure)
 
 
 def _is_stream(node: fx.Node) -> bool:

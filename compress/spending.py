@@ -11,6 +11,7 @@ from compress.allocator import Constraints
 from compress.budget import Budget
 from compress.errors import BudgetError, CompressError
 from compress.layer_choice import LayerChoice
+from compress.layer_prices import ranks_of
 from compress.ledger import Ledger, Savings
 from compress.menu import Menu
 from compress.plan import CompressionPlan, LayerFormat
@@ -213,8 +214,10 @@ def _formats(menu: Menu, taken: Mapping[str, LayerChoice]) -> dict[str, LayerFor
     for name, choice in taken.items():
         if choice != LayerChoice():
             scheme = {FLOAT_BITS: "float32", 16: "float16"}.get(choice.bits, "symmetric")
-            rank = choice.rank_of(costs.layer_weights[rows[name]], costs.layer_outputs[rows[name]])
-            found[name] = LayerFormat(choice.bits, scheme=scheme, density=choice.density, rank=rank)
+            rank = None if choice.rank is None else int(ranks_of(costs, choice)[rows[name]])
+            found[name] = LayerFormat(
+                choice.bits, scheme=scheme, density=choice.density, rank=rank, rank_scheme=choice.rank_scheme
+            )
     return found
 
 

@@ -4,13 +4,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from compress.attributes import parameter_uses, value_of
 from compress.errors import PlanError
 from compress.factorizer import Factorizer
 from compress.factorizers import ChannelFactorizer, SpatialFactorizer
-from compress.factors import full_rank
+from compress.factors import full_rank, per_rank, useful_rank
 from compress.graph import Layer, argument, layers_of
 from compress.patches import LinearMap, linear_map
 
@@ -45,10 +45,12 @@ class Split:
     @property
     def per_rank(self) -> tuple[int, int]:
         """Weights that each rank takes in the first and in the second layer."""
-        kernels = [1, 1]
-        for d, size in enumerate(self.map.kernel):
-            kernels[d not in self.first_dims] *= size
-        return self.shape[1] * kernels[0], self.shape[0] * kernels[1]
+        return per_rank(self.shape, self.first_dims)
+
+    @property
+    def useful_rank(self) -> int:
+        """The largest rank at which the two have fewer weights than the one; 0 for none."""
+        return useful_rank(self.shape, self.first_dims)
 
     @property
     def n_weights(self) -> int:
@@ -70,6 +72,11 @@ class Split:
         if not isinstance(padding, str):  # 'same' and 'valid' pad nothing where the kernel is 1
             padding = [before if mine else 0 for (before, _), mine in zip(self.map.padding, own, strict=True)]
         return stride, padding, dilation
+
+
+def first_dims(scheme: str, weight: Tensor) -> tuple[int, ...]:
+    """The spatial dimensions of a layer with this weight that belong to the first of the two."""
+    return SCHEMES[scheme].first_dims(LinearMap(weight.dim() - 2))
 
 
 def find_splits(
@@ -98,11 +105,8 @@ def find_splits(
         how = linear_map(layer.node, weight)
         reason = _OTHER_KINDS.get(layer.kind) or _reason(module, layer, how, shared)
         if reason is None:
-            try:
-                found[layer.name] = Split(layer, how, SCHEMES[scheme].first_dims(how), tuple(weight.shape))
-            except PlanError as error:
-                reason = str(error)
-        if reason is not None:
+            found[layer.name] = Split(layer, how, SCHEMES[scheme].first_dims(how), tuple(weight.shape))
+        else:
             refused.setdefault(layer.name, reason)
     return found, tuple(refused.items())
 

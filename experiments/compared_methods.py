@@ -17,8 +17,8 @@ CRITERION = "criterion"
 PLANS = "plans"
 SEARCH = "search"
 ALLOCATORS = {"mac": "greedy", "uniform": "uniform", "threshold": "threshold", "knapsack": "knapsack", SEARCH: SEARCH}
-# Formats in one solve, and every unit stays.
-BITS = "bits"
+# Formats alone, every unit stays: in one solve, and the same for every layer.
+FORMATS_ALONE = {"bits": "knapsack", "uniform_bits": "uniform"}
 STAGES = ("pruned", "recovered", "fine_tuned", "tried")
 
 
@@ -28,8 +28,8 @@ class Method:
 
     `"taylor"` removes below one threshold; `"taylor/mac"` spends by score per cost; `"taylor/uniform"` keeps the same
     fraction of every group; `"labeler/knapsack"` solves for everything together; `"labeler/knapsack@0.1"` too, with a
-    tenth of all damages of formats; `"criterion/bits"` removes nothing; `"plans/search"` asks a plan labeler about
-    thousands of whole plans.
+    tenth of all damages of formats; `"criterion/bits"` removes nothing, and `"criterion/uniform_bits"` stores
+    all layers alike; `"plans/search"` asks a plan labeler about thousands of whole plans.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Method:
             ConfigError: if there is none of that name.
         """
         short = self.name.partition("@")[0].partition("/")[2] or "threshold"
-        known = {**ALLOCATORS, BITS: "knapsack"}
+        known = ALLOCATORS | FORMATS_ALONE
         if short not in known:
             raise ConfigError(f"compare.methods: {self.name!r} must end in one of {list(known)}, or in nothing.")
         return known[short]
@@ -71,7 +71,7 @@ class Method:
     @property
     def keeps_units(self) -> bool:
         """Whether it chooses formats alone."""
-        return self.name.partition("@")[0].endswith(f"/{BITS}")
+        return self.name.partition("@")[0].partition("/")[2] in FORMATS_ALONE
 
 
 def _check_search(config: Config) -> None:

@@ -153,7 +153,7 @@ class Comparison:
 
         small = experiment.pruned(plan)
         note("pruned", small)
-        experiment.repair(small, plan)
+        small = experiment.repaired(plan)
         note("recovered", small)
         if self.settings.finetune_epochs and method.name in (self.settings.finetune_methods or [method.name]):
             settings = experiment.config.finetune

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 
+from experiments.compared_methods import FORMATS_ALONE
 from experiments.quantities import STAGE_WORDS, STAGES, format_metric, format_spread
 from experiments.run_files import Trial
 
@@ -56,7 +57,7 @@ class Method:
     @property
     def ranks(self) -> bool:
         """Whether it orders units at all, and may be judged as one that does: `X/bits` removes none."""
-        return not self.name.partition("@")[0].endswith("/bits")
+        return self.name.partition("@")[0].partition("/")[2] not in FORMATS_ALONE
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,7 @@ def predict_recovered(
     inputs, damages, spent = bench.recovery_inputs(), [], 0.0
     for number, mask in enumerate(drawn, start=1):
         other = CompressionPlan.removing(structure.units, [structure.units.ids[row] for row in np.flatnonzero(mask)])
-        small = bench.pruned(other)
-        bench.repair(small, other, inputs)
+        small = bench.repaired(other, inputs)
         damages.append(evaluate(small, bench.task, label)[1] - dense_loss)
         spent += (costs.dense_macs + costs.total(mask)[0]) * sum(len(batch[0]) for batch in inputs)
         if on_plan is not None:

@@ -2,11 +2,10 @@
 
 from pathlib import PurePath
 
-STAGES = ("pruned", "recovered", "divided", "fine_tuned", "tried", "quantized", "exported")
+STAGES = ("pruned", "recovered", "fine_tuned", "tried", "quantized", "exported")
 STAGE_WORDS = {
     "pruned": "after pruning",
     "recovered": "after recovery",
-    "divided": "after low rank",
     "fine_tuned": "after fine-tuning",
     "tried": "after a short training in its formats",
     "quantized": "after quantization",

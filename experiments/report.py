@@ -53,9 +53,7 @@ def summarize(run: RunFiles) -> dict[str, Any]:
         "dense": _dense(run, metric, higher),
         "compressed": _compressed(run, metric, higher),
         "stages": {
-            stage: pick(_stages(run), stage, "metric")
-            for stage in STAGES
-            if stage not in ("divided", "tried") or stage in _stages(run)
+            stage: pick(_stages(run), stage, "metric") for stage in STAGES if stage != "tried" or stage in _stages(run)
         },
         "labeler": _labeler(run),
         "predicted_damage": number(run.result, "predicted_damage"),

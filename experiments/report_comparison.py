@@ -54,8 +54,8 @@ def render_comparison(run: RunFiles, report: Report, figures: Figures) -> str:
             note(
                 "Mean ± standard deviation over n seeds; n=1 has no spread. How the budget is spent over the scores: a "
                 "plain name removes below one threshold, “/mac” spends by score per MAC, “/uniform” keeps the same "
-                "fraction of every group, “/knapsack” solves for everything together, “/bits” too but removes nothing; "
-                "“@0.1” counts a tenth of the damage of formats."
+                "fraction of every group, “/knapsack” solves for everything together, “/bits” too but removes nothing, "
+                "“/uniform_bits” neither, and stores all layers alike; “@0.1” counts a tenth of the damage of formats."
             ),
             figure(
                 figures,

@@ -12,11 +12,10 @@ from torch import fx
 from autolabel.weight_cells import label_weights
 from compress.artifact import save_artifact
 from compress.counting import count_macs
-from compress.factor_formats import factorize_plan, part_formats, spatial_plan
+from compress.factor_formats import part_formats
 from compress.files import write_json
 from compress.float_rounding import round_floats_
 from compress.folding import fold_batch_norm
-from compress.input_moments import collect_input_moments
 from compress.masking import density_of
 from compress.plan import SCHEME_BITS, CompressionPlan, LayerFormat
 from compress.quantization import prepare_quantized
@@ -48,14 +47,9 @@ class Shrinking(Labelling):
         if self.parts.student is None:  # which knows nothing yet that could be repaired
             stages["pruned"] = self.metrics_of(small, "test")
             realised["pruned"] = evaluate(small, self.task, label)[1] - dense_loss
-            self.repair(small, plan)
+            small = self.repaired(plan)
             stages["recovered"] = self.metrics_of(small, "test")
             realised["recovered"] = evaluate(small, self.task, label)[1] - dense_loss
-        if self.parts.factorizer is not None and self.parts.factorizer.name == "spatial":
-            plan = spatial_plan(small, plan)
-        small = self.divided(small, plan)
-        if any(layer_format.rank for layer_format in plan.layer_formats.values()):
-            stages["divided"] = self.metrics_of(small, "test")
         small = self.trained(small, plan)
         stages["fine_tuned"] = self.metrics_of(small, "test")
         final, plan = small, self.final_plan(small, plan)
@@ -77,14 +71,6 @@ class Shrinking(Labelling):
             self.run_dir.path / "artifact", final, plan, self.example, self.input_spec(), self.data.class_names
         )
         self._tell(plan, small, manifest["weight_bytes"], stages, realised)
-
-    def divided(self, small: fx.GraphModule, plan: CompressionPlan) -> fx.GraphModule:
-        """The model with the plan's layers of low rank, their outputs as close as can be on calibration inputs."""
-        names = [name for name, layer_format in plan.layer_formats.items() if layer_format.rank]
-        if not names:
-            return small
-        moments = collect_input_moments(small, self.recovery_inputs(), names, seed=self.config.seed)
-        return factorize_plan(small, plan, moments).eval()
 
     def trained(self, small: fx.GraphModule, plan: CompressionPlan) -> fx.GraphModule:
         """The model after fine-tuning, with masks where the plan or the configuration wants them."""
@@ -214,14 +200,11 @@ class Shrinking(Labelling):
         return prepared
 
     def tried(self, small: fx.GraphModule, plan: CompressionPlan, steps: int, name: str, seed: int) -> fx.GraphModule:
-        """What a repaired model becomes in so many steps of training in the plan's formats, masks and ranks.
+        """What a repaired model becomes in so many steps of training in the plan's formats and masks.
 
         A penalty on bits takes no part: it makes the models smaller than their plans, each by another factor.
         """
         plan = self.with_activations(plan)
-        if self.parts.factorizer is not None and self.parts.factorizer.name == "spatial":
-            plan = spatial_plan(small, plan)
-        small = self.divided(small, plan)
         self.prune_weights(small, plan)
         masks = self.sparsifier(small, plan)
         if masks is not None:

@@ -21,6 +21,7 @@ from compress.application import slice_model
 from compress.costs import CostTable
 from compress.counting import unit_costs
 from compress.data_free import synthesize_batches
+from compress.factor_formats import factorize_plan
 from compress.finetuning import finetune_
 from compress.graph import check_finite
 from compress.input_moments import collect_input_moments
@@ -184,16 +185,37 @@ class Workbench:
         return {"metric": metric, "loss": loss}
 
     def pruned(self, plan: CompressionPlan) -> fx.GraphModule:
-        """The sliced model in evaluation mode."""
-        small = slice_model(self.planned, plan.removed_mask(self.planned.units))
-        return small.eval()
+        """The model without what the plan removes, its layers of low rank divided; in evaluation mode."""
+        return self._divided(self._sliced(plan), plan, None)
 
-    def repair(
-        self, small: fx.GraphModule, plan: CompressionPlan, inputs: list[tuple[Tensor, ...]] | None = None
-    ) -> None:
+    def repaired(self, plan: CompressionPlan, inputs: list[tuple[Tensor, ...]] | None = None) -> fx.GraphModule:
+        """The same after recovery without labels: of the sliced model, and once more after its layers are divided."""
+        inputs = inputs or self.recovery_inputs()
+        small = self._sliced(plan)
+        ranks = any(layer_format.rank for layer_format in plan.layer_formats.values())
+        if plan.remove_channels or not ranks:
+            self._repair(small, plan, inputs)
+        if ranks:
+            small = self._divided(small, plan, inputs)
+            self._repair(small, plan, inputs)
+        return small
+
+    def _sliced(self, plan: CompressionPlan) -> fx.GraphModule:
+        return slice_model(self.planned, plan.removed_mask(self.planned.units)).eval()
+
+    def _divided(
+        self, small: fx.GraphModule, plan: CompressionPlan, inputs: list[tuple[Tensor, ...]] | None
+    ) -> fx.GraphModule:
+        """The model with the plan's layers of low rank, their outputs as close as can be on calibration inputs."""
+        names = [name for name, layer_format in plan.layer_formats.items() if layer_format.rank]
+        if not names:
+            return small
+        moments = collect_input_moments(small, inputs or self.recovery_inputs(), names, seed=self.config.seed)
+        return factorize_plan(small, plan, moments).eval()
+
+    def _repair(self, small: fx.GraphModule, plan: CompressionPlan, inputs: list[tuple[Tensor, ...]]) -> None:
         """Recovery without labels, in place."""
         settings = self.config.recovery
-        inputs = inputs or self.recovery_inputs()
         recover_(
             small,
             self.structure,

@@ -8,8 +8,10 @@ from torch import Tensor
 from autolabel.oracle import Measurement, Moments
 from compress.attributes import value_of
 from compress.errors import CompressError
+from compress.factorizer import Factorizer
+from compress.factorizers import ChannelFactorizer
 from compress.input_moments import collect_input_moments
-from compress.layer_choice import LayerChoice, useful_rank
+from compress.layer_choice import LayerChoice
 from compress.layer_trial import try_choices
 from compress.quantizer import OUTPUT_AXIS, WEIGHT_BITS, Quantizer
 from compress.quantizers.mse import MseQuantizer
@@ -29,6 +31,7 @@ class LayerChoiceOracle:
         quantizer: who chooses the scales; the one that will quantise the model.
         densities: fractions of the weights that stay, in (0, 1].
         ranks: fractions of the useful rank, in (0, 1), for layers whose weight two factors can replace.
+        factorizer: which of the two has the kernel of a convolution; None for the first.
         activation_aware: the factors come closest in outputs on the replay's examples, not in weights.
 
     Raises:
@@ -45,6 +48,7 @@ class LayerChoiceOracle:
         densities: Sequence[float] = (1.0,),
         ranks: Sequence[float] = (),
         activation_aware: bool = True,
+        factorizer: Factorizer | None = None,
     ) -> None:
         self.bits, self.densities, self.ranks = tuple(bits), tuple(densities), tuple(ranks)
         for name, values, top in (("densities", self.densities, 1.0), ("ranks", self.ranks, 0.999)):
@@ -53,7 +57,8 @@ class LayerChoiceOracle:
                     f"The '{name}' parameter of LayerChoiceOracle must hold fractions above 0. Got {values}."
                 )
         found = [LayerChoice(b, density=d) for b in self.bits for d in self.densities]
-        found += [LayerChoice(b, rank=r) for b in self.bits for r in self.ranks]
+        self.rank_scheme = (factorizer or ChannelFactorizer()).name
+        found += [LayerChoice(b, rank=r, rank_scheme=self.rank_scheme) for b in self.bits for r in self.ranks]
         self.layer_choices = tuple(choice for choice in found if choice != LayerChoice())
         self.choices = tuple(choice.name for choice in self.layer_choices)
         self.quantizer = quantizer or MseQuantizer()
@@ -85,8 +90,8 @@ class LayerChoiceOracle:
         if not self.ranks:
             return set(), {}
         module = structure.traced.module
-        splits, _ = find_splits(module, "channel")
-        able = {name for name in names if name in splits and useful_rank(splits[name].n_weights, splits[name].shape[0])}
+        splits, _ = find_splits(module, self.rank_scheme)
+        able = {name for name in names if name in splits and splits[name].useful_rank}
         if not able or not self.activation_aware:
             return able, {}
         replay.forward_macs += replay.full_macs * replay.n_examples

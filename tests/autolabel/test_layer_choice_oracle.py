@@ -9,12 +9,14 @@ from autolabel.measuring import measure
 from autolabel.oracles import LayerChoiceOracle
 from compress.errors import CompressError
 from compress.factor_formats import factorize_plan
+from compress.factorizers import SpatialFactorizer
 from compress.input_moments import collect_input_moments
 from compress.layer_choice import choice_of
 from compress.layer_trial import coded_bits, keep_largest, try_choices
 from compress.plan import CompressionPlan, LayerFormat
 from compress.quantization import prepare_quantized
 from compress.quantizers.minmax import MinMaxQuantizer
+from compress.splitting import find_splits
 from compress.structure import analyze
 from compress.task import ClassificationTask
 
@@ -39,20 +41,23 @@ def mean_loss(module, batches):
 
 def stored(module, name, choice, second):
     """The module with one layer as the choice leaves it, by the road that a plan takes."""
-    weight = module.get_parameter(f"{name}.weight")
-    rank = choice.rank_of(weight.numel(), weight.shape[0])
+    rank = choice.rank_of(find_splits(module, choice.rank_scheme)[0][name].useful_rank)
     scheme = "float32" if choice.bits == 32 else "symmetric"
-    plan = CompressionPlan(layer_formats={name: LayerFormat(choice.bits, scheme, density=choice.density, rank=rank)})
+    own = LayerFormat(choice.bits, scheme, density=choice.density, rank=rank, rank_scheme=choice.rank_scheme)
+    plan = CompressionPlan(layer_formats={name: own})
     low = factorize_plan(module, plan, second)
     return low if choice.bits == 32 else prepare_quantized(low, plan, [], MinMaxQuantizer(), reduce_range=False)
 
 
 @pytest.mark.parametrize("aware", [True, False])
-def test_the_damage_of_a_rank_is_that_of_the_divided_model(case, aware):
+@pytest.mark.parametrize(("factorizer", "letter"), [(None, "r"), (SpatialFactorizer(), "s")])
+def test_the_damage_of_a_rank_is_that_of_the_divided_model(case, aware, factorizer, letter):
     structure, batches = case
-    oracle = LayerChoiceOracle((32, 4), MinMaxQuantizer(), ranks=(0.7, 0.4), activation_aware=aware)
+    oracle = LayerChoiceOracle(
+        (32, 4), MinMaxQuantizer(), ranks=(0.7, 0.4), activation_aware=aware, factorizer=factorizer
+    )
     labels = measure(structure, None, TASK, batches, oracle)
-    assert labels.choices == ("4bit", "32bit_r0.7", "32bit_r0.4", "4bit_r0.7", "4bit_r0.4")
+    assert labels.choices == ("4bit", *(f"{bits}bit_{letter}{rank}" for bits in (32, 4) for rank in (0.7, 0.4)))
     module = structure.traced.module
     second = collect_input_moments(module, [(x,) for x, _ in batches]) if aware else None
     for row, name in enumerate(labels.unit_ids):
@@ -62,7 +67,7 @@ def test_the_damage_of_a_rank_is_that_of_the_divided_model(case, aware):
                 expected = mean_loss(low, batches) - mean_loss(module, batches)
                 assert abs(expected) > 1e-6
                 assert labels.damage[row, column] == pytest.approx(expected, abs=1e-6)
-            elif name != "2" or "_r" in choice:
+            elif name != "2" or f"_{letter}" in choice:
                 assert np.isnan(labels.damage[row, column]), "no label where nothing can be divided"
             else:
                 assert np.isfinite(labels.damage[row, column])

@@ -11,13 +11,14 @@ import compress
 from compress.counting import count_macs
 from compress.errors import CompressError
 from compress.factor_formats import factorize_plan, part_formats
-from compress.layer_choice import LayerChoice, choice_of, useful_rank
-from compress.layer_prices import price_layers
+from compress.factors import useful_rank
+from compress.layer_choice import LayerChoice, choice_of
+from compress.layer_prices import price_layers, ranks_of
 from compress.layer_trial import coded_bits, keep_largest
-from compress.low_rank import factorize
+from compress.low_rank import Factorization, factorize
 from compress.plan import CompressionPlan
 from compress.quantizers.minmax import MinMaxQuantizer
-from compress.splitting import find_splits
+from compress.splitting import SCHEMES, find_splits
 
 CHOICES = ("4bit", "4bit_d0.5", "16bit", "32bit_r0.5", "4bit_r0.5")
 
@@ -26,6 +27,8 @@ def one_layer(**more):
     """6 inputs, 10 outputs, 5 positions: 60 weights, 10 biases, 300 MACs."""
     empty, nothing = np.empty((0, 1)), np.empty((1, 0))
     numbers = [np.array([value]) for value in (300.0, 60.0, 10.0, 10.0)]
+    ranks = compress.costs.RankCosts(np.array([3]), np.array([[6.0, 10.0]]), np.array([[30.0, 50.0]]))
+    more = {"low_rank": {"channel": ranks}} | more
     return compress.costs.CostTable((), ("removed",), empty, empty, ("fc",), *numbers, nothing, nothing,
                                     np.array([-1]), **more)  # fmt: skip
 
@@ -55,13 +58,24 @@ def test_prices_by_hand():
 
 def test_prices_of_ranks_by_hand():
     costs = one_layer()
-    assert useful_rank(60, 10) == 3  # 3 * (6 + 10) = 48 < 60 <= 4 * 16
-    assert LayerChoice(rank=0.5).rank_of(60, 10) == 1
+    assert useful_rank((10, 6), ()) == 3  # 3 * (6 + 10) = 48 < 60 <= 4 * 16
+    assert LayerChoice(rank=0.5).rank_of(3) == 1
     # One channel between 3 of 6 inputs and 4 of 10 outputs, at 5 positions.
     assert cost(costs, "32bit_r0.5", "macs") == 5 * (3 + 4)
     assert cost(costs, "32bit_r0.5", "weight_bytes") == 4 * (3 + 4) + 16
     assert cost(costs, "4bit_r0.5", "coded_bytes") == (3 + 4) * 4 / 8 + 32 + 4  # and a scale between the two
     assert cost(costs, "4bit_r0.5", "bit_operations") == 5 * (3 + 4) * 4 * 8
+
+
+def test_a_table_that_knows_no_ranks_is_refused():
+    with pytest.raises(CompressError, match=r"scheme 'spatial'.*unit_costs"):
+        price_layers(one_layer(), [choice_of("32bit_s0.5")])
+
+
+@pytest.mark.parametrize("name", ["4bit", "3bit_d0.25", "32bit_r0.5", "4bit_s0.38"])
+def test_choices_are_read_from_their_names(name):
+    assert choice_of(name).name == name
+    assert choice_of(name).rank_scheme == ("spatial" if "_s" in name else "channel")
 
 
 def test_coded_bits_and_latencies_are_those_of_the_tables():
@@ -101,18 +115,20 @@ def planned(net, choices, removed=()):
         if name in taken:
             choice = taken[name]
             column[row] = prices.choices.index(choice)
-            rank = choice.rank_of(costs.layer_weights[row], costs.layer_outputs[row])
+            rank = choice.rank and int(ranks_of(costs, choice)[row])
             scheme = "float32" if choice.bits == 32 else "symmetric"
-            formats[name] = compress.LayerFormat(choice.bits, scheme=scheme, density=choice.density, rank=rank)
+            formats[name] = compress.LayerFormat(
+                choice.bits, scheme=scheme, density=choice.density, rank=rank, rank_scheme=choice.rank_scheme
+            )
     plan = CompressionPlan.removing(structure.units, removed, layer_formats=formats)
     mask = plan.removed_mask(structure.units)
     return structure, {name: prices.total(name, costs, mask, column) for name in prices.product}, plan
 
 
 @pytest.mark.parametrize("removed", [(), tuple(f"2:out[{i}]" for i in range(8))])
-@pytest.mark.parametrize("rank", [0.7, 0.2])
+@pytest.mark.parametrize("rank", ["r0.7", "r0.2", "s0.7", "s0.2"])
 def test_macs_and_weights_of_ranks_are_those_of_the_divided_model(net, rank, removed):
-    structure, predicted, plan = planned(net, dict.fromkeys(("0", "2", "5"), f"32bit_r{rank}"), removed)
+    structure, predicted, plan = planned(net, dict.fromkeys(("0", "2", "5"), f"32bit_{rank}"), removed)
     low = factorize_plan(compress.apply_plan(net, plan, X), plan)
     assert predicted["macs"] == pytest.approx(count_macs(low, X), rel=1e-12)
     assert predicted["macs"] < count_macs(structure)
@@ -122,18 +138,19 @@ def test_macs_and_weights_of_ranks_are_those_of_the_divided_model(net, rank, rem
 def test_the_useful_rank_is_the_last_that_saves_macs_and_weights(net):
     structure = compress.analyze(net, X)
     module, seen = structure.traced.module, 0
-    for name, split in find_splits(module)[0].items():
-        useful = useful_rank(split.n_weights, split.shape[0])
-        for rank, smaller in ((useful, True), (useful + 1, False)):
-            if 1 <= rank <= split.full_rank:
-                low = factorize(module, {name: rank})
-                assert (count_macs(low, X) < count_macs(structure)) == smaller
-                weights = [sum(p.numel() for p in m.parameters()) for m in (low, module)]
-                assert (weights[0] < weights[1]) == smaller
-                seen += 1
-    assert seen == 8
-    assert useful_rank(2, 1) == 0
-    assert useful_rank(0, 0) == 0
+    for scheme in SCHEMES:
+        for name, split in find_splits(module, scheme)[0].items():
+            for rank, smaller in ((split.useful_rank, True), (split.useful_rank + 1, False)):
+                if 1 <= rank <= split.full_rank:
+                    low = factorize(module, {name: Factorization(rank, scheme)})
+                    if scheme == "channel" or name != "2":  # of a stride, the first of two has one dimension only
+                        assert (count_macs(low, X) < count_macs(structure)) == smaller
+                    weights = [sum(p.numel() for p in m.parameters()) for m in (low, module)]
+                    assert (weights[0] < weights[1]) == smaller
+                    seen += 1
+    assert seen == 16
+    assert useful_rank((1, 2), ()) == 0
+    assert useful_rank((0, 0), ()) == 0
 
 
 def test_coded_bits_are_the_entropy_of_the_symbols():

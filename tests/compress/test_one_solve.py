@@ -12,7 +12,7 @@ from compress.allocation import allocate, closest_feasible
 from compress.allocator import Constraints
 from compress.allocators import GreedyAllocator, KnapsackAllocator, ThresholdAllocator, UniformAllocator
 from compress.budget import Budget
-from compress.costs import CostTable
+from compress.costs import CostTable, RankCosts
 from compress.errors import BudgetError, CompressError
 from compress.layer_choice import choice_of
 from compress.ledger import Ledger
@@ -47,9 +47,12 @@ def chain(sizes, seed, choices):
     coded = {name: choice_of(name).bits_per_weight * rng.uniform(0.5, 1.0, n) for name in choices}
     latency["8bit"] = latency.get("8bit", weights)  # what `always_quantize` may take
     nothing = np.full((len(units), 1), np.nan)
+    per_rank = np.stack([9 * full[:-1], full[1:]], axis=1)
+    useful = np.maximum(np.ceil(weights / per_rank.sum(1)) - 1, 0).astype(int)
+    low_rank = {"channel": RankCosts(useful, per_rank, 16 * per_rank)}
     return units, CostTable(units.ids, ("removed",), nothing, nothing, tuple(ids[-n:]), weights * 16, weights, full[1:],
                             full[1:], in_share, out_share, np.flatnonzero(units.kind == "layer"), coded_bits=coded,
-                            latency_ms=latency)  # fmt: skip
+                            latency_ms=latency, low_rank=low_rank)  # fmt: skip
 
 
 def random_scores(units, seed, choices):

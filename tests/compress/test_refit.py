@@ -14,6 +14,7 @@ from compress import CompressError, CompressionPlan, DataError, PlanError, analy
 from compress.batch_norm import pooled_moments, reestimate_batch_norm_
 from compress.graph import layers_of
 from compress.least_squares import RIDGES, solve_change
+from compress.low_rank import Factorization, factorize
 from compress.patches import linear_map
 from compress.recovery import recover_
 from compress.refit import _Rows
@@ -367,3 +368,59 @@ def test_the_halves_are_those_that_are_given() -> None:
     sorted_ = solve_change(x[:, order], start, target[:, order], ridge=None, offset=False)
     assert together.ridge == sorted_.ridge
     torch.testing.assert_close(together.matrix, sorted_.matrix)
+
+
+class Deep(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.head((x + self.bn2(self.conv2(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("scheme", ["channel", "spatial"])
+@pytest.mark.parametrize("ids", [[], ["conv1:out[2]"]])
+def test_the_second_of_two_layers_in_the_place_of_one_is_refitted(scheme: str, ids: list[str]) -> None:
+    model, x = randomised(Deep()), images(32)
+    structure, plan, small = pruned(model, x, ids)
+    low = factorize(small, {"conv1": Factorization(4, scheme), "conv2": Factorization(5, scheme)})
+    first = {name: value.clone() for name, value in low.named_parameters() if ".reduce." in name}
+
+    def error() -> float:
+        with torch.no_grad():
+            return float((low(x) - model(x)).square().mean())
+
+    before = error()
+    report = recover_(low, structure, [x[:16], x[16:]], plan=plan, steps=("refit",), ridge=1e-6)
+    assert [repair.layer for repair in report.layers] == ["conv1.expand", "conv2.expand", "head"]
+    assert error() < 0.5 * before
+    for name, value in first.items():
+        torch.testing.assert_close(low.get_parameter(name), value, rtol=0, atol=0)
+    # Biases of the same two, and batch norms, of a model whose graph has more calls than the dense one.
+    report = recover_(low, structure, [x], plan=plan, steps=("bias", "batch_norm"))
+    assert report.biases == ("bn1.bias", "bn2.bias", "head.bias")
+
+
+def test_a_layer_of_full_rank_needs_no_repair() -> None:
+    model, x = randomised(Deep()), images(32)
+    structure, plan, small = pruned(model, x, [])
+    low = factorize(small, {"conv2": Factorization(24, "spatial")})
+    report = recover_(low, structure, [x], plan=plan, steps=("refit",), layers="consumers", ridge=1e-6)
+    assert [repair.layer for repair in report.layers] == ["conv2.expand"]
+    assert report.layers[0].error_before < 1e-20
+    torch.testing.assert_close(low(x), model(x))
+
+
+def test_a_graph_with_other_calls_is_no_slice() -> None:
+    model, x = randomised(Deep()), images(4)
+    structure, plan, small = pruned(model, x, [])
+    relu = next(node for node in small.graph.nodes if "relu" in node.name)
+    with small.graph.inserting_after(relu):
+        twice = small.graph.call_function(relu.target, (relu,))
+    relu.replace_all_uses_with(twice, delete_user_cb=lambda user: user is not twice)
+    with pytest.raises(PlanError, match="not a slice of this dense model"):
+        recover_(small, structure, [x], plan=plan, steps=("refit",))

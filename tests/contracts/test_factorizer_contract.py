@@ -12,7 +12,6 @@ from torch import nn
 import compress.factorizers
 import conf
 from compress.attributes import copy_traced
-from compress.errors import PlanError
 from compress.exporters.onnx import export_onnx
 from compress.factorizer import Factorizer
 from compress.graph import layers_of, trace
@@ -66,17 +65,10 @@ class TestFactorizer:
         assert f"_target_: {kind.__module__}.{kind.__name__}\n" in config.read_text(encoding="utf-8")
 
     @pytest.mark.parametrize("dims", range(4))
-    def test_names_spatial_dimensions_or_says_why_not(self, kind, dims):
+    def test_names_spatial_dimensions(self, kind, dims):
         how = LinearMap(dims, *((3,) * dims, (1,) * dims, ((1, 1),) * dims, (1,) * dims))
-        try:
-            found = kind().first_dims(how)
-        except PlanError as error:
-            found, reason = [], str(error)
-        else:
-            reason = ""
+        found = kind().first_dims(how)
         assert list(found) == sorted(set(found) & set(range(dims)))
-        assert not reason.endswith("."), "it becomes part of a sentence"
-        assert dims < 2 or not reason
 
     def test_full_rank_loses_nothing(self, kind, case):
         module, x = case
