@@ -263,8 +263,9 @@ class Shrinking(Labelling):
         macs, weight_bytes = self.cost_of(plan)
         counted = count_macs(small, self.example)
         ranks = any(layer_format.rank for layer_format in plan.layer_formats.values())
-        if not ranks and abs(counted - macs) > 1e-6 * max(macs, 1.0):
-            self.warnings.append(f"The plan promised {macs:.0f} MACs, the sliced model has {counted:.0f}.")
+        promised = plan.predicted_cost.get("macs", macs)
+        if abs(counted - promised) > 1e-6 * max(promised, 1.0):
+            self.warnings.append(f"The plan promised {promised:.0f} MACs, the model has {counted:.0f}.")
         if ranks or not all(f.on_integers for f in formats.values()):
             weight_bytes = float(stored_bytes)
         asked = {k: v for k, v in asdict(self.config.budget).items() if v is not None}

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import safetensors.numpy
@@ -24,16 +25,19 @@ from filelock import FileLock
 
 from autolabel import FeatureTable, LabelTable
 from autolabel.joint_damage import JointDamage
-from compress import CompressionPlan, UnitTable
+from compress import CompressionPlan, UnitTable, analyze
 from compress.errors import ArtifactError
 from compress.files import write_json
+from compress.splitting import find_splits
 from experiments import run as command
 from experiments.coded_table import CodedRow, collect_coded
 from experiments.compared_methods import Method
 from experiments.comparison import _Seed
 from experiments.config import config_of
+from experiments.data import load_digits
 from experiments.join import join_run
 from experiments.manifest import hash_file
+from experiments.models import DigitsCNN
 from experiments.plan_prediction import predict_recovered
 from experiments.raw_table import read_raw
 from experiments.reproduction import compare_runs
@@ -217,6 +221,41 @@ def test_plans_are_tried_in_their_formats(tmp_path):
         damage += formats.damage[formats.unit_ids.index(name), formats.choices.index(f"{layer_format.bits}bit")]
     assert healed.predicted_damage == pytest.approx(damage, rel=1e-6)
     assert healed.removed_mask(units).sum() < plans["labeler-knapsack"].removed_mask(units).sum()
+
+
+def test_channels_and_ranks_are_chosen_in_one_solve(tmp_path):
+    ranks = ["factorizer=spatial", "quantize.bits=[32]", "quantize.ranks=[0.2,0.4,0.6,0.8]",
+             "quantize.activation_bits=null", "allocator.always_quantize=false"]  # fmt: skip
+    methods = "compare.methods=[labeler/knapsack,criterion/bits,criterion/uniform_bits]"
+    call(*SHORT, *ranks, methods, "budget.macs=0.4", "budget.weight_bytes=null", "seeds=[0]", "measure.plans=0",
+         "train.epochs=10", f"hydra.run.dir={tmp_path}")  # fmt: skip
+    plans = {
+        path.name.split("_0.")[0]: CompressionPlan.load(path) for path in tmp_path.glob("comparison/*/*.plan.json")
+    }
+    assert set(plans) >= {"labeler-knapsack", "criterion-bits", "criterion-uniform_bits"}
+    assert not plans["criterion-bits"].remove_channels
+    alike = plans["criterion-uniform_bits"]
+    assert not alike.remove_channels
+    structure = analyze(DigitsCNN(), load_digits().example_inputs())
+    splits, _ = find_splits(structure.traced.module, "spatial")
+    for name, layer_format in alike.layer_formats.items():
+        assert layer_format.rank_scheme == "spatial"
+        assert layer_format.rank in {max(1, int(part * splits[name].useful_rank)) for part in (0.2, 0.4, 0.6, 0.8)}
+    # What a method's row says is what its plan becomes.
+    chosen, result = read(tmp_path / "choice.json")["chosen"], read(tmp_path / "result.json")
+    with (tmp_path / "comparison.csv").open() as file:
+        rows = {row["stage"]: row for row in csv.DictReader(file) if row["method"] == chosen}
+    for stage in ("pruned", "recovered"):
+        assert float(rows[stage]["metric"]) == result["stages"][stage]["metric"]
+    assert float(rows["pruned"]["macs"]) == result["macs"] <= 0.4 * read(tmp_path / "dense.json")["macs"]
+    assert not any("promised" in warning for warning in read(tmp_path / "report.json")["warnings"])
+    # The files hold the layers as they were divided.
+    divided = sum(f.rank is not None for f in plans[chosen.replace("/", "-")].layer_formats.values())
+    layers = [
+        sum(node.op_type in ("Conv", "Gemm", "MatMul") for node in onnx.load(tmp_path / name / "model.onnx").graph.node)
+        for name in ("dense", "artifact")
+    ]
+    assert layers[1] == layers[0] + divided > layers[0]
 
 
 def test_damage_after_the_repair_was_predicted(run):
