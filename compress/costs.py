@@ -13,10 +13,11 @@ BIT_CHOICES = (8, 6, 4, 3, 2)
 
 @dataclass(frozen=True, eq=False)
 class RankCosts:
-    """What two layers in the place of one cost for each rank.
+    """What two layers in the place of one cost for each rank, at most: a rank above what is left of a layer is cut.
 
     Attributes:
-        useful_rank: `(n_layers,)` the largest rank at which they have fewer weights; 0 where a layer stays one.
+        useful_rank: `(n_layers,)` the largest rank at which they have fewer weights; 0 where a layer stays one. Of a
+            layer with a stride the two may have more MACs.
         weights: `(n_layers, 2)` of the first and of the second layer.
         macs: `(n_layers, 2)` the same in MACs of one example.
     """

@@ -224,9 +224,9 @@ def _positions(structure: Structure, split: Split) -> tuple[float, float]:
     """How often one example applies the weights of the first and of the second layer."""
     node = split.layer.node
     second = layer_macs(structure, split.layer) / split.n_weights
-    # The first one strides along its own dimensions only.
-    into, out = (structure.traced.shapes[n.name][2:] for n in (node.args[0], node))
-    rest = [d for d in range(split.map.dims) if d not in split.first_dims]
+    # The first one strides along its own dimensions only. Counted from behind: there may be no dimension of examples.
+    into, out = (structure.traced.shapes[n.name] for n in (node.args[0], node))
+    rest = [d - split.map.dims for d in range(split.map.dims) if d not in split.first_dims]
     return second * float(np.prod([into[d] / out[d] for d in rest])), second
 
 

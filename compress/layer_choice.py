@@ -29,6 +29,14 @@ class LayerChoice:
     rank: float | None = None
     rank_scheme: str = "channel"
 
+    def __post_init__(self) -> None:
+        known = tuple(_LETTERS.values()) if self.rank is not None else ("channel",)
+        if self.rank_scheme not in known:
+            raise CompressError(
+                f"The 'rank_scheme' parameter of LayerChoice must be one of {known}"
+                f"{'' if self.rank is not None else ' without a rank'}. Got {self.rank_scheme!r}."
+            )
+
     @property
     def name(self) -> str:
         """Such as `"4bit"`, `"3bit_d0.25"` (a quarter of the weights is kept), `"32bit_r0.5"` (two factors of half the

@@ -36,20 +36,19 @@ def try_choices(
         axis: the dimension with one scale per index (the outputs); 0 where there is a rank.
         second_moment: of the layer's inputs, see `collect_input_moments`.
     """
+    dims = {choice.rank_scheme: first_dims(choice.rank_scheme, weight) for choice in choices if choice.rank is not None}
+    useful = {scheme: useful_rank(weight.shape, own) for scheme, own in dims.items()}
     factors: dict[tuple[str, int | None], Factors] = {}
-    for scheme in sorted({choice.rank_scheme for choice in choices if choice.rank is not None}):
-        own = first_dims(scheme, weight)
-        useful = useful_rank(weight.shape, own)
-        ranks = sorted({c.rank_of(useful) for c in choices if c.rank is not None and c.rank_scheme == scheme})
+    for scheme, own in dims.items():
+        ranks = sorted({c.rank_of(useful[scheme]) for c in choices if c.rank is not None and c.rank_scheme == scheme})
         found = factor_weight(weight, own, ranks, second_moment)
         factors |= {(scheme, rank): factor for rank, factor in zip(ranks, found, strict=True)}
     for choice in choices:
         if choice.rank is None:
             yield _store(weight, choice, quantizer, axis)
         else:
-            own = first_dims(choice.rank_scheme, weight)
-            rank = choice.rank_of(useful_rank(weight.shape, own))
-            yield _store_factors(factors[choice.rank_scheme, rank], choice, quantizer, own)
+            scheme = choice.rank_scheme
+            yield _store_factors(factors[scheme, choice.rank_of(useful[scheme])], choice, quantizer, dims[scheme])
 
 
 def _store(weight: Tensor, choice: LayerChoice, quantizer: Quantizer, axis: int) -> tuple[Tensor, float]:

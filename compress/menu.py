@@ -121,8 +121,10 @@ def open_menu(
     pinned = _pinned_rows(units, costs, columns, constraints.pinned)
     groups = _group_choices(units, costs, columns, table.get("removed"), pinned, constraints)
     prices = price_layers(costs, [*offered_choices(table).values(), LayerChoice(8)])
-    layers, unscored = _layer_choices(units, costs, prices, columns, table, pinned, constraints, always_quantize)
     bounds = budget.absolute(costs.dense)
+    layers, unscored = _layer_choices(
+        units, costs, prices, columns, table, pinned, constraints, always_quantize, bounds
+    )
     buys = {"weight_bytes", "coded_bytes", "bit_operations", "latency_ms"}
     if any(choice.rank for choice in prices.choices):
         buys |= {"macs"}
@@ -262,6 +264,7 @@ def _layer_choices(
     pinned: np.ndarray,
     constraints: Constraints,
     always_quantize: bool,
+    bounds: Iterable[str],
 ) -> tuple[tuple[LayerChoices, ...], int]:
     wide_only = _named_layers(units, costs, constraints.max_bits_only)
     # Of two equals the one without a rank comes last: who goes by bits alone takes that.
@@ -270,14 +273,13 @@ def _layer_choices(
     )
     column_of = {choice: column for column, choice in enumerate(prices.choices)}
     plain, eight = LayerChoice(), LayerChoice(8)
+    useful = {choice: _is_useful(prices, costs, choice, bounds) for choice in column_of}
     choices, unscored = [], 0
     for row in np.flatnonzero((units.kind == "layer") & ~pinned):
         layers = np.flatnonzero(costs.layer_unit == columns[row])
         if not len(layers):
             continue
-        # Two layers must be fewer weights than one.
-        able = {c for c in column_of if c.rank is None or ranks_of(costs, c)[layers].all()}
-        scored = ((choice, float(table[name][row])) for name, choice in named if choice in able)
+        scored = ((choice, float(table[name][row])) for name, choice in named if useful[choice][layers].all())
         offered = {choice: score for choice, score in scored if not np.isnan(score)}
         if units.ids[row] in wide_only:
             offered = {choice: score for choice, score in offered.items() if choice.bits >= 8 and choice.density == 1}
@@ -296,6 +298,21 @@ def _layer_choices(
             units.ids[row], layers, own, own_columns, bits, np.maximum(raw, 0.0), raw
         ))  # fmt: skip
     return tuple(choices), unscored
+
+
+def _is_useful(prices: LayerPrices, costs: CostTable, choice: LayerChoice, bounds: Iterable[str]) -> np.ndarray:
+    """`(n_layers,)` bool: whether a rank saves anything that is bounded, against the same without it."""
+    rows = np.arange(len(costs.layer_names))
+    if choice.rank is None:
+        return np.ones(len(rows), dtype=bool)
+    same = replace(choice, rank=None, rank_scheme="channel")
+    whole = prices.choices.index(same if same in prices.choices else LayerChoice())
+    column, one = np.full(len(rows), prices.choices.index(choice)), np.ones(len(rows))
+    saves = [
+        prices.cost(name, rows, one, one, column) < prices.cost(name, rows, one, one, np.full_like(column, whole))
+        for name in bounds
+    ]
+    return (ranks_of(costs, choice) > 0) & (np.any(saves, axis=0) if saves else True)
 
 
 def _widest(choices: LayerChoices) -> LayerChoices:

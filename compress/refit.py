@@ -93,7 +93,7 @@ def refit_(
         removed: `(n_units,)` bool, the units that `small` lacks.
         batches: flat inputs of the forward, for each batch. Values of all of them are in memory together.
         layers: `"changed"`: every layer whose inputs differ from the dense model's; `"consumers"`: those only that
-            read a removed channel, or a layer of low rank, themselves.
+            read a removed channel themselves, and the second of two layers in the place of one.
         through_sums: a layer that is added to a residual stream is fitted to the dense sum, and so corrects what the
             stream got wrong before.
         relu_steps: solves of a layer in front of a ReLU, whose negative values need not agree; 0 ignores the ReLU.

@@ -94,6 +94,7 @@ def find_splits(
     if scheme not in SCHEMES:
         raise PlanError(f"The 'scheme' parameter of a factorization must be one of {sorted(SCHEMES)}. Got {scheme!r}.")
     uses = parameter_uses(module)
+    modules = {name for name, _ in module.named_modules()}
     names: dict[int, int] = {}
     for _, parameter in module.named_parameters(remove_duplicate=False):
         names[id(parameter)] = names.get(id(parameter), 0) + 1
@@ -103,7 +104,7 @@ def find_splits(
         weight = value_of(module, layer.weight)
         shared = uses[id(weight)] > 1 or names.get(id(weight), 1) > 1
         how = linear_map(layer.node, weight)
-        reason = _OTHER_KINDS.get(layer.kind) or _reason(module, layer, how, shared)
+        reason = _OTHER_KINDS.get(layer.kind) or _reason(module, modules, layer, how, shared)
         if reason is None:
             found[layer.name] = Split(layer, how, SCHEMES[scheme].first_dims(how), tuple(weight.shape))
         else:
@@ -111,7 +112,7 @@ def find_splits(
     return found, tuple(refused.items())
 
 
-def _reason(module: fx.GraphModule, layer: Layer, how: LinearMap, shared: bool) -> str | None:
+def _reason(module: fx.GraphModule, modules: set[str], layer: Layer, how: LinearMap, shared: bool) -> str | None:
     """Why the layer has to stay one, or None."""
     weight = value_of(module, layer.weight)
     if shared:
@@ -122,7 +123,6 @@ def _reason(module: fx.GraphModule, layer: Layer, how: LinearMap, shared: bool) 
         return f"its weight has {weight.dim()} dimensions"
     if how.groups > 1:
         return f"its channels are in {how.groups} groups"
-    modules = dict(module.named_modules())
     taken = [name for name in part_names(layer.name) if name in modules]
     return f"the name {taken[0]!r} is taken" if taken else None
 

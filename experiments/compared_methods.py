@@ -69,8 +69,18 @@ class Method:
         return known[short]
 
     @property
+    def learned(self) -> bool:
+        """Whether its plan comes from the labeler: scores decide nothing where all layers are stored alike."""
+        return self.source == LABELER and not (self.keeps_units and not self.solves_formats)
+
+    @property
+    def solves_formats(self) -> bool:
+        """Whether it chooses formats alone, in one solve over their measured damages."""
+        return self.keeps_units and self.allocator == "knapsack"
+
+    @property
     def keeps_units(self) -> bool:
-        """Whether it chooses formats alone."""
+        """Whether it removes nothing."""
         return self.name.partition("@")[0].partition("/")[2] in FORMATS_ALONE
 
 

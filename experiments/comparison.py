@@ -190,12 +190,12 @@ class Comparison:
                     "validation_loss": float(np.mean([row["validation_loss"] for row in own])),
                 }
             )
-        best = min(candidates, key=lambda c: (c["validation_loss"], Method(c["method"]).source != LABELER))
-        own = [c for c in candidates if Method(c["method"]).source == LABELER]
+        best = min(candidates, key=lambda c: (c["validation_loss"], not Method(c["method"]).learned))
+        own = [c for c in candidates if Method(c["method"]).learned]
         reason = f"lowest validation loss after the stage '{stage}', mean over {len(self._seeds())} seed(s)"
-        if Method(best["method"]).keeps_units:
+        if Method(best["method"]).solves_formats:
             reason += "; it removes no unit, and has its formats from measured labels"
-        elif own and Method(best["method"]).source != LABELER:
+        elif own and not Method(best["method"]).learned:
             gap = min(c["validation_loss"] for c in own) - best["validation_loss"]
             reason += f"; the labeler loses by {gap:.4f}, so the plan falls back to {best['method']}"
             self.experiment.warnings.append(f"The labeler was not the best: {reason}.")

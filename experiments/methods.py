@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 
-from experiments.compared_methods import FORMATS_ALONE
+from experiments import compared_methods
 from experiments.quantities import STAGE_WORDS, STAGES, format_metric, format_spread
 from experiments.run_files import Trial
 
@@ -52,12 +52,12 @@ class Method:
     @property
     def learned(self) -> bool:
         """Whether its scores come from the labeler rather than from a formula."""
-        return self.name.split("/")[0] == LABELER
+        return compared_methods.Method(self.name).learned
 
     @property
     def ranks(self) -> bool:
-        """Whether it orders units at all, and may be judged as one that does: `X/bits` removes none."""
-        return self.name.partition("@")[0].partition("/")[2] not in FORMATS_ALONE
+        """Whether it may be judged beside the labeler: `X/bits` removes no unit, and rests on measured labels."""
+        return not compared_methods.Method(self.name).solves_formats
 
 
 @dataclass(frozen=True)

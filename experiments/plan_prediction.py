@@ -27,6 +27,8 @@ def predict_recovered(
     fraction = costs.total(removed)[0] / costs.dense_macs
     if not removed.any():
         return {"skipped": "the plan removes nothing"}
+    if any(layer_format.rank for layer_format in plan.layer_formats.values()):
+        return {"skipped": "the plan has layers of low rank, and plans that only remove say nothing of these"}
     # First of all: a folder that lacks it must not cost the measuring.
     model = load_plan_damage(bench.config.plan_labeler)
     batches = bench.batches("calibration", bench.config.measure.batch_size, noise=0.05)

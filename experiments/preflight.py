@@ -82,6 +82,11 @@ def check_settings(config: Config, parts: Components) -> None:
             _require(f"budget.{name}", bound is None, "null for a student: macs and bytes are counted", bound)
     plain = set(quantize.densities) == {1.0} and not quantize.ranks
     _require("quantize.joint_plans", plain or not joint, "0 where densities or ranks are offered", joint)
+    factorizer, scheme = parts.factorizer, getattr(parts.oracles["layer_choice"], "rank_scheme", "channel")
+    ranked = bool(quantize.enabled and quantize.ranks)
+    name = factorizer.name if factorizer else "channel"
+    _require("factorizer", factorizer is None or ranked, "null without quantize.enabled and quantize.ranks", name)
+    _require("oracles.layer_choice.factorizer", not ranked or scheme == name, f"the run's, {name!r}", scheme)
     for batch in export.latency_batches:
         _at_least("export.latency_batches", batch, 1)
     _at_least("export.latency_repeats", export.latency_repeats, 1)

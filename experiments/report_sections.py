@@ -38,7 +38,7 @@ def render_stages(run: RunFiles, report: Report, figures: Figures) -> str:
     losses = pick(run.result, "stages") or {}
     rows: list[list[Cell]] = [["dense", format_metric(value), "", format_loss(report["dense"]["loss"])]]
     for stage in STAGES:
-        if stage not in report["stages"]:  # division, in runs that chose no rank
+        if stage not in report["stages"]:  # a short trial, in runs that made none
             continue
         now = report["stages"][stage]
         if now is None:

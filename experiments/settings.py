@@ -216,7 +216,7 @@ class Config:
         penalty: added to the loss of the trainings in `penalized`; null for none.
         pattern, weight_score, sparsity_schedule: of masks, see `SparsifySettings`.
         rounding: how weights are rounded before they are trained on in few bits; null for the nearest level.
-        factorizer: which of two layers of low rank has the kernel; null for the first.
+        factorizer: how two layers of low rank share the kernel; null leaves it to the first.
         baselines: name -> criterion node, compared with the labeler at the same budget.
         oracles: name -> oracle node.
     """

@@ -201,6 +201,12 @@ class Experiment(Teaching):
 
     def _settings(self, *names: str) -> dict[str, Any]:
         chosen = {name: getattr(self.config, name) for name in ("seed", "threads", "device", "task", *names)}
+        if "oracles" in chosen and not self.config.quantize.ranks:
+            # What is not set says nothing: folders from before it could be set go on.
+            chosen["oracles"] = {
+                name: {key: value for key, value in node.items() if value is not None}
+                for name, node in chosen["oracles"].items()
+            }
         return {name: to_json(asdict(v) if hasattr(v, "__dataclass_fields__") else v) for name, v in chosen.items()}
 
     def compare_settings(self) -> dict[str, Any]:

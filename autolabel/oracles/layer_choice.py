@@ -31,7 +31,7 @@ class LayerChoiceOracle:
         quantizer: who chooses the scales; the one that will quantise the model.
         densities: fractions of the weights that stay, in (0, 1].
         ranks: fractions of the useful rank, in (0, 1), for layers whose weight two factors can replace.
-        factorizer: which of the two has the kernel of a convolution; None for the first.
+        factorizer: how the two share the kernel of a convolution; None leaves it to the first.
         activation_aware: the factors come closest in outputs on the replay's examples, not in weights.
 
     Raises:

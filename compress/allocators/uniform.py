@@ -20,10 +20,10 @@ from compress.units import UnitTable
 class UniformAllocator:
     """Keeps the largest fraction of every group that meets the budget; the lowest scores of each group go.
 
-    Only the order within a group is read, so scores of scale `"order"` will do. Where a bound on `weight_bytes` and
-    scored widths (`"8bit"`, ...) meet, all layers take the same width: the one with the least predicted damage if the
-    scores are damages, else the widest with which the bytes need no more removals than the MACs do. Counts are rounded
-    down to the fraction; what that leaves is given to single groups, one step each at most.
+    Only the order within a group is read, so scores of scale `"order"` will do. Where scored widths (`"8bit"`, ...) or
+    ranks (`"32bit_r0.5"`, ...) save what is bounded, all layers take the same: the one with the least predicted damage
+    if the scores are damages, else the widest with which the bytes need no more removals than the MACs do. Counts are
+    rounded down to the fraction; what that leaves is given to single groups, one step each at most.
 
     Args:
         always_quantize: store every layer in at most 8 bits, even if the bytes are not bounded.
@@ -110,4 +110,6 @@ def _fill(ledger: Ledger) -> None:
 
 def _stopped_by(ledger: Ledger) -> str:
     reason = stopped_by(ledger, ledger.exact_cost())
-    return "step size: the next larger kept fraction exceeds the budget" if reason.startswith("step") else reason
+    if not reason.startswith("step"):
+        return reason
+    return f"step size: the next larger {'kept fraction' if ledger.menu.groups else 'format'} exceeds the budget"

@@ -187,3 +187,74 @@ def test_coded_bytes_are_those_of_the_packed_file(net, choices, removed, tmp_pat
     compress.pack_artifact(tmp_path)
     size = (tmp_path / "weights.packed").stat().st_size
     assert size == pytest.approx(predicted["coded_bytes"], rel=0.03)
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.out = nn.Linear(12, 20), nn.Linear(20, 6, bias=False)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.up(x)))
+
+
+class Unbatched(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2)
+
+    def forward(self, x):
+        return self.conv(x[0]).mean()
+
+
+KINDS = {
+    "conv1d": (lambda: nn.Sequential(nn.Conv1d(6, 10, 5, stride=2, padding=1)), (2, 6, 17)),
+    "conv3d": (lambda: nn.Sequential(nn.Conv3d(4, 9, (3, 2, 3), stride=(1, 2, 2))), (2, 4, 5, 6, 7)),
+    "uneven": (lambda: nn.Sequential(nn.Conv2d(4, 9, (5, 3), stride=(2, 1), padding=(2, 0))), (2, 4, 9, 8)),
+    "dilated": (lambda: nn.Sequential(nn.Conv2d(4, 9, 3, dilation=(1, 2), stride=(1, 3))), (2, 4, 9, 11)),
+    "same": (lambda: nn.Sequential(nn.Conv2d(4, 9, 3, padding="same")), (2, 4, 7, 6)),
+    "valid": (lambda: nn.Sequential(nn.Conv2d(4, 9, (3, 5), padding="valid")), (2, 4, 7, 6)),
+    "pointwise": (lambda: nn.Sequential(nn.Conv2d(8, 9, 1, stride=2)), (2, 8, 7, 6)),
+    "tokens": (Tokens, (2, 5, 12)),
+    "unbatched": (Unbatched, (1, 3, 9, 9)),
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_are_priced_as_what_they_become(kind, scheme):
+    make, shape = KINDS[kind]
+    x = torch.zeros(shape)
+    structure = compress.analyze(make().eval(), x)
+    costs = compress.unit_costs(structure)
+    table, splits = costs.low_rank[scheme], find_splits(structure.traced.module, scheme)[0]
+    assert splits
+    for row, name in enumerate(costs.layer_names):
+        assert (table.useful_rank[row] > 0) == (name in splits and splits[name].useful_rank > 0)
+        if name in splits:
+            low = factorize(structure.traced.module, {name: Factorization(2, scheme)})
+            others = costs.layer_macs.sum() - costs.layer_macs[row]
+            assert count_macs(low, x) == pytest.approx(others + 2 * table.macs[row].sum(), rel=1e-12)
+            sizes = [sum(p.numel() for p in m.parameters()) for m in (structure.traced.module, low)]
+            assert sizes[1] - sizes[0] == 2 * table.weights[row].sum() - costs.layer_weights[row]
+
+
+def test_a_rank_that_saves_nothing_that_is_bounded_is_not_offered():
+    # Of a conv with a stride, the first of two runs at twice as many positions.
+    net, x = nn.Sequential(nn.Conv2d(16, 32, 3, stride=2, padding=1)), torch.zeros(1, 16, 8, 8)
+    structure = compress.analyze(net.eval(), x)
+    choices = ("32bit_s0.95", "32bit_s0.5")
+    values = np.full((len(structure.units), 2), np.nan)
+    values[~structure.units.removable] = 0.1, 1.0
+    scores = compress.Scores(structure.units.ids, choices, values, "nats")
+    costs = compress.unit_costs(structure)
+    for allocator in ("uniform", "knapsack", "greedy"):
+        for budget, rank in ((compress.Budget(macs=0.99), 15), (compress.Budget(weight_bytes=0.99), 29)):
+            plan = compress.allocate(structure.units, scores, costs, budget, allocator=allocator)
+            assert plan.layer_formats["0"].rank == rank
+
+
+@pytest.mark.parametrize("settings", [{"rank": 0.5, "rank_scheme": "tucker"}, {"rank_scheme": "spatial"}])
+def test_unknown_schemes_and_those_without_a_rank_are_refused(settings):
+    with pytest.raises(CompressError, match="'rank_scheme' parameter of LayerChoice"):
+        LayerChoice(8, **settings)

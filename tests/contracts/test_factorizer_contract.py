@@ -16,8 +16,10 @@ from compress.exporters.onnx import export_onnx
 from compress.factorizer import Factorizer
 from compress.graph import layers_of, trace
 from compress.input_moments import collect_input_moments
+from compress.layer_choice import LayerChoice, choice_of
 from compress.low_rank import Factorization, factorize
 from compress.patches import LinearMap
+from compress.plan import RANK_SCHEMES
 from compress.runtimes.onnxruntime import check_export
 from compress.splitting import SCHEMES, find_splits
 
@@ -69,6 +71,12 @@ class TestFactorizer:
         how = LinearMap(dims, *((3,) * dims, (1,) * dims, ((1, 1),) * dims, (1,) * dims))
         found = kind().first_dims(how)
         assert list(found) == sorted(set(found) & set(range(dims)))
+        assert len(found) >= min(dims, 1), "a conv's first layer has a part of the kernel"
+
+    def test_has_a_letter_in_names_of_choices(self, kind):
+        choice = LayerChoice(32, rank=0.5, rank_scheme=kind.name)
+        assert choice_of(choice.name) == choice
+        assert kind.name in RANK_SCHEMES
 
     def test_full_rank_loses_nothing(self, kind, case):
         module, x = case

@@ -53,6 +53,12 @@ def names(*overrides):
         ("compare.methods=[second_order@0.1]", "needs damages of formats that add up"),
         ("compare.methods=[labeler/mac@0.1] quantize.joint_plans=10", "needs damages of formats that add up"),
         ("compare.methods=[fisher/bits] quantize.enabled=false", "has nothing to choose"),
+        ("compare.methods=[fisher/uniform_bits] quantize.enabled=false", "has nothing to choose"),
+        ("factorizer=spatial", "factorizer must be null without quantize.enabled and quantize.ranks. Got 'spatial'"),
+        (
+            "factorizer=spatial quantize.ranks=[0.5] oracles.layer_choice.factorizer=null",
+            "oracles.layer_choice.factorizer must be the run's, 'spatial'. Got 'channel'",
+        ),
         ("device=cuba", "device must be a torch device that is here"),
         ("measure.sampling=all", "measure.sampling must be out of"),
         ("measure.images=0", "measure.images must be at least 1"),

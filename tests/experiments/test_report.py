@@ -456,6 +456,14 @@ def test_verdict_follows_the_direction_of_the_metric():
     assert judge(methods[:1], "fine_tuned") is None
 
 
+def test_a_verdict_counts_who_stores_all_layers_alike_as_a_formula():
+    methods = gather_methods(trials({"labeler/knapsack": [90.0], "taylor/mac": [89.0], "labeler/uniform_bits": [92.0],
+                                     "criterion/bits": [95.0]}))  # fmt: skip
+    verdict = judge(methods, "fine_tuned")
+    assert (verdict.labeler, verdict.best) == ("labeler/knapsack", "labeler/uniform_bits")
+    assert verdict.gap == pytest.approx(-2.0)
+
+
 def test_later_lines_of_a_step_count(run):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "finetune/loss": 9.0}\n')
