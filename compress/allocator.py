@@ -18,7 +18,7 @@ class Constraints:
         floor: fraction of each group that stays at least, in [0, 1]; with 1 all of it, and never less than one unit.
         round_to: the number of kept units of a group is a multiple of this (or all of the group stays).
         pinned: names of groups, layers or units (an id, or a prefix ending in a dot) that must stay as they are.
-        max_bits_only: layers (by name) that must not go below 8 bits.
+        max_bits_only: layers (by name) that keep all weights in one layer, in 8 bits or more.
     """
 
     floor: float = 0.1

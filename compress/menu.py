@@ -282,7 +282,7 @@ def _layer_choices(
         scored = ((choice, float(table[name][row])) for name, choice in named if useful[choice][layers].all())
         offered = {choice: score for choice, score in scored if not np.isnan(score)}
         if units.ids[row] in wide_only:
-            offered = {choice: score for choice, score in offered.items() if choice.bits >= 8 and choice.density == 1}
+            offered = {c: score for c, score in offered.items() if c.bits >= 8 and c.density == 1 and c.rank is None}
         if always_quantize:
             offered = {choice: score for choice, score in offered.items() if choice.bits <= 8}
             unscored += not offered

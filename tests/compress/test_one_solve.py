@@ -19,6 +19,7 @@ from compress.ledger import Ledger
 from compress.menu import open_menu
 from compress.outer_approximation import approximate
 from compress.pareto import pareto_front
+from compress.plan import LayerFormat
 from compress.scores import Scores
 from compress.spending import settle
 from compress.strictest_plan import take_strictest
@@ -311,3 +312,16 @@ def test_what_has_no_front():
             pareto_front(units, scores, costs, **arguments)
     with pytest.raises(CompressError, match="nats"):
         pareto_front(units, dataclasses.replace(scores, scale="order"), costs)
+
+
+@pytest.mark.parametrize("kind", [UniformAllocator, ThresholdAllocator, GreedyAllocator, KnapsackAllocator])
+def test_a_layer_of_most_bits_only_stays_one_layer(kind):
+    choices = ("8bit", "8bit_r0.5")
+    units, costs = chain([8, 8], 0, choices)
+    values = np.full((len(units), 3), np.nan)
+    values[units.removable, 0], values[~units.removable, 1:] = 5.0, (0.01, 0.001)
+    scores = Scores(units.ids, ("removed", *choices), values, "nats")
+    for names in ((), ("conv1",)):
+        plan = kind().allocate(units, scores, costs, Budget(weight_bytes=0.2), Constraints(max_bits_only=names))
+        ranked = plan.layer_formats.get("conv1", LayerFormat(32, "float32")).rank is not None
+        assert ranked == (not names)
