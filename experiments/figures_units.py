@@ -1,12 +1,12 @@
 """Figures of what is sensitive, what was removed where, and in how many bits the rest is kept."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from compress.layer_choice import choice_of
 from compress.quantizer import FLOAT_BITS
 from experiments.figure_style import FAINT, INK, LINE, MARKERS, MUTED, SERIES, log_like, new_figure, plain_rows
 from experiments.quantities import STAGES, shorten, stage_words
@@ -16,12 +16,18 @@ _HIGHLIGHTED = 6
 _MOST_ROWS = 80
 
 
-def bit_choices(choices: tuple[str, ...]) -> list[tuple[int, int]]:
-    """`(bits, column)` of the choices that are bit-widths, the most bits first."""
-    found = [
-        (int(match[1]), column) for column, name in enumerate(choices) if (match := re.fullmatch(r"(\d+)bit", name))
-    ]
-    return sorted(found, reverse=True)
+def told_choices(choices: tuple[str, ...]) -> list[tuple[str, int | None, int]]:
+    """`(words, bits, column)` of the choices that are bit-widths, the most bits first; without any, of the ranks.
+
+    `bits` is None where it is no width that a plan's layer could be told to have.
+    """
+    known = [(choice_of(name), column) for column, name in enumerate(choices)]
+    widths = [(c.bits, column) for c, column in known if c.rank is None and c.density == 1]
+    if widths:
+        return [(f"{bits} bit", bits, column) for bits, column in sorted(widths, reverse=True)]
+    most = max((c.bits for c, _ in known), default=0)
+    ranks = [(c.rank, column) for c, column in known if c.rank is not None and c.bits == most]
+    return [(f"rank {rank:g}", None, column) for rank, column in sorted(ranks, reverse=True)]
 
 
 def group_counts(run: RunFiles) -> list[tuple[str, int, int]]:
@@ -43,13 +49,13 @@ def layer_bits(run: RunFiles) -> list[tuple[str, int]]:
 
 
 def draw_layer_sensitivity(run: RunFiles) -> Figure | None:
-    """Damage of each layer alone at each bit-width; the most sensitive layers are named."""
+    """Damage of each layer alone at each bit-width, or rank; the most sensitive layers are named."""
     table = run.layer_labels
-    widths = bit_choices(table.choices) if table is not None else []
-    rows = [i for i in range(len(table.unit_ids)) if np.isfinite(table.damage[i]).any()] if widths else []
+    told = told_choices(table.choices) if table is not None else []
+    rows = [i for i in range(len(table.unit_ids)) if np.isfinite(table.damage[i]).any()] if told else []
     if not rows:
         return None
-    columns = [column for _, column in widths]
+    columns = [column for *_, column in told]
     worst = sorted(rows, key=lambda i: -np.nanmax(table.damage[i, columns]))[:_HIGHLIGHTED]
     figure = new_figure(3.6)
     axes = figure.subplots()
@@ -65,7 +71,10 @@ def draw_layer_sensitivity(run: RunFiles) -> Figure | None:
             **look,
         )
     log_like(axes, table.damage[np.ix_(rows, columns)])
-    axes.set_xticks(range(len(columns)), [f"{bits} bit" for bits, _ in widths])
+    many = len(told) > 8
+    axes.set_xticks(range(len(columns)), [words.removeprefix("rank ") if many else words for words, *_ in told])
+    if told[0][1] is None:
+        axes.set_xlabel("rank, as a fraction of that at which two layers stop being smaller than one")
     axes.set_ylabel("damage (loss per example)")
     _name_worst(figure, {shorten(table.unit_ids[row]): lines[row] for row in worst}, len(rows))
     return figure
@@ -146,7 +155,7 @@ def draw_removed(run: RunFiles) -> Figure | None:
 
 
 def draw_bits(run: RunFiles) -> Figure | None:
-    """Bits per weight of each layer, in graph order."""
+    """Bits per weight of each layer, in graph order, and its rank where it is two of low rank."""
     layers = layer_bits(run)[:_MOST_ROWS]
     if not layers:
         return None
@@ -157,8 +166,11 @@ def draw_bits(run: RunFiles) -> Figure | None:
     lengths = [min(bits, 10) for _, bits in layers]
     colours = [MUTED if bits == FLOAT_BITS else SERIES[0] for _, bits in layers]
     axes.barh(rows, lengths, height=0.68, color=colours)
-    for row, (_, bits) in enumerate(layers):
+    formats = run.plan.layer_formats if run.plan is not None else {}
+    for row, (name, bits) in enumerate(layers):
         text = "float32" if bits == FLOAT_BITS else str(bits)
+        if name in formats and formats[name].rank:
+            text += f", rank {formats[name].rank}"
         axes.annotate(text, (lengths[row], row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(rows, [shorten(name) for name, _ in layers])
     axes.set_xlim(0, 11)

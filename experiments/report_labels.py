@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.figures_labeler import held_out_pairs, ranked_scores
-from experiments.figures_units import bit_choices
+from experiments.figures_units import told_choices
 from experiments.markup import Cell, escape, figure, folded, heading, not_run, note, paragraph, table
 from experiments.quantities import (
     NOTHING,
@@ -86,7 +86,8 @@ def render_sensitivity(run: RunFiles, report: Report, figures: Figures) -> str:
             figure(
                 figures,
                 "layer_sensitivity",
-                "Damage when the weights of one layer alone are stored in fewer bits. Bars: standard error.",
+                "Damage when the weights of one layer alone are stored in fewer bits, or it alone becomes two of low "
+                "rank. Bars: standard error.",
             )
             + note(_together(run))
             + folded("all layers as a table; outlined: the plan's choice", _layer_table(run))
@@ -99,7 +100,7 @@ def render_sensitivity(run: RunFiles, report: Report, figures: Figures) -> str:
     )
     return "".join(
         [
-            heading("Layers in fewer bits"),
+            heading("Layers in fewer bits, or of low rank"),
             bits or not_run("Sensitivity of layers to bit-widths"),
             heading("Removing units of a group"),
             groups or not_run("Labels of units", "no labels.npz"),
@@ -252,17 +253,17 @@ def _steps_table(run: RunFiles) -> str:
 def _layer_table(run: RunFiles) -> str:
     """Damages as numbers on a scale of colour, the plan's choice outlined."""
     labels = run.layer_labels
-    widths = bit_choices(labels.choices)
+    told = told_choices(labels.choices)
     rows = [i for i in range(len(labels.unit_ids)) if np.isfinite(labels.damage[i]).any()]
-    if not widths or not rows:
+    if not told or not rows:
         return ""
-    most = float(np.nanmax(np.abs(labels.damage[np.ix_(rows, [c for _, c in widths])]))) or 1.0
+    most = float(np.nanmax(np.abs(labels.damage[np.ix_(rows, [c for *_, c in told])]))) or 1.0
     formats = run.plan.layer_formats if run.plan is not None else {}
     body: list[list[Cell]] = []
     for i in rows:
         name = labels.unit_ids[i]
         cells: list[Cell] = [name]
-        for bits, column in widths:
+        for _, bits, column in told:
             damage, error = labels.damage[i, column], labels.std_err[i, column]
             if not np.isfinite(damage):
                 cells.append(NOTHING)
@@ -274,4 +275,4 @@ def _layer_table(run: RunFiles) -> str:
                 (text, f'class="{kind}" style="background:color-mix(in srgb,var(--s1) {share:.0f}%,transparent)"')
             )
         body.append(cells)
-    return table(["layer", *(f"{bits} bit" for bits, _ in widths)], body)
+    return table(["layer", *(words for words, *_ in told)], body)

@@ -79,6 +79,8 @@ def render_removed(run: RunFiles, report: Report, figures: Figures) -> str:
     which = f"{len(layers) - float_layers} of {len(layers)}" if float_layers else f"All {len(layers)}"
     rest = f", {float_layers} in float32." if float_layers else "."
     told += f"{which} layers are stored in {_list(widths)} bits{rest}" if widths else "All layers stay in float32."
+    divided = sum(layer_format.rank is not None for layer_format in run.plan.layer_formats.values())
+    told += f" {divided} became two layers of low rank." if divided else ""
     costs = {layer.get("name"): layer for layer in pick(run.costs, "layers") or ()}
     layer_rows = [
         [

@@ -258,6 +258,10 @@ def test_channels_and_ranks_are_chosen_in_one_solve(tmp_path):
         assert float(rows[stage]["metric"]) == result["stages"][stage]["metric"]
     assert float(rows["pruned"]["macs"]) == result["macs"] <= 0.4 * read(tmp_path / "dense.json")["macs"]
     assert not any("promised" in warning for warning in read(tmp_path / "report.json")["warnings"])
+    page = (tmp_path / "report.html").read_text()
+    assert "became two layers of low rank" in page
+    assert ", rank " in page
+    assert "rank 0.8" in page
     # The files hold the layers as they were divided.
     divided = sum(f.rank is not None for f in plans[chosen.replace("/", "-")].layer_formats.values())
     layers = [
