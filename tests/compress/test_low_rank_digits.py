@@ -64,7 +64,7 @@ def test_from_a_net_to_a_file(digits, trained, scheme, tmp_path):
     # The first conv and the classifier are too narrow to give up half of their directions.
     ranks = {name: Factorization(int(0.35 * split.n_weights / sum(split.per_rank)), scheme)
              for name, split in splits.items() if name in ("3", "7", "12")}  # fmt: skip
-    assert len(ranks) == (3 if scheme == "channel" else 2)
+    assert len(ranks) == 3
     plain, low = factorize(module, ranks), factorize(module, ranks, second)
     assert count_macs(low, x) < 0.5 * count_macs(structure)
     dense, without, aware = (score(m, test) for m in (trained, plain, low))
