@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from experiments.config import ConfigError
-from experiments.settings import Config
+from experiments.settings import CompareSettings, Config
 
 if TYPE_CHECKING:
     from experiments.components import Components
@@ -56,17 +56,21 @@ class Method:
         return factor
 
     @property
+    def spending(self) -> str:
+        """How the budget is spent: what stands behind the slash, `"threshold"` where nothing does."""
+        return self.name.partition("@")[0].partition("/")[2] or "threshold"
+
+    @property
     def allocator(self) -> str:
         """Name of the allocator.
 
         Raises:
             ConfigError: if there is none of that name.
         """
-        short = self.name.partition("@")[0].partition("/")[2] or "threshold"
         known = ALLOCATORS | FORMATS_ALONE
-        if short not in known:
+        if self.spending not in known:
             raise ConfigError(f"compare.methods: {self.name!r} must end in one of {list(known)}, or in nothing.")
-        return known[short]
+        return known[self.spending]
 
     @property
     def learned(self) -> bool:
@@ -81,7 +85,11 @@ class Method:
     @property
     def keeps_units(self) -> bool:
         """Whether it removes nothing."""
-        return self.name.partition("@")[0].partition("/")[2] in FORMATS_ALONE
+        return self.spending in FORMATS_ALONE
+
+    def chooses_formats(self, settings: CompareSettings) -> bool:
+        """Whether formats and ranks of layers are on its menu, where there are any."""
+        return not settings.formats_for or self.spending in settings.formats_for
 
 
 def _check_search(config: Config) -> None:
@@ -107,6 +115,12 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
     methods = [Method(name) for name in dict.fromkeys(compare.methods)]
     if not methods:
         raise ConfigError("compare.methods must name at least one method.")
+    ways = [way for way in ALLOCATORS | FORMATS_ALONE if way != SEARCH]
+    for way in compare.formats_for:
+        if way not in ways:
+            raise ConfigError(f"compare.formats_for: {way!r} is not one of {ways}.")
+    if compare.formats_for and not config.quantize.enabled:
+        raise ConfigError("compare.formats_for says who may choose formats: it needs quantize.enabled.")
     known = {LABELER, CRITERION, PLANS, *parts.baselines}
     for method in methods:
         if method.source not in known:
@@ -115,13 +129,17 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
             raise ConfigError(f"compare.methods: only plans are searched, as 'plans/search'. Got {method.name!r}.")
         if method.source == PLANS:
             _check_search(config)
-        if method.keeps_units and not config.quantize.enabled:
-            raise ConfigError(f"compare.methods: {method.name!r} has nothing to choose without quantize.enabled.")
+        formats = config.quantize.enabled and method.chooses_formats(compare)
+        if method.keeps_units and not formats:
+            raise ConfigError(
+                f"compare.methods: {method.name!r} has nothing to choose without quantize.enabled, and where "
+                "compare.formats_for leaves it out."
+            )
         adds = method.allocator in ("greedy", "knapsack") and not config.quantize.joint_plans
-        if method.healing != 1 and not (config.quantize.enabled and adds):
+        if method.healing != 1 and not (formats and adds):
             raise ConfigError(
                 f"compare.methods: {method.name!r} needs damages of formats that add up: quantize.enabled, no "
-                "quantize.joint_plans, and a method that ends in /mac or /knapsack."
+                "quantize.joint_plans, and a method that ends in /mac or /knapsack and may choose formats."
             )
     sources = {method.source for method in methods}
     for short, name in ALLOCATORS.items():

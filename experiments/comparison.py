@@ -96,6 +96,11 @@ class Comparison:
                         left.remove((seed, method))
                         on_row(len(tasks) - len(left), len(tasks))
 
+    def _chooses_all(self, method: Method) -> bool:
+        """Whether it may remove units and choose formats of layers: if its budget cannot be met, none can."""
+        formats = self.formats is None or method.chooses_formats(self.settings)
+        return formats and not method.keeps_units
+
     def _seeds(self) -> list[int]:
         return list(dict.fromkeys([self.experiment.config.seed, *self.experiment.config.seeds]))
 
@@ -115,8 +120,8 @@ class Comparison:
                     if not plan_path.exists():
                         shared.plan(method).save(plan_path)
                 except BudgetError as error:
-                    # The others may remove units too.
-                    if not method.keeps_units or all(m.keeps_units for m in self.methods):
+                    # The others may have more to choose from.
+                    if self._chooses_all(method) or not any(map(self._chooses_all, self.methods)):
                         raise
                     refused = str(error)
                 else:
@@ -237,6 +242,7 @@ class _Seed:
         if method.source == PLANS:
             return self._searched_plan()
         formats, joint = self.comparison.formats, self.comparison.joint
+        formats = formats if method.chooses_formats(self.comparison.settings) else None
         if method.healing != 1:
             return self._healed_plan(method, formats)
         if formats is None or joint is None:
@@ -286,7 +292,7 @@ class _Seed:
             scores = replace(scores, scale="nats")
         # Formats follow one rule for all methods, that of the configured allocator.
         configured: Any = experiment.parts.allocator
-        always = experiment.quantizes and configured.always_quantize
+        always = formats is not None and configured.always_quantize
         if type(configured).name == allocator:
             allocator = replace(configured, always_quantize=always)
         constraints = experiment.parts.constraints

@@ -84,9 +84,10 @@ class CompareSettings:
     Methods are `"labeler"`, `"criterion"` (the configured one) or the name of a baseline: alone they remove below one
     threshold, with `/mac` they spend by score per cost, with `/uniform` the same fraction of every group, with
     `/knapsack` in one solve, with `/bits` no unit but formats in one solve, with `/uniform_bits` no unit but the same
-    format of all layers. If the labeler takes part, but not with the configured allocator, it joins with that; and the
-    configured criterion, if it does not, per MAC. The plan is that of the method with the lowest validation loss after
-    `choose_after`.
+    format of all layers. `formats_for` names those of these ways that may choose formats and ranks of layers, e.g.
+    `["knapsack", "bits"]`; the others leave every layer as it is (empty: all may). If the labeler takes part, but not
+    with the configured allocator, it joins with that; and the configured criterion, if it does not, per MAC. The plan
+    is that of the method with the lowest validation loss after `choose_after`.
 
     With `trial_steps` each repaired model is trained so many steps in the formats, masks and ranks of its plan, after
     which it is `"tried"`: few bits heal in training, removed units less so. `"labeler/knapsack@0.1"` is a method that
@@ -96,6 +97,7 @@ class CompareSettings:
     methods: list[str] = field(
         default_factory=lambda: ["labeler/mac", "random", "magnitude", "taylor/mac", "second_order/mac"]
     )
+    formats_for: list[str] = field(default_factory=list)
     finetune_epochs: int = 0
     finetune_methods: list[str] = field(default_factory=list)
     trial_steps: int = 0

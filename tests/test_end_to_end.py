@@ -269,6 +269,14 @@ def test_channels_and_ranks_are_chosen_in_one_solve(tmp_path):
         for name in ("dense", "artifact")
     ]
     assert layers[1] == layers[0] + divided > layers[0]
+    # Whoever may not choose ranks spends on channels alone.
+    call(*SHORT, *ranks, "compare.methods=[magnitude,taylor/mac]", "compare.formats_for=[knapsack]", "budget.macs=0.4",
+         "budget.weight_bytes=null", "seeds=[0]", "measure.plans=0", "train.epochs=10",
+         f"hydra.run.dir={tmp_path}")  # fmt: skip
+    plan = read(tmp_path / "artifact" / "plan.json")
+    assert plan["remove_channels"]
+    assert not plan["layer_formats"]
+    assert read(tmp_path / "result.json")["macs"] <= 0.4 * read(tmp_path / "dense.json")["macs"]
 
 
 def test_damage_after_the_repair_was_predicted(run):

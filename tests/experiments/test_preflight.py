@@ -54,6 +54,13 @@ def names(*overrides):
         ("compare.methods=[labeler/mac@0.1] quantize.joint_plans=10", "needs damages of formats that add up"),
         ("compare.methods=[fisher/bits] quantize.enabled=false", "has nothing to choose"),
         ("compare.methods=[fisher/uniform_bits] quantize.enabled=false", "has nothing to choose"),
+        (
+            "compare.methods=[fisher/bits] compare.formats_for=[knapsack]",
+            "'fisher/bits' has nothing to choose",
+        ),
+        ("compare.formats_for=[taylor]", "compare.formats_for: 'taylor' is not one of"),
+        ("compare.formats_for=[knapsack] quantize.enabled=false", "it needs quantize.enabled"),
+        ("compare.methods=[labeler/mac@0.1] compare.formats_for=[bits]", "needs damages of formats that add up"),
         ("factorizer=spatial", "factorizer must be null without quantize.enabled and quantize.ranks. Got 'spatial'"),
         (
             "factorizer=spatial quantize.ranks=[0.5] oracles.layer_choice.factorizer=null",
