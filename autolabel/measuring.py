@@ -49,7 +49,8 @@ def measure(
         sample: how many units, or ids of units; None for all.
         seed, strategy: how units are drawn, see `sample_units`.
         rows_file: a JSON-lines file that takes each row as soon as it is known. When it holds rows of the same model,
-            data and oracle already, they are not measured again: a killed run loses at most the rows in hand.
+            data and oracle already, they are not measured again: a killed run loses at most the row in hand (all of an
+            oracle that knows its rows only at once).
         on_row: called with (rows done, rows in all) after each row, for a progress bar.
 
     Returns:
@@ -71,18 +72,16 @@ def measure(
         rows = np.sort(structure.units.positions(sample))
     replay = Replay(structure, task, batches)
     log = RowLog(rows_file, _key(structure, oracle, replay), structure.units.ids, oracle.choices)
-    n_choices = len(oracle.choices)
-    missing = [
-        row for row in rows if sum((structure.units.ids[row], c) in log.rows for c in oracle.choices) < n_choices
-    ]
-    done = n_choices * (len(rows) - len(missing))
+    wanted = [(structure.units.ids[row], choice) for row in rows for choice in oracle.choices]
+    known = {cell for cell in wanted if cell in log.rows}
+    done = len(known)
     if done:
-        _LOG.info("%d of %d measured rows found in %s", done, n_choices * len(rows), rows_file)
-    for measurement in oracle.measure(structure, replay, np.array(missing, dtype=np.int64)):
+        _LOG.info("%d of %d measured rows found in %s", done, len(wanted), rows_file)
+    for measurement in oracle.measure(structure, replay, rows, known):
         log.add(measurement)
         done += 1
         if on_row is not None:
-            on_row(done, n_choices * len(rows))
+            on_row(done, len(wanted))
     return _table(structure.units, oracle, log.rows, replay)
 
 

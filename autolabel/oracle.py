@@ -1,6 +1,6 @@
 """The seam of oracles: they measure the damage that one choice does."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -46,8 +46,14 @@ class Oracle(Protocol):
     kind: str
     choices: tuple[str, ...]
 
-    def measure(self, structure: Structure, replay: Replay, rows: np.ndarray) -> Iterator[Measurement]:
-        """Measurements of the units in these rows, each as soon as it is known."""
+    def measure(
+        self, structure: Structure, replay: Replay, rows: np.ndarray, done: Collection[tuple[str, str]] = ()
+    ) -> Iterator[Measurement]:
+        """Measurements of the units in these rows, each as soon as it is known.
+
+        Args:
+            done: `(unit id, choice)` of what was measured before and is left out.
+        """
 
 
 class Moments:

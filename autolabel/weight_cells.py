@@ -218,7 +218,7 @@ def _measure_layer(
         value = weight.tensor.detach().masked_fill((cells.of[weight.name] == row).to(weight.tensor.device), 0.0)
         moments = Moments()
         for number in range(len(replay.batches)):
-            moments.add(replay.layer_losses(suffix, value, number)[0] - replay.dense[number])
+            moments.add(replay.layer_losses(suffix, value, number) - replay.dense[number])
         yield Measurement(cells.ids[row], CHOICE, moments.mean, moments.std_err, moments.n,
                           suffix.macs * moments.n, replay.full_macs * replay.n_examples)  # fmt: skip
 

@@ -20,7 +20,7 @@ from compress.task import Batch, Task
 
 CONVS = (ATEN.conv1d.default, ATEN.conv2d.default, ATEN.conv3d.default, ATEN.conv1d.padding, ATEN.conv2d.padding,
          ATEN.conv3d.padding)  # fmt: skip
-# Several units are tried in one call as long as their values stay in the processor's cache.
+# Several batches are tried in one call as long as their values stay in the processor's cache.
 _CALL_BYTES = 8 << 20
 _CACHE_BYTES = 3 << 30
 
@@ -39,7 +39,8 @@ class Suffix:
         direct: consumer name -> site, for linear consumers of untouched inputs: the removed share is subtracted.
         macs: MACs of one example when one unit is removed.
         call_bytes: bytes of the largest value of one example.
-        single: whether units must be tried one by one, because it is unknown where the examples lie (recurrent layers).
+        single: whether batches must be tried one by one, because it is unknown where the examples lie (recurrent
+            layers).
     """
 
     module: fx.GraphModule
@@ -251,32 +252,56 @@ class Replay:
 
     # -- losses ------------------------------------------------------------------------------------------------------
 
-    def units_per_call(self, suffix: Suffix, number: int) -> int:
-        """How many units to try in one call on this batch."""
-        if suffix.single:
-            return 1
-        return max(1, int(_CALL_BYTES // (suffix.call_bytes * self.sizes[number])))
-
-    def removal_losses(self, suffix: Suffix, rows: Sequence[int], number: int) -> np.ndarray:
-        """`(len(rows), batch)` float64 losses of batch `number` with one unit removed at a time."""
+    def calls(self, suffix: Suffix, numbers: Sequence[int]) -> list[list[int]]:
+        """These batches in order, divided into what one call takes: of one shape, and small enough for the cache."""
         self._fill(set(suffix.frontier))
-        k, size = len(rows), self.sizes[number]
-        if suffix.single and k > 1:
-            return np.concatenate([self.removal_losses(suffix, [row], number) for row in rows])
-        columns = [suffix.local[int(row)] for row in rows]
+        found: list[list[int]] = []
+        for number in numbers:
+            most = max(1, int(_CALL_BYTES // (suffix.call_bytes * self.sizes[number])))
+            if found and not suffix.single and len(found[-1]) < most and self._alike(suffix, found[-1][-1], number):
+                found[-1].append(number)
+            else:
+                found.append([number])
+        return found
+
+    def _alike(self, suffix: Suffix, first: int, second: int) -> bool:
+        """Whether two batches are of the same shapes, and what is kept of them differs only from example to example."""
+        leaves = [pytree.tree_leaves(self.batches[number]) for number in (first, second)]
+        shapes = [[leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in own] for own in leaves]
+        if shapes[0] != shapes[1]:
+            return False
+        for name in suffix.frontier:
+            one, other = self._cache[first][name], self._cache[second][name]
+            if not isinstance(one, Tensor):
+                if one != other:
+                    return False
+            elif _layout(self.structure, name) is None and not torch.equal(one, other):
+                return False
+        return True
+
+    def removal_losses(self, suffix: Suffix, trials: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """Losses with one unit removed, for each trial `(row of the unit, number of the batch)`: `(batch,)` float64.
+
+        The batches of several trials must be such as `calls` puts together, or one.
+        """
+        self._fill(set(suffix.frontier))
+        if suffix.single and len(trials) > 1:
+            return [self.removal_losses(suffix, [trial])[0] for trial in trials]
+        columns = [suffix.local[int(row)] for row, _ in trials]
+        numbers = [number for _, number in trials]
+        k, size = len(trials), self.sizes[numbers[0]]
         gates = torch.ones(k, len(suffix.local), dtype=self._dtype())
         gates[range(k), columns] = 0
-        dense = self._cache[number]
         env: dict[str, Any] = {"gates": gates if suffix.single else gates.repeat_interleave(size, dim=0)}
         for name in suffix.frontier:
             if name not in suffix.direct:
-                env[name] = dense[name] if k == 1 else self._repeat(name, dense[name], k)
+                env[name] = self._joined(name, [self._cache[number][name] for number in numbers])
         self.forward_macs += suffix.macs * k * size
         self.naive_macs += self.full_macs * k * size
-        return self._run(suffix, env, columns, dense, number)
+        return self._run(suffix, env, columns, numbers)
 
     def layer_losses(self, suffix: Suffix, weight: Tensor, number: int) -> np.ndarray:
-        """`(1, batch)` float64 losses of batch `number` with another weight in the layer of `suffix`."""
+        """`(batch,)` float64 losses of batch `number` with another weight in the layer of `suffix`."""
         self._fill(set(suffix.frontier))
         dense = self._cache[number]
         starts = {source.name for node in suffix.order for source in node.all_input_nodes} - {
@@ -286,19 +311,17 @@ class Replay:
         env.update({name: weight for name in starts - set(suffix.frontier)})
         self.forward_macs += suffix.macs * self.sizes[number]
         self.naive_macs += self.full_macs * self.sizes[number]
-        return self._run(suffix, env, [0], dense, number)
+        return self._run(suffix, env, [0], [number])[0]
 
     def _dtype(self) -> torch.dtype:
         return next((p.dtype for p in self.structure.traced.module.parameters()), torch.float32)
 
-    def _run(
-        self, suffix: Suffix, env: dict[str, Any], columns: list[int], dense: dict[str, Any], number: int
-    ) -> np.ndarray:
-        size, batch = self.sizes[number], self.batches[number]
+    def _run(self, suffix: Suffix, env: dict[str, Any], columns: list[int], numbers: list[int]) -> list[np.ndarray]:
+        size = self.sizes[numbers[0]]
         with torch.no_grad():
             for node in suffix.order:
                 if node.name in suffix.direct:
-                    env[node.name] = self._without(suffix.direct[node.name], columns, dense)
+                    env[node.name] = self._without(suffix.direct[node.name], columns, numbers)
                 elif node.op == "get_attr":
                     # Always in evaluation mode, whatever mode the model is in: its running statistics stay as they are.
                     env[node.name] = node.target != "training" and value_of(suffix.module, node.target)
@@ -309,24 +332,24 @@ class Replay:
                     del args, kwargs
                 for name in suffix.done.get(node.name, ()):
                     env.pop(name, None)
-            flat = fx.node.map_arg(suffix.output.args[0], lambda n: env[n.name] if n.name in env else dense[n.name])
+            flat = fx.node.map_arg(suffix.output.args[0], lambda n: env[n.name])
             out = []
-            for i in range(len(columns)):
+            for i, number in enumerate(numbers):
                 own = pytree.tree_map(
                     lambda leaf, i=i: leaf[i * size : (i + 1) * size] if isinstance(leaf, Tensor) else leaf, flat
                 )
                 outputs = suffix.module.graph.process_outputs(own)
-                out.append(self.task.loss(outputs, batch).double().cpu().numpy())
-        return np.stack(out)
+                out.append(self.task.loss(outputs, self.batches[number]).double().cpu().numpy())
+        return out
 
-    def _without(self, site: Site, columns: list[int], dense: dict[str, Any]) -> Tensor:
-        """The consumer's dense output minus the share of each unit, one unit after the other along the batch."""
+    def _without(self, site: Site, columns: list[int], numbers: list[int]) -> Tensor:
+        """The consumer's dense output minus the share of the unit, one trial after the other along the batch."""
         node = site.node
-        x, y = dense[node.args[0].name], dense[node.name]
         weight = value_of(self.structure.traced.module, node.args[1].target).detach()
         layout = _out_layout(self.structure, node)
         parts = []
-        for column in columns:
+        for column, number in zip(columns, numbers, strict=True):
+            x, y = self._cache[number][node.args[0].name], self._cache[number][node.name]
             index = torch.from_numpy(np.flatnonzero(site.rows == column)).to(x.device)
             picked = x.index_select(site.dim, index)
             if node.target is ATEN.linear.default:
@@ -336,11 +359,12 @@ class Replay:
             parts.append(y - share)
         return parts[0] if len(parts) == 1 else _stack(parts, layout)
 
-    def _repeat(self, name: str, value: Any, k: int) -> Any:
-        if not isinstance(value, Tensor):
-            return value
+    def _joined(self, name: str, values: list[Any]) -> Any:
+        """Values of several batches behind each other; one of them where they have no examples."""
+        if len(values) == 1 or not isinstance(values[0], Tensor):
+            return values[0]
         layout = _layout(self.structure, name)
-        return value if layout is None else _stack([value] * k, layout)
+        return values[0] if layout is None else _stack(values, layout)
 
 
 class _Keeper(fx.Interpreter):
@@ -391,7 +415,7 @@ def _out_layout(structure: Structure, node: fx.Node) -> BatchLayout:
 
 
 def _stack(parts: list[Tensor], layout: BatchLayout) -> Tensor:
-    """Values of several units behind each other along the examples."""
+    """Values of several trials behind each other along the examples."""
     if layout.outer == 1:
         return torch.cat(parts, dim=layout.dim)
     split = [p.unflatten(layout.dim, (layout.outer, -1)) for p in parts]

@@ -1,6 +1,6 @@
 """Damage of removing one channel or head in the thinned company that a budget leads to."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import torch
@@ -39,8 +39,11 @@ class ContextOracle:
             raise CompressError(f"The 'masks' parameter of ContextOracle must be at least 1. Got {masks}.")
         self.kept, self.masks, self.seed = kept, masks, seed
 
-    def measure(self, structure: Structure, replay: Replay, rows: np.ndarray) -> Iterator[Measurement]:
+    def measure(
+        self, structure: Structure, replay: Replay, rows: np.ndarray, done: Collection[tuple[str, str]] = ()
+    ) -> Iterator[Measurement]:
         """One measurement per row."""
+        rows = [row for row in rows if (structure.units.ids[row], "removed") not in done]
         if not len(rows):
             return
         effect, std_err = marginal_effects(*self._losses(structure, replay))

@@ -1,6 +1,6 @@
 """Damage of storing one layer's weight in fewer bits, with fewer weights or at a lower rank, looked at at once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -64,22 +64,30 @@ class LayerChoiceOracle:
         self.quantizer = quantizer or MseQuantizer()
         self.activation_aware = activation_aware
 
-    def measure(self, structure: Structure, replay: Replay, rows: np.ndarray) -> Iterator[Measurement]:
+    def measure(
+        self, structure: Structure, replay: Replay, rows: np.ndarray, done: Collection[tuple[str, str]] = ()
+    ) -> Iterator[Measurement]:
         """One measurement per row and choice."""
         layers = {layer.name: layer for layer in structure.traced.layers()}
-        names = [structure.units.ids[row] for row in rows]
+        left = {
+            name: [choice for choice in self.layer_choices if (name, choice.name) not in done]
+            for name in (structure.units.ids[row] for row in rows)
+        }
+        names = [name for name, choices in left.items() if choices]
         able, second = self._prepare_ranks(structure, replay, names)
         for name in names:
+            if name not in able and all(choice.rank for choice in left[name]):
+                continue
             layer, suffix = layers[name], replay.layer_suffix(name)
             replay.forget()
             replay.keep([suffix])
             weight = value_of(structure.traced.module, layer.weight).detach()
-            choices = [choice for choice in self.layer_choices if choice.rank is None or name in able]
+            choices = [choice for choice in left[name] if choice.rank is None or name in able]
             tried = try_choices(weight, choices, self.quantizer, OUTPUT_AXIS[layer.kind], second.get(name))
             for choice, (stored, _) in zip(choices, tried, strict=True):
                 moments = Moments()
                 for number in range(len(replay.batches)):
-                    moments.add(replay.layer_losses(suffix, stored, number)[0] - replay.dense[number])
+                    moments.add(replay.layer_losses(suffix, stored, number) - replay.dense[number])
                 yield Measurement(name, choice.name, moments.mean, moments.std_err, moments.n,
                                   suffix.macs * moments.n, replay.full_macs * replay.n_examples)  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Damage of removing one channel or head at a time, looked at at once."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -39,42 +39,40 @@ class RemovalOracle:
         self.relative_error = relative_error
         self.hard_fraction = hard_fraction
 
-    def measure(self, structure: Structure, replay: Replay, rows: np.ndarray) -> Iterator[Measurement]:
+    def measure(
+        self, structure: Structure, replay: Replay, rows: np.ndarray, done: Collection[tuple[str, str]] = ()
+    ) -> Iterator[Measurement]:
         """One measurement per row, group by group."""
         n_hard = len(replay.batches)
         if self.relative_error > 0:
             replay, n_hard = hardest_first(replay, self.hard_fraction)
-        groups = by_group(structure.units, rows)
+        groups = by_group(structure.units, (row for row in rows if (structure.units.ids[row], "removed") not in done))
         suffixes = {group: replay.group_suffix(group) for group in groups}
         together = replay.keep(list(suffixes.values()))
         for group, members in groups.items():
+            suffix = suffixes[group]
             if not together:
                 replay.forget()
-                replay.keep([suffixes[group]])
-            k = replay.units_per_call(suffixes[group], int(np.argmax(replay.sizes)))
-            for start in range(0, len(members), k):
-                yield from self._measure_units(structure, replay, suffixes[group], members[start : start + k], n_hard)
+                replay.keep([suffix])
+            hard = replay.calls(suffix, range(n_hard))
+            for row in members:
+                yield self._measure_unit(structure, replay, suffix, row, hard)
 
-    def _measure_units(
-        self, structure: Structure, replay: Replay, suffix: Suffix, rows: list[int], n_hard: int
-    ) -> Iterator[Measurement]:
-        """All rows on the first `n_hard` batches, and on as many of the others as each needs."""
-        sizes = sum(replay.sizes[:n_hard]), sum(replay.sizes[n_hard:])
-        moments = {row: StratifiedMoments(*sizes) for row in rows}
-        active = list(rows)
-        for number in range(len(replay.batches)):
-            losses = replay.removal_losses(suffix, active, number)
-            for row, changed in zip(active, losses, strict=True):
-                part = moments[row].hard if number < n_hard else moments[row].rest
-                part.add(changed - replay.dense[number])
-            if number >= n_hard:
-                active = [row for row in active if not self._clear(moments[row])]
-            if not active:
+    def _measure_unit(
+        self, structure: Structure, replay: Replay, suffix: Suffix, row: int, hard: list[list[int]]
+    ) -> Measurement:
+        """One row on all hard batches, several in one call, and then on as many of the others as it needs."""
+        n_hard = sum(map(len, hard))
+        found = StratifiedMoments(sum(replay.sizes[:n_hard]), sum(replay.sizes[n_hard:]))
+        for call in [*hard, *([number] for number in range(n_hard, len(replay.batches)))]:
+            losses = replay.removal_losses(suffix, [(row, number) for number in call])
+            for number, changed in zip(call, losses, strict=True):
+                moments = found.hard if number < n_hard else found.rest
+                moments.add(changed - replay.dense[number])
+            if call[0] >= n_hard and self._clear(found):
                 break
-        for row in rows:
-            found = moments[row]
-            yield Measurement(structure.units.ids[row], "removed", found.mean, found.std_err, found.n,
-                              suffix.macs * found.n, replay.full_macs * replay.n_examples)  # fmt: skip
+        return Measurement(structure.units.ids[row], "removed", found.mean, found.std_err, found.n,
+                           suffix.macs * found.n, replay.full_macs * replay.n_examples)  # fmt: skip
 
     def _clear(self, moments: StratifiedMoments) -> bool:
         return moments.sampling_error <= self.relative_error * abs(moments.mean)

@@ -1,6 +1,6 @@
 """Damage of removing one channel or head in thinned company, after the rest was refitted."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import torch
@@ -43,8 +43,11 @@ class RepairedOracle:
             raise CompressError(f"The 'masks' parameter of RepairedOracle must be at least 4. Got {masks}.")
         self.kept, self.masks, self.ridge, self.max_rows, self.seed = kept, masks, ridge, max_rows, seed
 
-    def measure(self, structure: Structure, replay: Replay, rows: np.ndarray) -> Iterator[Measurement]:
+    def measure(
+        self, structure: Structure, replay: Replay, rows: np.ndarray, done: Collection[tuple[str, str]] = ()
+    ) -> Iterator[Measurement]:
         """One measurement per row. Raises CompressError for a single batch, which cannot be halved."""
+        rows = [row for row in rows if (structure.units.ids[row], "removed") not in done]
         if not len(rows):
             return
         if len(replay.batches) < 2:

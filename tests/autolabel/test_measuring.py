@@ -44,9 +44,10 @@ class CountingOracle(RemovalOracle):
         super().__init__(relative_error)
         self.asked = []
 
-    def measure(self, structure, replay, rows):
-        self.asked += [structure.units.ids[row] for row in rows]
-        yield from super().measure(structure, replay, rows)
+    def measure(self, structure, replay, rows, done=()):
+        ids = [structure.units.ids[row] for row in rows]
+        self.asked += [unit for unit in ids if (unit, "removed") not in done]
+        yield from super().measure(structure, replay, rows, done)
 
 
 def assert_same(first, second):
@@ -288,3 +289,35 @@ def test_bad_units_and_settings_are_refused():
     model[0].weight.data[0, 0] = float("nan")
     with pytest.raises(DataError, match=r"0\.weight"):
         measure(model, None, TASK, batches, RemovalOracle())
+
+
+@pytest.mark.parametrize("oracle", [RemovalOracle(), LayerChoiceOracle((8, 2), ranks=(0.5,))])
+def test_nothing_is_in_hand_but_one_row(oracle):
+    """All that was computed when a row comes belongs to rows that came: a kill loses no more than the next one."""
+    batches = make_batches(n_batches=4, size=8)
+    structure = compress.analyze(make_model(), batches[0][0])
+    replay = Replay(structure, TASK, batches)
+    rows = structure.units.positions([i for i, kind in zip(structure.units.ids, structure.units.kind, strict=True)
+                                      if (kind == "layer") == (oracle.kind == "layer")])  # fmt: skip
+    begun, total, kept = replay.forward_macs, 0.0, []
+    for measurement in oracle.measure(structure, replay, rows):
+        total += measurement.forward_macs
+        kept.append((replay.forward_macs - begun - total) / (replay.full_macs * replay.n_examples))
+    assert len(kept) >= 3
+    # What comes on top are passes for values that are kept and for moments of inputs: whole ones, of the dense model.
+    assert kept == pytest.approx(np.round(kept), abs=1e-9)
+    assert max(kept) <= 4
+
+
+def test_choices_of_a_layer_that_were_measured_are_not_measured_again(tmp_path):
+    model, batches, file = make_model(), make_batches(), tmp_path / "rows.jsonl"
+    oracle = LayerChoiceOracle((8, 4, 2), ranks=(0.3, 0.6))
+    whole = measure(model, None, TASK, batches, oracle, rows_file=file)
+    lines = file.read_bytes().splitlines(keepends=True)
+    for left in (1, 4, 7, len(lines)):
+        file.write_bytes(b"".join(lines[:left]))
+        seen = []
+        assert_same(measure(model, None, TASK, batches, oracle, rows_file=file, on_row=lambda *d, s=seen: s.append(d)),
+                    whole)  # fmt: skip
+        assert len(seen) == len(lines) - left
+        assert sorted(file.read_bytes().splitlines()) == sorted(line.strip() for line in lines)

@@ -24,7 +24,7 @@ ARCHITECTURES = (
     "residual_projection", "resnext", "dense_concat", "grouped_transposed", "squeeze_excite", "group_norms", "convnext",
     "SharedConv", "TiedGPT", "gqa_sdpa", "encoder_pre_norm_time_first", "SoftmaxChannels", "GruFront",
 )  # fmt: skip
-SIZES = (3, 2)
+SIZES = (3, 3, 2)
 
 
 class AnyTask:
@@ -47,15 +47,22 @@ class AnyTask:
 
 @cache
 def make_case(name: str, dtype: torch.dtype) -> tuple[Structure, list[tuple[Any, ...]]]:
-    """The analysed architecture and batches of two sizes."""
+    """The analysed architecture and batches of two sizes; those of the same size differ in their order."""
     architecture = ZOO[name]
     model = build(architecture).to(dtype)
     batches = []
-    for size in SIZES:
+    for number, size in enumerate(SIZES):
         inputs = pytree.tree_map(lambda x: x.to(dtype) if x.is_floating_point() else x, architecture.inputs(size))
+        if number == 1:
+            inputs = pytree.tree_map(lambda x, size=size: _turned(x, size), inputs)
         args, kwargs = as_inputs(inputs)
         batches.append((*args, *kwargs.values()))
     return compress.analyze(model, batches[0]), batches
+
+
+def _turned(leaf: Tensor, size: int) -> Tensor:
+    """The examples in another order, wherever they lie."""
+    return leaf.flip([dim for dim, n in enumerate(leaf.shape) if n == size][:1])
 
 
 def masked_losses(structure: Structure, batches: list[Any], row: int, task: Any) -> list[np.ndarray]:
@@ -69,11 +76,14 @@ def masked_losses(structure: Structure, batches: list[Any], row: int, task: Any)
 
 
 def replayed_losses(replay: Replay, group: str) -> dict[int, list[np.ndarray]]:
-    """Row -> losses per batch, all units of the group in one call."""
+    """Row -> losses per batch, as many batches in one call as may be."""
     suffix = replay.group_suffix(group)
-    rows = list(suffix.local)
-    found = [replay.removal_losses(suffix, rows, number) for number in range(len(replay.batches))]
-    return {row: [losses[i] for losses in found] for i, row in enumerate(rows)}
+    calls = replay.calls(suffix, range(len(replay.batches)))
+    assert calls == ([[0], [1], [2]] if suffix.single else [[0, 1], [2]])
+    return {
+        row: [losses for call in calls for losses in replay.removal_losses(suffix, [(row, n) for n in call])]
+        for row in suffix.local
+    }
 
 
 @pytest.mark.parametrize(
@@ -115,7 +125,7 @@ def test_another_weight_is_the_model_with_that_weight(name: str) -> None:
             changed.copy_(weight)
             for number, batch in enumerate(batches):
                 expected = task.loss(module(*task.inputs(batch)), batch).numpy()
-                np.testing.assert_allclose(replay.layer_losses(suffix, weight, number)[0], expected, atol=1e-9)
+                np.testing.assert_allclose(replay.layer_losses(suffix, weight, number), expected, atol=1e-9)
             changed.copy_(before)
 
 
@@ -130,7 +140,7 @@ def test_work_of_a_chain_in_closed_form() -> None:
     assert replay.layer_suffix("2").macs == 30 + 15
     assert replay.forward_macs == 7 * 69
     assert replay.naive_macs == 0
-    replay.removal_losses(replay.group_suffix("2:out"), [6, 7], 0)
+    replay.removal_losses(replay.group_suffix("2:out"), [(6, 0), (7, 0)])
     assert replay.forward_macs == pytest.approx(7 * (69 + 69 + 2 * 3))
     assert replay.naive_macs == 7 * 2 * 69
 
