@@ -115,7 +115,7 @@ def read_run(folder: str | Path) -> RunFiles:
         held_out=load("held_out.npz", LabelTable.load),
         joint=load(JOINT_FILE, JointDamage.load),
         plan=load("plan.json", CompressionPlan.load),
-        comparison=load("comparison.csv", _read_comparison),
+        comparison=load("comparison.csv", read_comparison),
         curves=load(FILE_NAME, _read_curves) or {},
         config=load(".hydra/config.yaml", lambda path: path.read_text(encoding="utf-8", errors="replace")),
     )
@@ -152,7 +152,8 @@ def _read_warnings(path: Path) -> tuple[str, ...]:
     return tuple(str(text) for text in value)
 
 
-def _read_comparison(path: Path) -> tuple[Trial, ...]:
+def read_comparison(path: Path) -> tuple[Trial, ...]:
+    """The rows of a `comparison.csv` or of a raw table of one. Raises ArtifactError if it lacks a column."""
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         missing = [name for name in COMPARISON_COLUMNS if name not in (reader.fieldnames or ())]

@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT))
 
 from experiments import (  # noqa: E402
     coded_curve,
+    comparison_page,
     leaderboard,
     mixed_precision_page,
     plan_damage_page,
@@ -24,9 +25,11 @@ from experiments.mixed_precision import AllocationRow, WidthRow  # noqa: E402
 from experiments.plan_damages import DamageRow  # noqa: E402
 from experiments.plan_intervals import IntervalRow  # noqa: E402
 from experiments.raw_table import read_raw  # noqa: E402
+from experiments.run_files import read_comparison  # noqa: E402
 from experiments.who_predicts import Row  # noqa: E402
 
 RESULTS = ROOT / "results"
+RESNET20 = "ResNet-20 on CIFAR-10 at half the MACs", 91.73  # with the test accuracy of the dense network
 
 
 def _who_predicts() -> str:
@@ -64,6 +67,11 @@ def _curves() -> list[coded_curve.CurveRow]:
     return read_raw(RESULTS / "coded_curve" / "raw.csv", coded_curve.CurveRow)
 
 
+def _resnet20() -> str:
+    rows = read_comparison(RESULTS / "cifar10_resnet20" / "raw.csv")
+    return comparison_page.write_page(rows, RESNET20[0], "cifar10_resnet20", RESNET20[1])
+
+
 def _figure(name: str) -> Figure:
     if name == "records":
         return records_page.draw_records(_records())
@@ -74,6 +82,8 @@ def _figure(name: str) -> Figure:
         return regret_page.draw_regret(regret_page.read_rows(raw))
     if name == "coded_curve":
         return coded_curve.draw_curves(_curves())
+    if name == "cifar10_resnet20":
+        return comparison_page.draw_methods(read_comparison(raw), RESNET20[1])
     if name == "plan_damage":
         return plan_damage_page.draw_damages(read_raw(raw, DamageRow))
     return mixed_precision_page.draw_widths(read_raw(raw, WidthRow))
@@ -83,7 +93,7 @@ def _figure(name: str) -> Figure:
 pages: dict[str, Callable[[], str]] = {
     "who_predicts": _who_predicts, "no_regret": _no_regret, "mixed_precision": _mixed_precision,
     "plan_damage": _plan_damage, "records": lambda: records_page.write_page(_records()),
-    "coded_curve": lambda: coded_curve.write_page(_curves()),
+    "coded_curve": lambda: coded_curve.write_page(_curves()), "cifar10_resnet20": _resnet20,
 }  # fmt: skip
 
 

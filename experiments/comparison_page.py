@@ -1,0 +1,72 @@
+"""The page and the figure of one comparison of methods at the same budget, drawn from its raw rows."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from experiments.compared_methods import Method as Compared
+from experiments.figure_style import FAINT, INK, SERIES, dots_and_mean, new_figure, plain_rows
+from experiments.methods import Method, compared_stages, gather_methods, judge
+from experiments.quantities import STAGE_WORDS
+from experiments.run_files import Trial
+
+_EXPLANATION = """All methods have the same budget, the same repair without training and the same fine-tuning. A plain
+name removes channels below one threshold; `/mac` spends by score per MAC; `/knapsack` chooses channels and ranks of
+layers in one solve, channels by the scores that it names and ranks by their measured damage; `/bits` removes nothing,
+ranks alone; `/uniform_bits` gives all layers but the first and the last the same part of their rank. Numbers are mean
+± standard deviation over {n} seeds (examples that are measured on, and order and augmentation of the training)."""
+
+
+def write_page(trials: Sequence[Trial], title: str, name: str, dense: float) -> str:
+    """Markdown: who won, the figure, and every method, those that remove channels alone apart from the others.
+
+    Args:
+        title: of the network and its budget. name: of the experiment. dense: test metric of the dense network, in %.
+    """
+    methods = gather_methods(trials)
+    stages = compared_stages(methods)
+    n = max(len(method.stages[stages[0]].values) for method in methods)
+    page = [f"# {title}", "", f"`python -m experiments.run experiment={name}`, drawn from `results/{name}/raw.csv`.",
+            "", _EXPLANATION.format(n=n), f"The dense network has {dense:.2f} %.", "",
+            f"![Accuracy of every method]({name}.svg)", ""]  # fmt: skip
+    for heading, own in (
+        ("Channels, or ranks, or both", [method for method in methods if _with_ranks(method)]),
+        ("Channels alone", [method for method in methods if not _with_ranks(method)]),
+    ):
+        if not own:
+            continue
+        verdicts = [judge(own, stage) for stage in stages if stage != "pruned"]
+        page += [f"## {heading}", "", *(verdict.sentence for verdict in verdicts if verdict), ""]
+        words = [f"{STAGE_WORDS[stage]}, %" for stage in stages]
+        page += [f"| method | {' | '.join(words)} | MACs, millions |", "|" + "---|" * (2 + len(stages))]
+        for method in own:
+            cells = [str(method.stages[stage]) if stage in method.stages else "" for stage in stages]
+            shown = f"**{method.name}**" if method.learned else method.name
+            page.append(f"| {shown} | {' | '.join(cells)} | {method.macs / 1e6:.2f} |")
+        page.append("")
+    return "\n".join(page)
+
+
+def draw_methods(trials: Sequence[Trial], dense: float) -> Figure:
+    """Test accuracy of every method after each stage but the first cut: a dot a seed, a large one for their mean."""
+    methods = gather_methods(trials)
+    stages = [stage for stage in compared_stages(methods) if stage != "pruned"]
+    figure = new_figure(1.1 + 0.26 * len(methods))
+    panels = figure.subplots(1, len(stages), sharey=True, squeeze=False)[0]
+    for axes, stage in zip(panels, stages, strict=True):
+        for row, method in enumerate(methods):
+            colour = SERIES[0] if method.learned else SERIES[1] if _with_ranks(method) else FAINT
+            if stage in method.stages:
+                dots_and_mean(axes, row, method.stages[stage].values, colour)
+        axes.axvline(dense, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+        plain_rows(axes, len(methods))
+        axes.set_title(STAGE_WORDS[stage])
+        axes.set_xlabel("test accuracy, % (dashed: dense)")
+    panels[0].set_yticks(range(len(methods)), [method.name for method in methods])
+    return figure
+
+
+def _with_ranks(method: Method) -> bool:
+    """Whether ranks of layers are on its menu: only where all is solved at once, or formats alone are chosen."""
+    compared = Compared(method.name)
+    return compared.spending == "knapsack" or compared.keeps_units
