@@ -60,7 +60,7 @@ def _axis(node: onnx.NodeProto) -> int:
 
 def _bits_needed(values: np.ndarray) -> int:
     largest = int(np.abs(values.astype(np.int16)).max(initial=0))
-    return next(bits for bits in (2, 3, 4, 6, 7, 8) if 2 ** (bits - 1) - 1 >= largest or bits == 8)
+    return next(bits for bits in range(2, 9) if 2 ** (bits - 1) - 1 >= largest or bits == 8)
 
 
 def _can_overflow(values: np.ndarray, users: list[onnx.NodeProto]) -> bool:

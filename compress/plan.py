@@ -10,7 +10,7 @@ import numpy as np
 
 from compress.errors import ArtifactError, PlanError
 from compress.files import read_json, write_json
-from compress.quantizer import WEIGHT_BITS
+from compress.quantizer import INTEGER_BITS
 from compress.units import UnitTable
 
 SCHEMA_VERSION = 1
@@ -81,8 +81,8 @@ class LayerFormat:
 
     @property
     def on_integers(self) -> bool:
-        """Whether the weight is symmetric per channel at a width that engines compute on: 2, 3, 4, 6 or 8 bits."""
-        return self.scheme == "symmetric" and self.granularity == "channel" and self.bits in WEIGHT_BITS
+        """Whether the weight is symmetric per channel with 2 to 8 bits: engines compute on that."""
+        return self.scheme == "symmetric" and self.granularity == "channel" and self.bits in INTEGER_BITS
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: `bits`, `scheme`, `granularity`, and of the other fields those that are not the default."""

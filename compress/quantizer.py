@@ -9,6 +9,8 @@ from torch import Tensor
 
 from compress.errors import CompressError, DataError
 
+# Widths that integers can have; the second are those that are offered where none are named.
+INTEGER_BITS = (8, 7, 6, 5, 4, 3, 2)
 WEIGHT_BITS = (8, 6, 4, 3, 2)
 # Of a weight that no format was chosen for.
 FLOAT_BITS = 32
@@ -69,10 +71,10 @@ def largest_integer(bits: int) -> int:
     """2^(bits-1) - 1: weights take the integers from minus this to plus this.
 
     Raises:
-        CompressError: for bits other than 8, 6, 4, 3, 2.
+        CompressError: for bits other than 2 to 8.
     """
-    if isinstance(bits, bool) or bits not in WEIGHT_BITS:
-        raise CompressError(f"The 'bits' parameter of a weight format must be one of {WEIGHT_BITS}. Got {bits!r}.")
+    if isinstance(bits, bool) or bits not in INTEGER_BITS:
+        raise CompressError(f"The 'bits' parameter of a weight format must be one of {INTEGER_BITS}. Got {bits!r}.")
     return 2 ** (bits - 1) - 1
 
 
@@ -117,7 +119,7 @@ def quantize_weight(weight: Tensor, bits: int, quantizer: Quantizer, axis: int =
 
     Args:
         weight: any float tensor of two dimensions or more.
-        bits: 8, 6, 4, 3 or 2.
+        bits: 2 to 8.
         quantizer: who chooses the scale.
         axis: the dimension with one scale per index (the outputs).
 

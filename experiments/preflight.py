@@ -8,7 +8,7 @@ from autolabel.sampling import STRATEGIES
 from compress.errors import CompressError
 from compress.masking import SCOPES
 from compress.plan import ACTIVATION_RANGES, GRANULARITIES, SCHEME_BITS
-from compress.quantizer import WEIGHT_BITS
+from compress.quantizer import INTEGER_BITS
 from compress.recovery import STEPS
 from compress.refit import LAYER_CHOICES
 from compress.rewinding import REWINDS
@@ -51,7 +51,7 @@ def check_settings(config: Config, parts: Components) -> None:
     _at_least("compare.finetune_epochs", config.compare.finetune_epochs, 0)
     _at_least("compare.trial_steps", config.compare.trial_steps, 0)
     _at_least("quantize.epochs", quantize.epochs, 0)
-    _one_of("quantize.bits", quantize.bits, (*WEIGHT_BITS, 32))
+    _one_of("quantize.bits", quantize.bits, (*INTEGER_BITS, 32))
     _one_of("quantize.activation_bits", [quantize.activation_bits], (None, 8))
     _one_of("quantize.activation_ranges", [quantize.activation_ranges], ACTIVATION_RANGES)
     on_integers = (quantize.scheme, quantize.granularity) == ("symmetric", "channel") and not quantize.trained_ranges

@@ -81,8 +81,8 @@ def float_file(net, images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def low(net, images, tmp_path_factory):
-    """Weights at 8, 4, 3 and 2 bits in one file."""
-    module = _prepared(net, (images,), (8, 3, 4, 2))
+    """Weights at 8, 5, 4, 3 and 2 bits in one file."""
+    module = _prepared(net, (images,), (8, 3, 4, 2, 5))
     return module, export_onnx(module, images[:1], tmp_path_factory.mktemp("onnx") / "model.int8.onnx")
 
 
@@ -153,7 +153,7 @@ def test_tokens_by_keyword_tied_weights_and_weights_alone(tmp_path):
         assert len([t for t in tables if 60 in t.dims or t.dims[-1] == 1]) <= 2  # the tied table once
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 6, 7, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
 def test_stored_integers_unpack_to_themselves(bits, tmp_path):
     limit = 2 ** (bits - 1) - 1
     values = np.random.default_rng(bits).integers(-limit, limit + 1, (61, 67)).astype(np.int8)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from compress.errors import CompressError, DataError
 from compress.quantizer import (
     ACTIVATION_LEVELS,
-    WEIGHT_BITS,
+    INTEGER_BITS,
     Histogram,
     affine_parameters,
     dequantize_weight,
@@ -63,7 +63,7 @@ def test_a_channel_of_zeros_gets_a_harmless_scale(quantizer):
     assert (quantize_weight(torch.zeros(2, 3), 2, quantizer)[1] == 1.0).all()
 
 
-@pytest.mark.parametrize("bits", [0, 1, 5, 7, 9, True])
+@pytest.mark.parametrize("bits", [0, 1, 9, True])
 def test_other_bits_are_refused(bits):
     with pytest.raises(CompressError, match="bits"):
         quantize_weight(torch.ones(1, 1), bits, MinMaxQuantizer())
@@ -83,7 +83,7 @@ def test_mse_refuses_a_grid_without_points(steps):
 
 
 @settings(max_examples=25, derandomize=True, deadline=None)
-@given(seed=st.integers(0, 1000), bits=st.sampled_from(WEIGHT_BITS), scale=st.sampled_from([1e-12, 1e-3, 1.0, 1e6]))
+@given(seed=st.integers(0, 1000), bits=st.sampled_from(INTEGER_BITS), scale=st.sampled_from([1e-12, 1e-3, 1.0, 1e6]))
 def test_integers_are_in_range_and_errors_within_half_a_step(seed, bits, scale):
     weight = scale * torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(seed))
     integers, step = quantize_weight(weight, bits, MinMaxQuantizer())
@@ -96,7 +96,7 @@ def test_integers_are_in_range_and_errors_within_half_a_step(seed, bits, scale):
 
 
 @settings(max_examples=15, derandomize=True, deadline=None)
-@given(seed=st.integers(0, 1000), bits=st.sampled_from(WEIGHT_BITS))
+@given(seed=st.integers(0, 1000), bits=st.sampled_from(INTEGER_BITS))
 def test_mse_is_never_worse_than_minmax(seed, bits):
     weight = torch.randn(4, 30, generator=torch.Generator().manual_seed(seed)) ** 3
     errors = []

@@ -75,7 +75,7 @@ def names(*overrides):
         ("quantize.joint_plans=5", "quantize.joint_plans must be 0, or at least 10"),
         ("recovery.steps=[bn]", "recovery.steps must be out of"),
         ("recovery.layers=all", "recovery.layers must be out of"),
-        ("quantize.bits=[5]", "quantize.bits must be out of"),
+        ("quantize.bits=[9]", "quantize.bits must be out of"),
         ("quantize.activation_bits=4", "quantize.activation_bits must be out of"),
         ("quantize.activation_ranges=running", "quantize.activation_ranges must be out of"),
         ("quantize.activation_ranges=dynamic quantize.activation_bits=null", "'static' where activations stay float"),
