@@ -1,6 +1,6 @@
 """The page and the figure of one comparison of methods at the same budget, drawn from its raw rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
@@ -13,15 +13,18 @@ from experiments.run_files import Trial
 _EXPLANATION = """All methods have the same budget, the same repair without training and the same fine-tuning. A plain
 name removes channels below one threshold; `/mac` spends by score per MAC; `/knapsack` chooses channels and ranks of
 layers in one solve, channels by the scores that it names and ranks by their measured damage; `/bits` removes nothing,
-ranks alone; `/uniform_bits` gives all layers but the first and the last the same part of their rank. Numbers are mean
+ranks alone; `/uniform_bits` gives all layers the same part of their rank. Numbers are mean
 ± standard deviation over {n} seeds (examples that are measured on, and order and augmentation of the training)."""
 
 
-def write_page(trials: Sequence[Trial], title: str, name: str, dense: float) -> str:
+def write_page(
+    trials: Sequence[Trial], title: str, name: str, dense: float, others: Mapping[str, Sequence[Trial]] | None = None
+) -> str:
     """Markdown: who won, the figure, and every method, those that remove channels alone apart from the others.
 
     Args:
         title: of the network and its budget. name: of the experiment. dense: test metric of the dense network, in %.
+        others: heading -> rows of a table that differs from this one as the heading says.
     """
     methods = gather_methods(trials)
     stages = compared_stages(methods)
@@ -29,22 +32,28 @@ def write_page(trials: Sequence[Trial], title: str, name: str, dense: float) -> 
     page = [f"# {title}", "", f"`python -m experiments.run experiment={name}`, drawn from `results/{name}/raw.csv`.",
             "", _EXPLANATION.format(n=n), f"The dense network has {dense:.2f} %.", "",
             f"![Accuracy of every method]({name}.svg)", ""]  # fmt: skip
-    for heading, own in (
-        ("Channels, or ranks, or both", [method for method in methods if _with_ranks(method)]),
-        ("Channels alone", [method for method in methods if not _with_ranks(method)]),
-    ):
-        if not own:
-            continue
-        verdicts = [judge(own, stage) for stage in stages if stage != "pruned"]
-        page += [f"## {heading}", "", *(verdict.sentence for verdict in verdicts if verdict), ""]
-        words = [f"{STAGE_WORDS[stage]}, %" for stage in stages]
-        page += [f"| method | {' | '.join(words)} | MACs, millions |", "|" + "---|" * (2 + len(stages))]
-        for method in own:
-            cells = [str(method.stages[stage]) if stage in method.stages else "" for stage in stages]
-            shown = f"**{method.name}**" if method.learned else method.name
-            page.append(f"| {shown} | {' | '.join(cells)} | {method.macs / 1e6:.2f} |")
-        page.append("")
+    page += _section("Channels, or ranks, or both", [method for method in methods if _with_ranks(method)])
+    page += _section("Channels alone", [method for method in methods if not _with_ranks(method)])
+    for heading, own in (others or {}).items():
+        page += _section(heading, gather_methods(own))
     return "\n".join(page)
+
+
+def _section(heading: str, methods: Sequence[Method]) -> list[str]:
+    """What was found in words, and a row for each method; nothing without methods."""
+    if not methods:
+        return []
+    stages = compared_stages(methods)
+    verdicts = [judge(methods, stage) for stage in stages if stage != "pruned"]
+    told = [verdict.sentence for verdict in verdicts if verdict]
+    page = [f"## {heading}", "", *([*told, ""] if told else [])]
+    words = [f"{STAGE_WORDS[stage]}, %" for stage in stages]
+    page += [f"| method | {' | '.join(words)} | MACs, millions |", "|" + "---|" * (2 + len(stages))]
+    for method in methods:
+        cells = [str(method.stages[stage]) if stage in method.stages else "" for stage in stages]
+        shown = f"**{method.name}**" if method.learned else method.name
+        page.append(f"| {shown} | {' | '.join(cells)} | {method.macs / 1e6:.2f} |")
+    return [*page, ""]
 
 
 def draw_methods(trials: Sequence[Trial], dense: float) -> Figure:

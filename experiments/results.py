@@ -12,6 +12,7 @@ from typing import Any
 from compress.errors import ArtifactError
 from compress.files import read_json, write_atomic, write_json
 from experiments.comparison import read_rows
+from experiments.quantities import STAGES
 from experiments.raw_table import read_raw, to_csv
 from experiments.run_dir import read_manifest, stage_key
 
@@ -19,11 +20,15 @@ COLUMNS = ("method", "seed", "stage", "metric", "loss", "macs", "weight_bytes", 
            "command", "commit", "versions")  # fmt: skip
 
 
-def collect_results(folder: str | Path, path: str | Path) -> int:
-    """Write the rows that a run has measured so far to the CSV file `path`; returns how many.
+def collect_results(folder: str | Path, path: str | Path, add: bool = False) -> int:
+    """Write the rows that a run has measured so far to the CSV file `path`; returns how many it holds then.
 
     Rows of an unfinished comparison count: each was written when its stage ended. The plan that was fine-tuned in the
     end adds its own `fine_tuned` and `quantized` rows.
+
+    Args:
+        add: keep rows of other runs that the file holds: of other methods, seeds or stages. They must not be of another
+            kind of table.
 
     Raises:
         ArtifactError: if the folder is no run, or has no row yet.
@@ -45,13 +50,33 @@ def collect_results(folder: str | Path, path: str | Path) -> int:
                 rows.append({**made, "method": key[0], "seed": key[1], "stage": stage, "macs": result["macs"],
                              "weight_bytes": result["weight_bytes"], **result["stages"][stage]})  # fmt: skip
     constant = {"command": command_of(manifest)}
-    rows.sort(key=lambda row: (row["method"], row["seed"]))
+    rows = [{**row, **constant} for row in rows]
+    if add:
+        known = {_key(row) for row in rows}
+        rows += [row for row in _rows_of(path) if _key(row) not in known]
+    rows.sort(key=lambda row: (row["method"], int(row["seed"]), STAGES.index(row["stage"])))
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="")
     writer.writeheader()
-    writer.writerows({**row, **constant} for row in rows)
+    writer.writerows(rows)
     write_atomic(path, lambda file: file.write(text.getvalue().encode()))
     return len(rows)
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["method"], str(row["seed"]), row["stage"]
+
+
+def _rows_of(path: str | Path) -> list[dict[str, str]]:
+    """The rows of such a table. Raises ArtifactError if it is missing or another table."""
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise ArtifactError(f"{path} is no table of a comparison: its columns are {reader.fieldnames}.")
+            return list(reader)
+    except OSError as error:
+        raise ArtifactError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
 def collect_table(folder: str | Path, name: str, path: str | Path) -> int:

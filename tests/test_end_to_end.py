@@ -439,8 +439,21 @@ def test_raw_rows_are_collected_with_what_made_them(run, tmp_path):
     assert all(row["command"].startswith("python -m experiments.run") for row in rows)
     assert str(run) not in (tmp_path / "raw.csv").read_text()
     assert json.loads(rows[0]["versions"])["torch"] == torch.__version__
+    # Rows of another run stay, those that this run has too are its own.
+    text = (tmp_path / "raw.csv").read_text().splitlines()
+    other = [
+        line.replace(rows[0]["method"], "another/mac", 1) for line in text[1:] if line.startswith(rows[0]["method"])
+    ]
+    (tmp_path / "raw.csv").write_text("\n".join([text[0], *other, text[-1].replace(",1", ",2")]) + "\n")
+    assert collect_results(run, tmp_path / "raw.csv", add=True) == 12 + len(other)
+    merged = (tmp_path / "raw.csv").read_text().splitlines()
+    assert set(text) < set(merged)
+    assert set(other) < set(merged)
     with pytest.raises(ArtifactError):
         collect_results(tmp_path, tmp_path / "none.csv")
+    (tmp_path / "raw.csv").write_text("board,network\n")
+    with pytest.raises(ArtifactError, match="no table of a comparison"):
+        collect_results(run, tmp_path / "raw.csv", add=True)
 
 
 def test_the_packed_file_is_told_layer_by_layer_and_scored_again(run, tmp_path):

@@ -38,6 +38,13 @@ def test_channels_alone_and_ranks_have_tables_of_their_own(trials):
     assert "over 3 seeds" in page
 
 
+def test_other_tables_have_their_own_headings(trials):
+    page = write_page(trials, "A network", "some_experiment", 92.0, {"Trained longer": trials[:9], "Nothing": []})
+    own = page.split("## Trained longer")[1]
+    assert own.count("| **labeler/knapsack** |") == 1
+    assert "Nothing" not in page
+
+
 def test_the_figure_has_a_row_for_every_method(trials):
     figure = draw_methods(trials, 92.0)
     assert [axes.get_title() for axes in figure.axes] == ["after recovery", "after fine-tuning"]
