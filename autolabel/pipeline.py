@@ -28,7 +28,7 @@ from compress.quantization import prepare_quantized
 from compress.quantizers import MseQuantizer
 from compress.recovery import recover_
 from compress.scores import Scores
-from compress.statistics import collect_statistics
+from compress.statistics import check_batches, collect_statistics
 from compress.structure import Structure, analyze
 from compress.task import Batch, Task, evaluate
 
@@ -103,6 +103,13 @@ def auto_compress(
     structure = analyze(model, example_inputs)
     costs, constraints = unit_costs(structure), constraints or Constraints()
     check_budget(structure.units, costs, budget, constraints, ("removed", *(f"{b}bit" for b in bits)))
+    if epochs:
+        # Before hours of measuring: what fine-tuning will read.
+        first = next(iter(train), None)
+        if first is None:
+            raise DataError("The 'train' parameter of auto_compress must hold at least one batch. Got none.")
+        check_batches(structure, task, [first])
+        evaluate(structure.traced.module, task, [first])
     statistics = collect_statistics(structure, task, calibration)
     criteria = {"second_order": SecondOrderCriterion(), "fisher": FisherCriterion(), "taylor": TaylorCriterion()}
     learned = learn_labels(

@@ -35,8 +35,8 @@ def capture(model: nn.Module, args: tuple, kwargs: dict) -> tuple[fx.GraphModule
     doubled = pytree.tree_map(_at_least_two, (args, kwargs))
     failure: Exception | None = None
     for (some_args, some_kwargs), free in ((doubled, True), ((args, kwargs), False)):
-        shapes = _free_sizes(model, some_args, some_kwargs) if free else None
         try:
+            shapes = _free_sizes(model, some_args, some_kwargs) if free else None
             with _quiet():
                 program = torch.export.export(model, some_args, some_kwargs, dynamic_shapes=shapes, strict=False)
                 return program.module(check_guards=False), some_args, some_kwargs

@@ -20,7 +20,7 @@ from compress.distiller import Distiller
 from compress.errors import CompressError, DataError
 from compress.graph import fingerprint
 from compress.optimizers import make_optimizer, relative_step
-from compress.task import Batch, Task, evaluate
+from compress.task import Batch, Task, evaluate, losses_of, outputs_of
 from compress.training_bar import TrainingBar
 from compress.training_hook import PreparingHook, TrainingHook
 from compress.training_settings import check_settings, learning_rate, warn_of_idle_settings
@@ -277,20 +277,20 @@ class _Run:
     def loss(self, inputs: tuple, batch: Batch) -> Tensor:
         """Of the task, or of the distillation and the task."""
         if self.distiller is None:
-            return self.task.loss(self.forward(self.model, inputs), batch).mean()
+            return losses_of(self.task, self.forward(self.model, inputs), batch).mean()
         said = self.forward(self.distiller.student, inputs)
         with torch.no_grad():
             expected = self.forward(self.distiller.teacher, inputs)
         alpha = self.settings["alpha"]
         loss = alpha * self.distiller.loss(said, expected)
-        return loss if alpha == 1 else loss + (1 - alpha) * self.task.loss(said[0], batch).mean()
+        return loss if alpha == 1 else loss + (1 - alpha) * losses_of(self.task, said[0], batch).mean()
 
     def forward(self, model: Callable[..., Any], inputs: tuple) -> Any:
         """The outputs, which are never of lower precision than the weights."""
         if self.settings["precision"] == "float32":
-            return model(*inputs)
+            return outputs_of(model, inputs)
         with torch.autocast(self._device, torch.bfloat16):
-            outputs = model(*inputs)
+            outputs = outputs_of(model, inputs)
         return pytree.tree_map(_widen, outputs)
 
     def lr(self, step: int) -> float:

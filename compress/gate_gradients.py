@@ -12,7 +12,7 @@ from compress.dimensions import BatchLayout
 from compress.errors import DataError
 from compress.gates import gate_for, gated_module
 from compress.structure import Structure
-from compress.task import Batch, Task
+from compress.task import Batch, Task, losses_of
 
 
 def collect_gate_gradients(structure: Structure, task: Task, batches: Sequence[Batch]) -> np.ndarray:
@@ -34,7 +34,7 @@ def collect_gate_gradients(structure: Structure, task: Task, batches: Sequence[B
         gates = torch.ones(n_gates, structure.n_removable, dtype=dtype, device=inputs[0].device, requires_grad=True)
         module.gates = gates
         with torch.enable_grad():
-            losses = task.loss(module(*inputs), batch)
+            losses = losses_of(task, module(*inputs), batch)
             check_losses(losses)
             if known:
                 gradient = _gradient(losses.sum(), gates)

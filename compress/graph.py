@@ -159,7 +159,8 @@ def trace(model: nn.Module, example_inputs: Any) -> TracedGraph:
     args, kwargs = as_inputs(example_inputs)
     check_finite(model)
     with _left_as_found(model):
-        model.eval()
+        for part in model.modules():
+            part.training = False  # not by eval(), which modules that were exported before refuse
         module, args, kwargs = capture(model, args, kwargs)
         normalize_graph(module)
         _share_parameters(module, model)
@@ -264,8 +265,10 @@ class _ShapeRecorder(fx.Interpreter):
 
 
 def flat_inputs(module: fx.GraphModule, args: tuple, kwargs: dict) -> list[Any]:
-    """The inputs in the order of the graph's placeholders."""
+    """The inputs in the order of the graph's placeholders, also those by position of a module traced with names."""
     in_spec = module.graph._codegen.pytree_info.in_spec
+    if args and not kwargs and in_spec.child(1).context:
+        return pytree.tree_leaves(args)
     named = {name: kwargs[name] for name in in_spec.child(1).context}
     return list(tree_flatten_spec((tuple(args), named), in_spec))
 

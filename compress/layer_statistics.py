@@ -20,7 +20,7 @@ from compress.quantizer import Quantizer, fake_quantize_weight, largest_integer,
 from compress.scores import Scores
 from compress.statistics import check_batches
 from compress.structure import Structure
-from compress.task import Batch, Task
+from compress.task import Batch, Task, losses_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ def collect_layer_statistics(
             for batch in batches:
                 inputs = task.inputs(batch)
                 probe.begin(inputs[0].shape[0])
-                losses = task.loss(probe.run(*inputs), batch)
+                losses = losses_of(task, probe.run(*inputs), batch)
                 check_losses(losses)
                 probe.finish(losses)
     finally:

@@ -13,7 +13,7 @@ from compress.errors import DataError
 from compress.gate_gradients import check_losses
 from compress.graph import Layer
 from compress.structure import Structure
-from compress.task import Batch, Task
+from compress.task import Batch, Task, losses_of
 
 # Beyond this many outputs of a layer only the diagonal is worth its memory.
 _MOST_OUTPUTS = 2048
@@ -66,7 +66,7 @@ def collect_output_sensitivity(
             with torch.enable_grad():
                 outputs = probe.outputs(*inputs)
                 first = next(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor))
-                losses = task.loss(outputs, batch)
+                losses = losses_of(task, outputs, batch)
                 check_losses(losses)
                 for _ in range(probes):
                     direction = torch.randn(first.shape, generator=generator, dtype=torch.float32).to(first)

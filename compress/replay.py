@@ -16,7 +16,7 @@ from compress.errors import CompressError, DataError
 from compress.gates import gated_module
 from compress.graph import ATEN, argument, is_parameter
 from compress.structure import Site, Structure
-from compress.task import Batch, Task
+from compress.task import Batch, Task, losses_of
 
 CONVS = (ATEN.conv1d.default, ATEN.conv2d.default, ATEN.conv3d.default, ATEN.conv1d.padding, ATEN.conv2d.padding,
          ATEN.conv3d.padding)  # fmt: skip
@@ -202,7 +202,7 @@ class Replay:
         try:
             with torch.no_grad():
                 for batch in self.batches:
-                    losses = self.task.loss(module(*self.task.inputs(batch)), batch).double()
+                    losses = losses_of(self.task, module(*self.task.inputs(batch)), batch).double()
                     if not torch.isfinite(losses).all():
                         raise DataError("The dense model's loss is not finite. Check model, labels and inputs.")
                     out.append(losses.cpu().numpy())

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
-from compress.errors import DataError
+from compress.errors import CompressError, DataError
 
 Batch = Any
 
@@ -47,6 +48,55 @@ class ClassificationTask:
         return 100.0 * (outputs.argmax(dim=-1) == labels).double().mean().item()
 
 
+def losses_of(task: Task, outputs: Any, batch: Batch) -> Tensor:
+    """The task's losses of a batch, `(batch,)`; what is wrong with the batch is told as such.
+
+    Raises:
+        DataError: if the loss cannot be computed of these outputs and this batch, or is not one for each example.
+    """
+    try:
+        losses = task.loss(outputs, batch)
+    except (CompressError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError) as error:
+        raise DataError(
+            f"The task's loss cannot be computed on a batch of {_shapes(batch)} and outputs of {_shapes(outputs)}: "
+            f"{_first_line(error)} Check the labels: their number, their type and their range."
+        ) from error
+    n = task.inputs(batch)[0].shape[0]
+    if not isinstance(losses, Tensor) or tuple(losses.shape) != (n,):
+        found = _shapes(losses)
+        raise DataError(f"The task's loss must be one number for each of {n} examples, shape ({n},). Got {found}.")
+    return losses
+
+
+def outputs_of(model: Any, inputs: tuple[Any, ...]) -> Any:
+    """The model's outputs; inputs that do not fit it are told as such.
+
+    Raises:
+        DataError: if the model does not run on these inputs.
+    """
+    try:
+        return model(*inputs)
+    except (CompressError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
+        raise DataError(
+            f"The model does not run on inputs of {_shapes(inputs)}: {_first_line(error)} Check their shapes and types."
+        ) from error
+
+
+def _shapes(value: Any) -> str:
+    leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    told = ", ".join(f"{tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}" for leaf in leaves)
+    return told or type(value).__name__
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".") + "."
+
+
 def evaluate(model: nn.Module, task: Task, batches: Iterable[Batch]) -> tuple[float, float]:
     """Metric and mean loss of `model` over `batches`, in evaluation mode; the model's mode is restored.
 
@@ -54,7 +104,7 @@ def evaluate(model: nn.Module, task: Task, batches: Iterable[Batch]) -> tuple[fl
         `(metric, loss)`: the task's metric, and the mean per-example loss accumulated in float64.
 
     Raises:
-        DataError: if there is no batch.
+        DataError: if there is no batch, or one that does not fit the model or the task.
     """
     batches = list(batches)
     if not batches:
@@ -65,8 +115,8 @@ def evaluate(model: nn.Module, task: Task, batches: Iterable[Batch]) -> tuple[fl
     try:
         with torch.no_grad():
             for batch in batches:
-                outputs.append(model(*task.inputs(batch)))
-                losses.append(task.loss(outputs[-1], batch).double().cpu().numpy())
+                outputs.append(outputs_of(model, task.inputs(batch)))
+                losses.append(losses_of(task, outputs[-1], batch).double().cpu().numpy())
     finally:
         for module, training in modes:
             module.training = training

@@ -15,7 +15,7 @@ from compress.gate_gradients import check_losses
 from compress.graph import trace
 from compress.patches import LinearMap, linear_map
 from compress.prunable_weights import PrunableWeight, prunable_layers, prunable_weights
-from compress.task import Batch, Task
+from compress.task import Batch, Task, losses_of
 
 KINDS = ("gradients", "squared_gradients", "inputs", "hessian")
 # Positions of an example (pixels, tokens) that a second moment looks at, evenly spaced.
@@ -129,7 +129,7 @@ def _derivatives(loss: Tensor, weights: Mapping[str, PrunableWeight], keep: bool
 
 
 def _losses(model: nn.Module, task: Task, batch: Batch) -> Tensor:
-    losses = task.loss(model(*task.inputs(batch)), batch)
+    losses = losses_of(task, model(*task.inputs(batch)), batch)
     check_losses(losses)
     return losses
 

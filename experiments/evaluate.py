@@ -192,7 +192,8 @@ def _latencies(
 
 
 def _table(result: Mapping[str, Any]) -> Table:
-    caption = f"{result['examples']} test examples; {result.get('runtime')}, 1 thread, {result.get('cpu')}"
+    threads = "1 thread" if result.get("threads", 1) == 1 else f"{result['threads']} threads"
+    caption = f"{result['examples']} test examples; {result.get('runtime')}, {threads}, {result.get('cpu')}"
     table = Table(title=f"Run {result['run']}", caption=caption)
     table.add_column("file", overflow="fold")
     for column in (result["metric_name"], "bytes", *result["files"][0]["latency_ms"]):

@@ -1,5 +1,6 @@
 """The stages of a run that say what the parts of a network are worth: features, widths alone and together, labels."""
 
+import warnings
 from dataclasses import asdict
 from typing import Any
 
@@ -8,10 +9,12 @@ import numpy as np
 from autolabel.explanation import explain, layer_steps, top_features
 from autolabel.extraction import extract_features
 from autolabel.feature import describe_features
+from autolabel.features.criteria import CRITERIA
 from autolabel.joint_widths import learn_joint_widths
 from autolabel.learning import Learned, learn_labels
 from autolabel.measuring import measure
 from autolabel.tables import LabelTable
+from compress.criterion import Criterion
 from compress.files import write_json
 from experiments.progress import progress
 from experiments.run_files import JOINT_FILE
@@ -58,13 +61,24 @@ class Labelling(Workbench):
             joint = learn_joint_widths(self.width_bench, batches, labels, plans, self.config.seed, on_plan)
         joint.save(self.run_dir.file(JOINT_FILE))
 
+    def judged_criteria(self) -> dict[str, Criterion]:
+        """Name -> criterion that the labeler is held against: those that are compared, and all that are features."""
+        found = dict(self.parts.baselines)
+        for name, criterion in (*CRITERIA.items(), (self.parts.criterion.name, self.parts.criterion)):
+            if criterion not in found.values():
+                # A configured criterion with other settings than the one of its name.
+                found[name if name not in found else f"{name} (configured)"] = criterion
+        return found
+
     def learn(self) -> None:
         """Measure a sample, learn from it, label every unit."""
         settings = self.config.measure
         batches = self.batches("label", settings.batch_size, limit=settings.images)
         oracle = self.parts.oracles["removal"]
         formats = LabelTable.load(self.run_dir.path / "layer_labels.npz") if self.quantizes else None
-        with progress("measuring") as on_row:
+        with progress("measuring") as on_row, warnings.catch_warnings():
+            # Criteria that are only judged here: who is compared by one is told so then.
+            warnings.filterwarnings("ignore", message=".*have no batch norm.*", category=UserWarning)
             learned = learn_labels(
                 self.structure,
                 self.task,
@@ -73,7 +87,7 @@ class Labelling(Workbench):
                 self.parts.labeler,
                 oracle,
                 sample=settings.sample,
-                criteria=self.parts.baselines,
+                criteria=self.judged_criteria(),
                 **self.sampling(formats),
                 seed=self.config.seed,
                 rows_file=self.run_dir.file("rows.jsonl"),

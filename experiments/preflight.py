@@ -59,6 +59,7 @@ def check_settings(config: Config, parts: Components) -> None:
              quantize.activation_ranges == "static" or (quantize.activation_bits == 8 and on_integers),
              "'static' where activations stay float: with activation_bits null, trained_ranges, or a scheme or "
              "granularity other than 'symmetric' per 'channel'", quantize.activation_ranges)  # fmt: skip
+    _at_least("export.tolerance", export.tolerance, 0)
     _one_of("export.formats", export.formats, FORMATS)
     _one_of("export.coder", [export.coder], CODERS)
     _one_of("export.float_bits", [export.float_bits], (*range(8, 17), 32))
@@ -112,7 +113,7 @@ def _require(key: str, met: bool, rule: str, value: Any) -> None:
         raise ConfigError(f"{key} must be {rule}. Got {value!r}.")
 
 
-def _at_least(key: str, value: int | None, least: int) -> None:
+def _at_least(key: str, value: float | None, least: int) -> None:
     _require(key, value is None or value >= least, f"at least {least}", value)
 
 

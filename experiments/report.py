@@ -63,6 +63,7 @@ def summarize(run: RunFiles) -> dict[str, Any]:
         "baselines": [_method(method) for method in methods],
         "verdicts": [vars(verdict) for verdict in verdicts if verdict is not None],
         "student": pick(run.plan.provenance, "student") if run.plan is not None else None,
+        "criterion": _criterion(run),
         "chosen": pick(run.choice, "chosen"),
         "reason": pick(run.choice, "reason"),
         "budget": {
@@ -86,6 +87,16 @@ def smallest_file(run: RunFiles) -> Mapping[str, Any] | None:
     good = [entry for entry in entries if pick(entry, "ok") is True and pick(entry, "format") in (final, None)]
     sized = [entry for entry in good if number(entry, "file_bytes") is not None]
     return min(sized, key=lambda entry: entry["file_bytes"], default=None)
+
+
+def _criterion(run: RunFiles) -> str | None:
+    """The configured criterion, which methods call `criterion`: its name, and its settings where it has any."""
+    node = pick(run.manifest, "config", "criterion")
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        return None
+    settings = ", ".join(f"{key}={value}" for key, value in node.items() if key != "_target_" and value is not None)
+    name = str(node["_target_"]).split(".")[-2]
+    return f"{name} ({settings})" if settings else name
 
 
 def _stages(run: RunFiles) -> dict[str, Any]:

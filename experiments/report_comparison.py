@@ -56,6 +56,7 @@ def render_comparison(run: RunFiles, report: Report, figures: Figures) -> str:
                 "plain name removes below one threshold, “/mac” spends by score per MAC, “/uniform” keeps the same "
                 "fraction of every group, “/knapsack” solves for everything together, “/bits” too but removes nothing, "
                 "“/uniform_bits” neither, and stores all layers alike; “@0.1” counts a tenth of the damage of formats."
+                + (f" “criterion” is {report['criterion']}." if report["criterion"] else "")
             ),
             figure(
                 figures,

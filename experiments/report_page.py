@@ -85,6 +85,8 @@ def _verdict(report: Mapping[str, Any]) -> str:
         lines.append(report["verdicts"][-1]["sentence"])
     if report["chosen"] and str(report["chosen"]).split("/")[0] != "labeler":
         lines.append(f"The plan of this run was made by the formula {report['chosen']}, not by the labeler.")
+        if str(report["chosen"]).startswith("criterion/") and report["criterion"]:
+            lines.append(f"The criterion of this run is {report['criterion']}.")
         lines.append(f"Why: {report['reason']}." if report["reason"] else "")
     if not report["verdicts"] and not report["student"]:
         lines.append("Comparison with other methods at the same budget: not run.")

@@ -6,6 +6,7 @@
 Exit status: 0 done, 1 failed, 2 a configuration that cannot be run, 130 interrupted.
 """
 
+import errno
 import logging
 import os
 import re
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -34,6 +35,7 @@ from experiments.trackers.jsonl import JSONLTracker
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 FAILED, WRONG_CONFIG, INTERRUPTED = 1, 2, 130
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +62,14 @@ def main() -> None:
         # Hydra raises a plain ValueError for some overrides; one that comes from the run itself is another matter.
         if _is_from_job(error):
             raise
+        refused = _refused_writing(error)
+        if refused is not None:
+            _exit_unwritable(refused)
         _exit(explain_composition(error), WRONG_CONFIG)
     except OSError as error:
-        if error.filename is None or _is_from_job(error):
+        if _is_from_job(error):
             raise
-        reason = f"Cannot write into the run folder {error.filename}: {error.strerror}."
-        _exit(f"{reason} Choose another with hydra.run.dir=PATH.", FAILED)
+        _exit_unwritable(error)
     except KeyboardInterrupt:
         _exit("Interrupted. The same command with the same hydra.run.dir goes on from here.", INTERRUPTED)
 
@@ -201,7 +205,22 @@ def _is_from_job(error: BaseException) -> bool:
     return False
 
 
-def _exit(message: str, status: int) -> None:
+def _refused_writing(error: BaseException | None) -> OSError | None:
+    """The operating system's refusal to write that an error came from: Hydra wraps that of its log file."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _exit_unwritable(error: OSError) -> NoReturn:
+    place = "" if error.filename is None else f" {error.filename}"
+    reason = f"Cannot write into the run folder{place}: {error.strerror or error}."
+    _exit(f"{reason} Free space, or choose another folder with hydra.run.dir=PATH.", FAILED)
+
+
+def _exit(message: str, status: int) -> NoReturn:
     sys.stderr.write(message + "\n")
     raise SystemExit(status)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from autolabel.active_sampling import ACTIVE
+from autolabel.features.criteria import CRITERIA
 from autolabel.joint_damage import JointDamage
 from autolabel.tables import LabelTable
 from compress.artifact import PACKED, drop_files, load_artifact, pack_artifact
@@ -110,6 +111,7 @@ class Experiment(Teaching):
             settings=settings("data", "measure", "oracles", "quantizer", "quantize"),
         )
         active = self.config.measure.sampling == ACTIVE
+        known = (*self.parts.baselines.values(), *CRITERIA.values())
         stage(
             "labels",
             self.learn,
@@ -121,6 +123,7 @@ class Experiment(Teaching):
                 "labeler",
                 "oracles",
                 "baselines",
+                *(["criterion"] if self.parts.criterion not in known else []),
                 *(["budget", "constraints", "allocator", "quantize"] if active else []),
             ),
             scratch=["rows.jsonl"],

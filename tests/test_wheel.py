@@ -1,5 +1,6 @@
 """The wheel: what someone without the checkout gets."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -31,3 +32,13 @@ def test_the_wheel_holds_the_packages_and_the_configuration(tmp_path):
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
     assert "autolabel = experiments.run:main" in zipfile.ZipFile(wheel).read(entry_points).decode()
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    # It runs where there is no checkout.
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    command = [sys.executable, "-P", "-m", "experiments.run", "experiment=quickstart", "--cfg", "job", "--resolve"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "name: quickstart" in done.stdout
+    where = [sys.executable, "-P", "-c", "import conf, experiments; print(experiments.__file__, conf.__file__)"]
+    done = subprocess.run(where, capture_output=True, text=True, timeout=250, cwd=tmp_path, env=environment)
+    assert done.stdout.count(str(tmp_path / "installed")) == 2

@@ -23,7 +23,7 @@ from compress.normalization import normalize_groups
 from compress.statistics import Statistics
 
 # Chance is no feature: it is left out on purpose.
-_CRITERIA: Mapping[str, Criterion] = {
+CRITERIA: Mapping[str, Criterion] = {
     "magnitude_l1": MagnitudeCriterion(p=1),
     "magnitude_l2": MagnitudeCriterion(p=2),
     "bn_scale": BatchNormScaleCriterion(),
@@ -46,7 +46,7 @@ class CriteriaFeatures:
     choice: ClassVar[str] = "removed"
     columns: ClassVar[Mapping[str, str]] = {
         name: text
-        for criterion in _CRITERIA
+        for criterion in CRITERIA
         for name, text in (
             (f"{criterion}_raw", f"signed log of the criterion {criterion}"),
             (f"{criterion}_relative", f"criterion {criterion} over its mean magnitude in the group"),
@@ -56,7 +56,7 @@ class CriteriaFeatures:
 
     def compute(self, statistics: Statistics) -> np.ndarray:
         found = []
-        for criterion in _CRITERIA.values():
+        for criterion in CRITERIA.values():
             with warnings.catch_warnings():
                 # That a fallback stands in for a missing batch norm is told by the feature has_batch_norm.
                 warnings.filterwarnings("ignore", message=".*have no batch norm.*", category=UserWarning)

@@ -123,15 +123,15 @@ def test_bad_calibration_is_refused(trained):
     batches = make_data(2, 3)
     x, y = batches[0]
     with pytest.raises(DataError, match=r"at least two batches when 'label' is not given.*Got 1"):
-        autolabel.auto_compress(trained, TASK, [], [(x, y)], x, Budget(macs=0.5))
+        autolabel.auto_compress(trained, TASK, batches, [(x, y)], x, Budget(macs=0.5))
     with pytest.raises(DataError, match="at least one calibration batch"):
-        autolabel.auto_compress(trained, TASK, [], [], x, Budget(macs=0.5), label=batches)
+        autolabel.auto_compress(trained, TASK, batches, [], x, Budget(macs=0.5), label=batches)
     with pytest.raises(DataError, match="at least one batch"):
-        autolabel.auto_compress(trained, TASK, [], batches, x, Budget(macs=0.5), label=[], labeler=MeanLabeler())
+        autolabel.auto_compress(trained, TASK, batches, batches, x, Budget(macs=0.5), label=[], labeler=MeanLabeler())
     with pytest.raises(DataError, match=r"shape \(32, 1, 5, 4\)"):
-        autolabel.auto_compress(trained, TASK, [], [(torch.zeros(32, 1, 5, 4), y), (x, y)], x, Budget(macs=0.5))
+        autolabel.auto_compress(trained, TASK, batches, [(torch.zeros(32, 1, 5, 4), y), (x, y)], x, Budget(macs=0.5))
     with pytest.raises(DataError, match="NaN"):
-        autolabel.auto_compress(trained, TASK, [], [(x * float("nan"), y), (x, y)], x, Budget(macs=0.5))
+        autolabel.auto_compress(trained, TASK, batches, [(x * float("nan"), y), (x, y)], x, Budget(macs=0.5))
 
 
 def test_scores_of_units_and_layers_are_joined():
@@ -151,3 +151,57 @@ def test_scores_of_units_and_layers_are_joined():
     assert joined.choices == ("removed", "8bit")
     np.testing.assert_array_equal(joined.values[:, 1], damage[:, 0])
     np.testing.assert_array_equal(joined.removal[:3], [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [([], "'train' parameter of auto_compress must hold at least one batch"),
+     ([(torch.randn(4, 1, 5, 5), torch.zeros(4, dtype=torch.long))], "Batch 0 has shape"),
+     ([(torch.randn(4, 1, 4, 4), torch.zeros(3, dtype=torch.long))], r"loss cannot be computed on a batch of \(4, 1"),
+     ([(torch.randn(4, 1, 4, 4), torch.full((4,), 9))], "Check the labels: their number, their type and their range"),
+     ([(torch.randn(4, 1, 4, 4), torch.zeros(4))], "Check the labels")],
+)  # fmt: skip
+def test_bad_training_batches_are_refused_before_anything_is_measured(trained, monkeypatch, train, message):
+    monkeypatch.setattr(pipeline, "learn_labels", lambda *a, **k: pytest.fail("work had begun"))
+    monkeypatch.setattr(pipeline, "collect_statistics", lambda *a, **k: pytest.fail("work had begun"))
+    batches = make_data(4, 3)
+    with pytest.raises(DataError, match=message):
+        autolabel.auto_compress(trained, TASK, train, batches, batches[0][0], Budget(macs=0.5))
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(31, dtype=torch.long), torch.full((32,), 4), torch.zeros(32)])
+def test_calibration_labels_that_do_not_fit_are_named(trained, labels):
+    good = make_data(4, 3)
+    bad = [*good[:3], (good[3][0], labels)]
+    for attempt in (
+        lambda: autolabel.extract_features(trained, None, TASK, bad),
+        lambda: autolabel.measure(trained, None, TASK, bad, RemovalOracle()),
+        lambda: evaluate(trained, TASK, bad),
+        lambda: compress.finetune_(copy.deepcopy(trained), TASK, bad, epochs=1, progress=False),
+    ):
+        with pytest.raises(DataError, match="Check the labels"):
+            attempt()
+    misshaped = [*good[:1], (torch.randn(32, 1, 5, 5), good[0][1])]
+    with pytest.raises(DataError, match="does not run on inputs of"):
+        compress.finetune_(copy.deepcopy(trained), TASK, misshaped, epochs=1, progress=False)
+
+
+class Named(nn.Module):
+    """Takes its inputs by name."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.net(pixels)
+
+
+def test_example_inputs_may_be_named(trained):
+    calibration = make_data(4, 3)
+    found = [
+        autolabel.auto_compress(copy.deepcopy(model), TASK, [], calibration, inputs, Budget(macs=0.5),
+                                labeler=RidgeLabeler(), sample=12, epochs=0)
+        for model, inputs in ((trained, calibration[0][0]), (Named(trained), {"pixels": calibration[0][0]}))
+    ]  # fmt: skip
+    assert found[0].stages["recovered"] == pytest.approx(found[1].stages["recovered"], rel=1e-5)

@@ -187,3 +187,14 @@ def test_quiet_on_success() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         compress.find_units(network(), torch.randn(1, 3))
+
+
+def test_a_module_that_was_exported_is_traced_again() -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), torch.randn(2, 3, 8, 8)
+    exported = torch.export.export(model, (x,)).module()
+    assert compress.find_units(exported, x).groups == compress.find_units(model, x).groups
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.trace(model, x)
+    with pytest.raises(TraceError, match="Exporting a ScriptModule is not supported"):
+        compress.find_units(scripted, x)

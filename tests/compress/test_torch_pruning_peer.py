@@ -52,14 +52,18 @@ def concatenating() -> nn.Module:
     return nn.Sequential(*build(ZOO["dense_concat"])[:5], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)).eval()
 
 
-MODELS = {"concat": concatenating, **{name: lambda name=name: build(ZOO[name]) for name in
-          ("plain_conv_bn", "residual_projection", "mobilenet_v2", "squeeze_excite")}}  # fmt: skip
+IMAGES = image(3, 8, 8)(2)
+MODELS = {"concat": (concatenating, IMAGES)} | {
+    name: (lambda name=name: build(ZOO[name]), ZOO[name].inputs(2))
+    for name in ("plain_conv_bn", "residual_projection", "mobilenet_v2", "squeeze_excite", "efficientnet", "LeNet5",
+                 "SharedConv", "Upsampling", "DeepSupervision", "InPlace", "SoftmaxChannels")
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", list(MODELS))
 def test_coupled_groups_agree(name: str) -> None:
-    model = MODELS[name]()
-    inputs = image(3, 8, 8)(2)
+    make, inputs = MODELS[name]
+    model = make()
     structure = compress.analyze(model, inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,6 +1,7 @@
 """The command line with a stand-in for the work: what it refuses, in one line, and what runs and multiruns leave."""
 
 import csv
+import errno
 import json
 import logging
 import os
@@ -172,6 +173,26 @@ def test_what_the_user_can_mend_is_one_line(call, argument, message):
     assert message in err
     assert err.count("\n") == 1
     assert not Path("out/plan.json").exists() or "objective" in argument
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "message"),
+    [
+        # Python wraps what the log file's handler met; a full disk has no file name.
+        ("logging.FileHandler._open", OSError(errno.EROFS, "Read-only file system", "out/run.log"),
+         "Cannot write into the run folder out/run.log: Read-only file system."),
+        ("hydra.core.utils._save_config", OSError(errno.ENOSPC, "No space left on device"),
+         "Cannot write into the run folder: No space left on device."),
+    ],
+)  # fmt: skip
+def test_a_folder_that_cannot_be_written_is_one_line(call, monkeypatch, place, error, message):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(place, refuse)
+    status, err = call("hydra.run.dir=out")
+    assert status == 1
+    assert err == f"{message} Free space, or choose another folder with hydra.run.dir=PATH.\n"
 
 
 def test_a_wrong_component_is_refused_before_anything_is_written(call):

@@ -70,6 +70,7 @@ def names(*overrides):
         ("measure.sampling=all", "measure.sampling must be out of"),
         ("measure.images=0", "measure.images must be at least 1"),
         ("measure.sampling=greedy", "measure.sampling must be out of"),
+        ("export.tolerance=-1", "export.tolerance must be at least 0"),
         ("export.coder=huffman", "export.coder must be out of"),
         ("measure.plans=-1", "measure.plans must be"),
         ("quantize.joint_plans=5", "quantize.joint_plans must be 0, or at least 10"),
