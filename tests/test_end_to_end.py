@@ -185,12 +185,34 @@ def test_single_labels_are_explained(run):
 
 def test_half_of_the_measurements_may_go_where_the_plan_hangs_on_them(tmp_path):
     folder = tmp_path / "run"
-    call(*SHORT, "measure.sampling=active", "quantize.enabled=false",
+    call(*SHORT, "measure.sampling=active", "quantize.enabled=false", "criterion=ziplm",
          "budget.weight_bytes=null", "export.formats=[]", f"hydra.run.dir={folder}")  # fmt: skip
     labels, told = LabelTable.load(folder / "labels.npz"), read(folder / "labeler.json")
     assert (labels.source == "measured").sum() == told["n_measured"] == 24
     # The labeler is judged on those that were drawn.
     assert told["held_out"][0]["n"] == 12
+    # Beside every criterion: those that are compared, those that are features, and the configured one.
+    names = [entry["name"] for entry in told["held_out"] if entry["kind"] == "criterion"]
+    assert len(names) == len(set(names))
+    assert {
+        "random",
+        "magnitude_l1",
+        "magnitude_l2",
+        "taylor",
+        "taylor_signed",
+        "taylor_abs_mean",
+        "fisher",
+        "ziplm",
+        "second_order",
+        "reconstruction",
+        "bn_scale",
+        "activation",
+        "wanda",
+        "apoz",
+        "geometric_median",
+    } < {*names}
+    assert read(folder / "report.json")["criterion"].startswith("ziplm")
+    assert "“criterion” is ziplm" in (folder / "report.html").read_text()
 
 
 def test_plans_are_tried_in_their_formats(tmp_path):
