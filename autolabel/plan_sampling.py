@@ -99,7 +99,7 @@ class PlanDraw:
     Args:
         units, costs: of one model.
         size: `"macs"` or `"weight_bytes"`.
-        constraints: `floor` and `pinned` are respected.
+        constraints: `floor`, `floors` and `pinned` are respected.
     """
 
     def __init__(self, units: UnitTable, costs: CostTable, size: str, constraints: Constraints) -> None:
@@ -108,12 +108,13 @@ class PlanDraw:
         self.removable = np.flatnonzero(units.removable)
         names, self.group = np.unique(units.group[self.removable].astype(str), return_inverse=True)
         self.sizes = np.bincount(self.group)
-        floors = np.maximum(np.ceil(constraints.floor * self.sizes), 1).astype(int)
-        unknown = sorted(set(constraints.pinned) - set(names))
+        own = np.array([constraints.floor_of(name) for name in names])
+        floors = np.maximum(np.ceil(own * self.sizes), 1).astype(int)
+        unknown = sorted({*constraints.pinned, *constraints.floors} - set(names))
         if unknown or constraints.round_to > 1:
             raise CompressError(
                 "Plans are drawn with whole groups pinned and round_to=1. Got "
-                f"{f'pinned={unknown[0]!r}' if unknown else f'round_to={constraints.round_to}'}."
+                f"{f'the group {unknown[0]!r}' if unknown else f'round_to={constraints.round_to}'}."
             )
         pinned = np.isin(names, constraints.pinned)
         self.floors = np.where(pinned, self.sizes, floors)

@@ -1,5 +1,6 @@
 """The seam of allocators: spend a budget over scores and costs, write a plan."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -16,6 +17,7 @@ class Constraints:
 
     Attributes:
         floor: fraction of each group that stays at least, in [0, 1]; with 1 all of it, and never less than one unit.
+        floors: name of a group -> its own such fraction, in the place of `floor`.
         round_to: the number of kept units of a group is a multiple of this (or all of the group stays).
         pinned: names of groups, layers or units (an id, or a prefix ending in a dot) that must stay as they are.
         max_bits_only: layers (by name) that keep all weights in one layer, in 8 bits or more.
@@ -25,6 +27,11 @@ class Constraints:
     round_to: int = 1
     pinned: tuple[str, ...] = ()
     max_bits_only: tuple[str, ...] = field(default_factory=tuple)
+    floors: Mapping[str, float] = field(default_factory=dict)
+
+    def floor_of(self, group: str) -> float:
+        """The fraction of this group that stays at least."""
+        return self.floors.get(group, self.floor)
 
 
 @runtime_checkable

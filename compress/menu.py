@@ -144,9 +144,11 @@ def offered_choices(names: Iterable[str]) -> dict[str, LayerChoice]:
 
 
 def _check_settings(constraints: Constraints) -> None:
-    floor, round_to = constraints.floor, constraints.round_to
-    if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor <= 1:
-        raise CompressError(f"The 'floor' parameter of Constraints must be a float in [0, 1]. Got {floor!r}.")
+    round_to = constraints.round_to
+    floors = {f"'floors' parameter at {name!r}": floor for name, floor in constraints.floors.items()}
+    for told, floor in {"'floor' parameter": constraints.floor, **floors}.items():
+        if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor <= 1:
+            raise CompressError(f"The {told} of Constraints must be a float in [0, 1]. Got {floor!r}.")
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise CompressError(f"The 'round_to' parameter of Constraints must be an int of at least 1. Got {round_to!r}.")
     for name in ("pinned", "max_bits_only"):
@@ -226,12 +228,15 @@ def _group_choices(
     members: dict[str, list[int]] = {}
     for row in np.flatnonzero(units.removable):
         members.setdefault(str(units.group[row]), []).append(int(row))
+    for name in constraints.floors:
+        if name not in members:
+            raise CompressError(_unknown_name("floors", name, units, costs))
     choices = []
     for name, rows in members.items():
         rows = np.array(rows)
         free = rows[~pinned[rows] & ~np.isnan(removal[rows])]
         free = free[np.argsort(removal[free], kind="stable")]
-        removed = _removed_levels(len(rows), len(free), constraints)
+        removed = _removed_levels(len(rows), len(free), constraints.floor_of(name), constraints.round_to)
         if len(removed) == 1:
             continue
         share_in, share_out = costs.in_share[:, columns[free]], costs.out_share[:, columns[free]]
@@ -249,10 +254,10 @@ def _summed(values: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros((1, *values.shape[1:])), np.cumsum(values, axis=0, dtype=np.float64)])
 
 
-def _removed_levels(size: int, free: int, constraints: Constraints) -> np.ndarray:
-    least = max(1, size - free, math.ceil(constraints.floor * size - 1e-9))
+def _removed_levels(size: int, free: int, floor: float, round_to: int) -> np.ndarray:
+    least = max(1, size - free, math.ceil(floor * size - 1e-9))
     kept = np.arange(size - 1, least - 1, -1)
-    return np.concatenate([[0], size - kept[kept % constraints.round_to == 0]]).astype(np.int64)
+    return np.concatenate([[0], size - kept[kept % round_to == 0]]).astype(np.int64)
 
 
 def _layer_choices(

@@ -71,6 +71,8 @@ def _what_to_loosen(menu: Menu, constraints: Constraints) -> str:
     tips = []
     if constraints.floor > 0:
         tips.append(f"lower floor={constraints.floor}")
+    if any(constraints.floors.values()):
+        tips.append(f"lower some of floors={dict(list(constraints.floors.items())[:3])}")
     if constraints.round_to > 1:
         tips.append(f"lower round_to={constraints.round_to}")
     if constraints.pinned:

@@ -296,7 +296,7 @@ class _Seed:
         if type(configured).name == allocator:
             allocator = replace(configured, always_quantize=always)
         constraints = experiment.parts.constraints
-        constraints = replace(constraints, floor=1.0) if method.keeps_units else constraints
+        constraints = replace(constraints, floor=1.0, floors={}) if method.keeps_units else constraints
         plan = allocate(
             experiment.structure.units,
             scores,

@@ -51,12 +51,16 @@ class MeasureSettings:
 
 @dataclass
 class ConstraintSettings:
-    """What an allocator must respect besides the budget; see `compress.allocator.Constraints`."""
+    """What an allocator must respect besides the budget; see `compress.allocator.Constraints`.
+
+    On the command line the colon in the name of a group is escaped: `'+constraints.floors={conv2\\:out: 0.8}'`.
+    """
 
     floor: float = 0.1
     round_to: int = 1
     pinned: list[str] = field(default_factory=list)
     max_bits_only: list[str] = field(default_factory=list)
+    floors: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

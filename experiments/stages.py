@@ -35,6 +35,8 @@ from experiments.tracker import Tracker, to_json
 from experiments.warning_log import collected_warnings
 
 log = logging.getLogger(__name__)
+# Settings that came later: where they are not set, folders from before go on.
+_LATER = (("compare", "formats_for"), ("constraints", "floors"))
 # What differs between two runs of one configuration without meaning anything.
 VOLATILE = ("name", "command", "commit", "versions", "machine")
 
@@ -210,7 +212,11 @@ class Experiment(Teaching):
                 name: {key: value for key, value in node.items() if value is not None}
                 for name, node in chosen["oracles"].items()
             }
-        return {name: to_json(asdict(v) if hasattr(v, "__dataclass_fields__") else v) for name, v in chosen.items()}
+        plain = {name: to_json(asdict(v) if hasattr(v, "__dataclass_fields__") else v) for name, v in chosen.items()}
+        for section, name in _LATER:
+            if section in plain and not plain[section].get(name):
+                plain[section].pop(name, None)
+        return plain
 
     def compare_settings(self) -> dict[str, Any]:
         """What the comparison depends on besides its input files."""

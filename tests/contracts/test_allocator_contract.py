@@ -113,6 +113,23 @@ class TestAllocator:
             assert left >= size / 2
             assert left % 4 == 0
 
+    def test_a_group_may_have_a_floor_of_its_own(self, kind, problem):
+        units = problem[0]
+        constraints = Constraints(floor=0.2, floors={"conv0:out": 0.9})
+        plan = kind().allocate(*problem, Budget(macs=0.4), constraints)
+        gone = plan.removed_mask(units)
+        size = {group: int((units.group == group).sum()) for group in units.groups}
+        left = {group: size[group] - int(gone[units.group == group].sum()) for group in units.groups}
+        assert left["conv0:out"] >= 0.9 * size["conv0:out"]
+        assert all(left[group] >= 0.2 * size[group] for group in units.groups)
+        assert any(left[group] < 0.9 * size[group] for group in units.groups)
+        with pytest.raises(BudgetError, match=r"lower some of floors=\{'conv0:out': 1.0\}"):
+            kind().allocate(*problem, Budget(macs=0.05), Constraints(floor=0.0, floors={"conv0:out": 1.0}))
+        with pytest.raises(CompressError, match=r"'floors' parameter of Constraints names 'conv9:out'.*Did you mean"):
+            kind().allocate(*problem, Budget(macs=0.4), Constraints(floors={"conv9:out": 0.5}))
+        with pytest.raises(CompressError, match="'floors' parameter at 'conv0:out' of Constraints must be a float"):
+            kind().allocate(*problem, Budget(macs=0.4), Constraints(floors={"conv0:out": 1.5}))
+
     def test_a_floor_of_one_leaves_every_channel(self, kind, problem):
         plan = kind().allocate(*problem, Budget(weight_bytes=0.2), Constraints(floor=1.0))
         assert plan.remove_channels == {}
