@@ -1,7 +1,7 @@
 """Runs only what a change can reach: values before it are kept from one dense pass, the rest is computed again."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from compress.errors import CompressError, DataError
 from compress.gates import gated_module
 from compress.graph import ATEN, argument, is_parameter
 from compress.structure import Site, Structure
+from compress.suffix import Suffix
 from compress.task import Batch, Task, losses_of
 
 CONVS = (ATEN.conv1d.default, ATEN.conv2d.default, ATEN.conv3d.default, ATEN.conv1d.padding, ATEN.conv2d.padding,
@@ -23,36 +24,6 @@ CONVS = (ATEN.conv1d.default, ATEN.conv2d.default, ATEN.conv3d.default, ATEN.con
 # Several batches are tried in one call as long as their values stay in the processor's cache.
 _CALL_BYTES = 8 << 20
 _CACHE_BYTES = 3 << 30
-
-
-@dataclass(frozen=True, eq=False)
-class Suffix:
-    """The part of a graph that a change reaches.
-
-    Attributes:
-        module: the (gated) graph module that holds attributes.
-        order: nodes to compute again, in order.
-        frontier: names of the dense values they read.
-        output: the graph's output node.
-        done: node name -> names of values that nothing later reads; freeing them lets memory be used again.
-        local: unit row -> column of this suffix's gates.
-        direct: consumer name -> site, for linear consumers of untouched inputs: the removed share is subtracted.
-        macs: MACs of one example when one unit is removed.
-        call_bytes: bytes of the largest value of one example.
-        single: whether batches must be tried one by one, because it is unknown where the examples lie (recurrent
-            layers).
-    """
-
-    module: fx.GraphModule
-    order: tuple[fx.Node, ...]
-    frontier: tuple[str, ...]
-    output: fx.Node
-    done: dict[str, tuple[str, ...]]
-    local: dict[int, int]
-    direct: dict[str, Site]
-    macs: float
-    call_bytes: int
-    single: bool
 
 
 class Replay:

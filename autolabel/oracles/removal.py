@@ -7,8 +7,9 @@ import numpy as np
 from autolabel.oracle import Measurement, by_group
 from autolabel.strata import StratifiedMoments, hardest_first
 from compress.errors import CompressError
-from compress.replay import Replay, Suffix
+from compress.replay import Replay
 from compress.structure import Structure
+from compress.suffix import Suffix
 
 
 class RemovalOracle:
