@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
-from compress.errors import TraceError
+from compress.errors import TraceError, first_line
 
 # What a forward, or the capture of it, may raise: everything but errors of this process (memory, interrupts).
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError,
@@ -43,7 +43,7 @@ def capture(model: nn.Module, args: tuple, kwargs: dict) -> tuple[fx.GraphModule
         except FAILURES as error:
             failure = error
     raise TraceError(
-        f"{type(model).__name__} could not be traced by torch.export{_place(failure)}: {_first_line(failure)} Rewrite "
+        f"{type(model).__name__} could not be traced by torch.export{_place(failure)}: {first_line(failure)} Rewrite "
         f"that line so that it does not depend on the values of tensors."
     ) from failure
 
@@ -54,7 +54,7 @@ def _check_runs(model: nn.Module, args: tuple, kwargs: dict) -> None:
             out = model(*args, **kwargs)
     except FAILURES as error:
         raise TraceError(
-            f"{type(model).__name__} does not run on the example inputs{_place(error)}: {_first_line(error)} Check the "
+            f"{type(model).__name__} does not run on the example inputs{_place(error)}: {first_line(error)} Check the "
             f"shapes, the dtypes and the names of the inputs."
         ) from error
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(out)):
@@ -85,11 +85,6 @@ def _place(error: BaseException | None) -> str:
     frames = traceback.extract_tb(error.__traceback__) if error is not None else []
     own = [f for f in frames if f.line and not f.filename.startswith(_TORCH) and f.filename != __file__]
     return f" at {Path(own[-1].filename).name}:{own[-1].lineno} ({own[-1].line})" if own else ""
-
-
-def _first_line(error: BaseException | None) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{lines[0].rstrip('.') if lines else type(error).__name__}."
 
 
 @contextlib.contextmanager

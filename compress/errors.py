@@ -32,6 +32,12 @@ class ExportError(CompressError):
     """A model that the file format cannot express."""
 
 
+def first_line(error: BaseException | None) -> str:
+    """The first line of an error of another library, as one sentence; its name where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{lines[0].rstrip('.') if lines else type(error).__name__}."
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """One sentence for the end of a message: the known name that is most like `name`, or what known names look like."""
     known = list(known)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from compress.errors import CompressError, DataError
+from compress.errors import CompressError, DataError, first_line
 
 Batch = Any
 
@@ -61,7 +61,7 @@ def losses_of(task: Task, outputs: Any, batch: Batch) -> Tensor:
     except (RuntimeError, ValueError, TypeError, LookupError) as error:
         raise DataError(
             f"The task's loss cannot be computed on a batch of {_shapes(batch)} and outputs of {_shapes(outputs)}: "
-            f"{_first_line(error)} Check the labels: their number, their type and their range."
+            f"{first_line(error)} Check the labels: their number, their type and their range."
         ) from error
     n = task.inputs(batch)[0].shape[0]
     if not isinstance(losses, Tensor) or tuple(losses.shape) != (n,):
@@ -82,7 +82,7 @@ def outputs_of(model: Any, inputs: tuple[Any, ...]) -> Any:
         raise
     except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
         raise DataError(
-            f"The model does not run on inputs of {_shapes(inputs)}: {_first_line(error)} Check their shapes and types."
+            f"The model does not run on inputs of {_shapes(inputs)}: {first_line(error)} Check their shapes and types."
         ) from error
 
 
@@ -90,11 +90,6 @@ def _shapes(value: Any) -> str:
     leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
     told = ", ".join(f"{tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}" for leaf in leaves)
     return told or type(value).__name__
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".") + "."
 
 
 def evaluate(model: nn.Module, task: Task, batches: Iterable[Batch]) -> tuple[float, float]:

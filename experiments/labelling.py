@@ -64,10 +64,13 @@ class Labelling(Workbench):
     def judged_criteria(self) -> dict[str, Criterion]:
         """Name -> criterion that the labeler is held against: those that are compared, and all that are features."""
         found = dict(self.parts.baselines)
-        for name, criterion in (*CRITERIA.items(), (self.parts.criterion.name, self.parts.criterion)):
+        for name, criterion in CRITERIA.items():
             if criterion not in found.values():
-                # A configured criterion with other settings than the one of its name.
-                found[name if name not in found else f"{name} (configured)"] = criterion
+                # A baseline of that name may have other settings.
+                found[f"{name} (raw)" if name in found else name] = criterion
+        configured = self.parts.criterion
+        if configured not in found.values():
+            found[f"{configured.name} (configured)" if configured.name in found else configured.name] = configured
         return found
 
     def learn(self) -> None:

@@ -67,7 +67,7 @@ def main() -> None:
             _exit_unwritable(refused)
         _exit(explain_composition(error), WRONG_CONFIG)
     except OSError as error:
-        if _is_from_job(error):
+        if _is_from_job(error) or (error.filename is None and error.errno not in _UNWRITABLE):
             raise
         _exit_unwritable(error)
     except KeyboardInterrupt:
