@@ -12,6 +12,7 @@ from compress.errors import ArtifactError
 from compress.files import read_json
 
 PRETRAINED = Path(__file__).parent / "pretrained_plans"
+CARD_FILE = "card.json"
 KINDS = {kind.name: kind for kind in (BlendPlanLabeler, GBDTPlanLabeler, RidgePlanLabeler, SetPlanLabeler)}
 
 

@@ -21,7 +21,7 @@ from autolabel.plan_race import PlanRace
 from autolabel.plan_sampling import PlanDraw
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import FEATURES_VERSION
-from autolabel.pretrained import load_plan_labeler
+from autolabel.pretrained import CARD_FILE, PRETRAINED, load_plan_labeler
 from compress.allocation import allocate
 from compress.budget import Budget
 from compress.criteria import (
@@ -98,7 +98,8 @@ class BoardSettings:
     """What is compared on every board.
 
     Attributes:
-        zoo, bank: folder and file.
+        zoo, bank: folder and file. Without a bank the labeler that ships with the package is judged, on boards of which
+            it saw nothing alike.
         labeler: name out of `LABELERS`, fitted anew for each board without what the board's network is like.
         methods: formulas with their allocators, see `Method`, and `SEARCHES`.
         race: how candidates are raced; its steps are for a fine-tuning of 128 steps, and scale with it.
@@ -108,7 +109,7 @@ class BoardSettings:
     """
 
     zoo: str
-    bank: str
+    bank: str | None
     labeler: str
     methods: tuple[str, ...]
     race: PlanRace
@@ -149,9 +150,19 @@ def fit_for(board: Board, settings: BoardSettings, folder: Path) -> Path:
     """The folder of a labeler that saw nothing like this board; fitted if it is not there yet.
 
     For a zoo network its family and its task are left out; for another network, tasks with the same data.
+
+    Raises:
+        CompressError: without a bank, if the labeler that ships has learned from what must be left out.
     """
     families, hidden_tasks = _hidden(board)
-    made = {"bank": hash_file(settings.bank), "labeler": settings.labeler, "features": FEATURES_VERSION}
+    if settings.bank is None:
+        if families or hidden_tasks:
+            raise CompressError(
+                f"The labeler that ships with the package saw networks like {board.network}'s "
+                f"({', '.join([*families, *hidden_tasks])}): judged on it, it must be fitted without them, from a bank."
+            )
+        return PRETRAINED
+    made = {"bank": bank_hash(settings), "labeler": settings.labeler, "features": FEATURES_VERSION}
     digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / "labelers" / digest / ("-".join([*families, *hidden_tasks]) or "all")
     if (path / INDEX_FILE).exists():
@@ -162,6 +173,13 @@ def fit_for(board: Board, settings: BoardSettings, folder: Path) -> Path:
         assert_disjoint(seen, [b for b in boards if b.network == board.network], "family_and_task")
     LABELERS[settings.labeler]().fit(seen, "finetuned").save(path)
     return path
+
+
+def bank_hash(settings: BoardSettings) -> str:
+    """SHA-256 of the bank that the labelers are fitted on: of the settings, or of the labeler that ships."""
+    if settings.bank is None:
+        return str(read_json(PRETRAINED / CARD_FILE)["bank_sha256"])
+    return hash_file(settings.bank)
 
 
 def unlike(board: Board, boards: Sequence[PlanBoard]) -> list[PlanBoard]:
@@ -185,7 +203,7 @@ def board_network(board: Board, settings: BoardSettings) -> BoardNetwork:
 def board_key(board: Board, settings: BoardSettings) -> dict[str, Any]:
     """All that the plans of a board and what becomes of them depend on, as JSON gives it back."""
     return _plain({
-        "board": asdict(board), "settings": {**asdict(settings), "zoo": "", "bank": hash_file(settings.bank)},
+        "board": asdict(board), "settings": {**asdict(settings), "zoo": "", "bank": bank_hash(settings)},
         "search": asdict(_SEARCH), "repair": asdict(board_network(board, settings).repair),
         "features": FEATURES_VERSION,
         "weights": read_row(settings.zoo, board.network)["weights_sha256"] if board.zoo else "",

@@ -13,7 +13,7 @@ from autolabel.label_bank import LabelBank
 from autolabel.plan_board import PlanBoard, boards_of
 from autolabel.plan_damage import SMALLEST, PlanDamage
 from autolabel.plan_sampling import sample_plans
-from autolabel.pretrained import load_plan_labeler
+from autolabel.pretrained import load_plan_damage, load_plan_labeler
 from compress.files import read_json, write_json
 from compress.task import evaluate
 from experiments.no_regret import SEARCHES, Board, BoardRunner, BoardSettings, board_key, board_network, fit_for, unlike
@@ -117,7 +117,7 @@ def judge_board(
         if known.get("key") == key:
             return known["rows"]
     torch.use_deterministic_algorithms(True, warn_only=True)
-    model = PlanDamage.fit(unlike(board, boards_of(LabelBank.load(settings.bank), (MOMENT,))), MOMENT)
+    model = _damage_model(board, settings)
     labeler = load_plan_labeler(fit_for(board, settings, Path(folder)))
     runner = BoardRunner(board, board_network(board, settings), settings.seed, settings, labeler, Path(folder))
     subject = runner.subject
@@ -142,6 +142,13 @@ def judge_board(
             rows.append(asdict(row))
     write_json(path, {"key": key, "rows": rows})
     return rows
+
+
+def _damage_model(board: Board, settings: BoardSettings) -> PlanDamage:
+    """Of networks unlike this board's."""
+    if settings.bank is None:
+        return load_plan_damage()
+    return PlanDamage.fit(unlike(board, boards_of(LabelBank.load(settings.bank), (MOMENT,))), MOMENT)
 
 
 def measure_losses(oracle: Any, bench: Any, masks: np.ndarray) -> dict[str, list[float]]:

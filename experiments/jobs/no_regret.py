@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from autolabel.plan_race import PlanRace
+from autolabel.pretrained import CARD_FILE, PRETRAINED
 from compress.errors import CompressError
-from compress.files import write_json
+from compress.files import read_json, write_json
+from experiments.board_networks import BOARD_NETWORKS
 from experiments.compared_methods import Method
 from experiments.config import ConfigError
 from experiments.no_regret import (
     COLUMNS,
     CRITERIA,
     SEARCHES,
+    Board,
     BoardSettings,
     run_boards,
     trained_boards,
@@ -34,7 +37,8 @@ class NoRegretJob:
     of the plans) and `summary.json`; a killed run goes on.
 
     Args:
-        zoo, bank: folder of the zoo and file of the label bank measured on it.
+        zoo, bank: folder of the zoo and file of the label bank measured on it. `bank: null` judges the labeler that
+            ships with the package, on trained networks whose data its zoo has nothing of; no zoo is needed then.
         labeler: name out of `LABELERS`.
         per_family: zoo networks of each family, each for another task.
         trained: networks that no zoo has, out of `BOARD_NETWORKS`.
@@ -50,8 +54,8 @@ class NoRegretJob:
 
     def __init__(
         self,
-        zoo: str,
-        bank: str,
+        zoo: str | None,
+        bank: str | None,
         methods: Sequence[str],
         labeler: str = "labeler/gbdt",
         per_family: int = 3,
@@ -68,14 +72,15 @@ class NoRegretJob:
         self.fractions, self.trained_fractions = tuple(fractions), tuple(trained_fractions)
         self.seeds, self.workers = tuple(seeds), workers
         self.settings = BoardSettings(
-            str(zoo), str(bank), labeler, tuple(methods), PlanRace(tuple(race_steps)), candidates, searches
-        )
+            str(zoo or ""), None if bank is None else str(bank), labeler, tuple(methods), PlanRace(tuple(race_steps)),
+            candidates, searches,
+        )  # fmt: skip
 
     def check(self, config: Config) -> None:
         """Zoo and bank must be there, and the names known."""
-        if not (Path(self.zoo) / "networks").is_dir():
+        if self.per_family and (self.zoo is None or not (Path(self.zoo) / "networks").is_dir()):
             raise ConfigError(f"job.zoo: {self.zoo} is no zoo. Build it first: experiment=zoo")
-        if not Path(self.settings.bank).is_file():
+        if self.settings.bank is not None and not Path(self.settings.bank).is_file():
             raise ConfigError(f"job.bank: there is no {self.settings.bank}. Measure it first: experiment=bank")
         if self.settings.labeler not in LABELERS:
             raise ConfigError(f"job.labeler must be out of {tuple(LABELERS)}. Got {self.settings.labeler!r}.")
@@ -84,14 +89,30 @@ class NoRegretJob:
             if name not in SEARCHES and (method.source not in CRITERIA or method.allocator == "search"):
                 raise ConfigError(f"job.methods: no scores are called {method.source!r}. Known: {sorted(CRITERIA)}.")
         try:
-            trained_boards(self.trained, self.trained_fractions)
+            boards = trained_boards(self.trained, self.trained_fractions)
         except CompressError as error:
             raise ConfigError(f"job.trained: {error}") from error
+        if self.settings.bank is None:
+            self._check_released(boards)
+
+    def _check_released(self, boards: Sequence[Board]) -> None:
+        """The labeler that ships with the package is the one that is asked for, and saw nothing like the boards."""
+        shipped = read_json(PRETRAINED / CARD_FILE)["labeler"]
+        if self.settings.labeler != shipped:
+            raise ConfigError(f"job.labeler must be {shipped!r}, which ships, or a bank must be given: job.bank=FILE")
+        if self.per_family:
+            raise ConfigError("job.per_family must be 0 without a bank: the labeler that ships saw the whole zoo.")
+        for board in boards:
+            if BOARD_NETWORKS[board.network].shares_data_with:
+                raise ConfigError(
+                    f"job.trained: the labeler that ships saw data of {board.network!r}. Leave it out, or give a bank."
+                )
 
     def run(self, config: Config, run_dir: RunDir, tracker: Tracker) -> dict[str, Any]:
         """Measure what is not measured yet."""
-        run_dir.add_input(self.settings.bank)
-        boards = zoo_boards(self.zoo, self.per_family, self.fractions) if self.per_family else []
+        if self.settings.bank is not None:
+            run_dir.add_input(self.settings.bank)
+        boards = zoo_boards(self.zoo, self.per_family, self.fractions) if self.per_family and self.zoo else []
         boards += trained_boards(self.trained, self.trained_fractions)
         with progress("comparing plans") as on_row:
             rows = run_boards(boards, self.seeds, self.settings, run_dir.path, self.workers, on_row)

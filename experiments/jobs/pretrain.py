@@ -10,6 +10,7 @@ from autolabel.label_bank import LabelBank
 from autolabel.plan_board import boards_of
 from autolabel.plan_damage import PlanDamage
 from autolabel.plan_oracle import MOMENTS
+from autolabel.pretrained import CARD_FILE
 from compress.files import write_json
 from experiments.config import ConfigError
 from experiments.manifest import hash_file
@@ -59,6 +60,6 @@ class PretrainJob:
             "fractions": sorted(np.unique(bank.plans["fraction"]).tolist()), "bank_sha256": hash_file(self.bank),
             "code": bank.about["code"],
         }  # fmt: skip
-        write_json(folder / "card.json", card)
+        write_json(folder / CARD_FILE, card)
         run_dir.add_output(folder)
         return {"pretrain": {"boards": card["boards"], "plans": card["plans"]}}

@@ -6,16 +6,20 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from autolabel.label_bank import LabelBank
 from autolabel.plan_board import boards_of
 from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_race import PlanRace
-from compress.errors import ArtifactError
+from autolabel.pretrained import PRETRAINED
+from compress.errors import ArtifactError, CompressError
 from compress.files import read_json
+from compress.task import ClassificationTask
 from experiments import no_regret, plan_damages
 from experiments.bank_building import BankSettings, build_bank
 from experiments.config import ConfigError
+from experiments.data import load_digits
 from experiments.figure_style import figure_style, render_file_svg
 from experiments.jobs.no_regret import NoRegretJob
 from experiments.no_regret import BoardSettings, fit_for, run_board, zoo_boards
@@ -25,6 +29,7 @@ from experiments.regret import summarize
 from experiments.regret_page import draw_regret, read_rows, write_page
 from experiments.run_dir import RunDir
 from experiments.settings import Config
+from experiments.subject import RepairSettings
 from experiments.tracker import RunInfo
 from experiments.trackers.null import NullTracker
 from experiments.zoo import Recipe, build_zoo
@@ -173,6 +178,12 @@ def test_ranks_and_distances_by_hand():
         ({"methods": ("best",)}, "no scores are called 'best'"),
         ({"methods": ("taylor/best",)}, "must end in one of"),
         ({"trained": ("vgg",)}, "No board network is called 'vgg'"),
+        ({"bank": None}, "job.labeler must be 'labeler/blend', which ships"),
+        ({"bank": None, "labeler": "labeler/blend"}, "job.per_family must be 0"),
+        (
+            {"bank": None, "labeler": "labeler/blend", "per_family": 0, "trained": ("resnet20", "lenet5")},
+            "saw data of 'lenet5'",
+        ),
     ],
 )
 def test_a_job_that_cannot_run_is_refused_at_once(zoo, bank, changes, message):
@@ -201,3 +212,30 @@ def test_the_page_tells_methods_by_rank_and_every_board(tmp_path):
     (tmp_path / "raw.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ArtifactError, match="not a table of boards"):
         read_rows(tmp_path / "raw.csv")
+
+
+def test_the_labeler_that_ships_is_judged_without_zoo_and_bank(tmp_path, monkeypatch):
+    job = NoRegretJob(None, None, METHODS, "labeler/blend", 0, ("resnet20", "minilm"), trained_fractions=(0.5,))
+    job.check(Config())
+    resnet20, minilm = no_regret.trained_boards(job.trained, job.trained_fractions)
+    assert fit_for(resnet20, job.settings, tmp_path) == fit_for(minilm, job.settings, tmp_path) == PRETRAINED
+    (lenet5,) = no_regret.trained_boards(("lenet5",), (0.5,))
+    with pytest.raises(CompressError, match="saw networks like lenet5's"):
+        fit_for(lenet5, job.settings, tmp_path)
+    # A network of our own, so that a board takes seconds.
+    base = no_regret.BOARD_NETWORKS["lenet5"]
+    few = dataclasses.replace(base, load=lambda folder: _digits(), repair=RepairSettings(64, 4, 2, 32), task="digits",
+                              shares_data_with=())  # fmt: skip
+    monkeypatch.setitem(no_regret.BOARD_NETWORKS, "own", few)
+    settings = dataclasses.replace(job.settings, race=PlanRace((1, 2)), candidates=1, searches=1)
+    (board,) = no_regret.trained_boards(("own",), (0.5,))
+    rows = run_board(board, 0, settings, str(tmp_path))
+    assert [row["method"] for row in rows] == ["dense", *METHODS]
+    damages = judge_boards([board], settings, tmp_path, 1)
+    assert len(damages) == len(MEASURED) * sum(not name.endswith("/race") for name in METHODS)
+
+
+def _digits():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 12), torch.nn.ReLU(), torch.nn.Linear(12, 10))
+    return model.eval(), load_digits(), ClassificationTask()
