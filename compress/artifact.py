@@ -29,7 +29,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, fx, nn
 
-from compress.application import apply_plan
+from compress.application import slice_model
 from compress.attributes import copy_traced, value_of
 from compress.bit_packing import pack_bits, unpack_bits
 from compress.errors import ArtifactError
@@ -52,7 +52,7 @@ from compress.quantizer import dequantize_weight, round_weight
 from compress.quantizers.minmax import MinMaxQuantizer
 from compress.stored_tensors import given_tensors, integer_entry, named_values, norm_names
 from compress.stored_weight import parameter_names, restore_weight, store_weight
-from compress.structure import Structure
+from compress.structure import Structure, analyze
 from compress.tensor_coding import CodedTensor, TensorForm
 
 SCHEMA_VERSION = 1
@@ -253,7 +253,11 @@ def _rebuild_module(
         example, quantized = rebuild_inputs(about["example_inputs"]), about["quantized"]
         ranges = plan.activation_ranges if quantized and quantized["activations"] else None
         options = (ranges, quantized["reduce_range"]) if quantized else None
-    module, formats = factorize_plan(apply_plan(base_model, plan, example), plan), part_formats(plan)
+    # The plan was checked when the artifact was saved, on real inputs; these are ramps, which a model may not like.
+    structure = analyze(base_model, example)
+    small = slice_model(structure, plan.removed_mask(structure.units))
+    small.meta["plan"] = plan
+    module, formats = factorize_plan(small, plan), part_formats(plan)
     if options or not set(norm_names(module)) <= set(about["norms"]):
         module = fold_batch_norm(module, example, keep=frozenset(about["norms"]))
     layers = tied_layers(module)

@@ -67,6 +67,11 @@ class Atoms:
         """Whether none of these atoms has met a parameter."""
         return bool(self._free[self.roots(atoms)].all())
 
+    def attends(self, atoms: np.ndarray) -> bool:
+        """Whether attention runs over these atoms: whether they are heads."""
+        heads = np.array(sorted(self.attention), dtype=np.int64)
+        return bool(np.isin(self.roots(atoms), self.roots(heads)).all())
+
     def block(self, atoms: np.ndarray, reason: str) -> None:
         """These atoms must stay, because of `reason` (the first reason given is kept)."""
         for root in np.unique(self.roots(atoms)).tolist():

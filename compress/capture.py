@@ -26,7 +26,7 @@ _TORCH = str(Path(torch.__file__).parent)
 def capture(model: nn.Module, args: tuple, kwargs: dict) -> tuple[fx.GraphModule, tuple, dict]:
     """The exported module of a model in evaluation mode, and the inputs it was traced with.
 
-    The batch is left free if that is possible, else it is fixed. A batch of one is repeated.
+    The batch is left free if that is possible, else it is fixed. A batch of one is repeated where it is free.
 
     Raises:
         TraceError: if the model does not run on these inputs, or cannot be captured, with the place in its source.
@@ -37,15 +37,35 @@ def capture(model: nn.Module, args: tuple, kwargs: dict) -> tuple[fx.GraphModule
     for (some_args, some_kwargs), free in ((doubled, True), ((args, kwargs), False)):
         try:
             shapes = _free_sizes(model, some_args, some_kwargs) if free else None
-            with _quiet():
+            with _quiet(), _masks_as_given():
                 program = torch.export.export(model, some_args, some_kwargs, dynamic_shapes=shapes, strict=False)
-                return program.module(check_guards=False), some_args, some_kwargs
+            module = program.module(check_guards=False)
+            if not free or fixed_batch(module) is None or not _grew(args, kwargs, some_args, some_kwargs):
+                return module, some_args, some_kwargs
         except FAILURES as error:
             failure = error
     raise TraceError(
         f"{type(model).__name__} could not be traced by torch.export{_place(failure)}: {first_line(failure)} Rewrite "
         f"that line so that it does not depend on the values of tensors."
     ) from failure
+
+
+def fixed_batch(module: fx.GraphModule) -> int | None:
+    """The only batch that a captured module can take, or None if its batch is free or it has no inputs.
+
+    torch.export fixes a size without a word where the forward makes a number of it: a loop over the examples,
+    `int(x.shape[0] / 2)`.
+    """
+    values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
+    # A free size that came to be fixed is still a symbol, which reads as a number.
+    sizes = [str(value.shape[0]) for value in values if isinstance(value, Tensor) and value.dim()]
+    return int(sizes[0]) if sizes and all(map(str.isdigit, sizes)) else None
+
+
+def _grew(args: tuple, kwargs: dict, others: tuple, other_kwargs: dict) -> bool:
+    """Whether a batch of one was repeated."""
+    leaves = zip(pytree.tree_leaves((args, kwargs)), pytree.tree_leaves((others, other_kwargs)), strict=True)
+    return any(isinstance(a, Tensor) and a.shape != b.shape for a, b in leaves)
 
 
 def _check_runs(model: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -85,6 +105,21 @@ def _place(error: BaseException | None) -> str:
     frames = traceback.extract_tb(error.__traceback__) if error is not None else []
     own = [f for f in frames if f.line and not f.filename.startswith(_TORCH) and f.filename != __file__]
     return f" at {Path(own[-1].filename).name}:{own[-1].lineno} ({own[-1].line})" if own else ""
+
+
+@contextlib.contextmanager
+def _masks_as_given() -> Iterator[None]:
+    """torch's transformers look at the values of a mask for a hint that only speeds them up: it is not taken."""
+    name, holder = "_detect_is_causal_mask", nn.modules.transformer
+    known = getattr(holder, name, None)
+    if known is None:
+        yield
+        return
+    setattr(holder, name, lambda mask, is_causal=None, size=None: is_causal is True)
+    try:
+        yield
+    finally:
+        setattr(holder, name, known)
 
 
 @contextlib.contextmanager

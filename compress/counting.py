@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from compress.costs import BIT_CHOICES, FLOAT_BYTES, CostTable, RankCosts
 from compress.dimensions import Value
-from compress.graph import ATEN, Layer
+from compress.graph import ATEN, LAYER_OPS, Layer, is_parameter
 from compress.splitting import SCHEMES, Split, find_splits
 from compress.structure import Structure, analyze
 from compress.units import UnitTable
@@ -92,7 +92,7 @@ def unit_costs(model: nn.Module | Structure, units: UnitTable | None = None, exa
     for node in structure.traced.graph.nodes:
         if node.op != "call_function":
             continue
-        if node.target in (*PRODUCTS, *ATTENTION):
+        if node.target in (*PRODUCTS, *ATTENTION) or computed_weight(node) is not None:
             _count_product(structure, node, entries)
         elif node.name not in layer_nodes and isinstance(structure.traced.shapes.get(node.name), tuple):
             name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
@@ -164,19 +164,45 @@ def _position_share(structure: Structure, layer: Layer, n_units: int) -> np.ndar
     return share
 
 
+def computed_weight(node: fx.Node) -> fx.Node | None:
+    """What a conv or linear node multiplies with, if that is no parameter but computed from some (weight norm)."""
+    if LAYER_OPS.get(node.target) not in ("conv", "conv_transpose", "linear") or is_parameter(node.args[1]):
+        return None
+    return node.args[1]
+
+
 def _count_product(structure: Structure, node: fx.Node, entries: dict[str, _Entry]) -> None:
     """Attention and other products of two computed values: units are leading dimensions, shared by all operands."""
     n_units = len(structure.units)
     out = structure.values[node.name]
     entry = _Entry(n_units, macs=product_macs(structure, node))
-    if node.target in PRODUCTS:
-        summed = structure.values[_first_factor(node).name].labels[-1]
-        if summed is not None:
-            entry.in_share = _share(summed, n_units)
+    for labels in _summed_over(structure, node):
+        if labels is not None:
+            entry.in_share = np.maximum(entry.in_share, _share(labels, n_units))
     for labels in out.labels:
         if labels is not None:
             entry.out_share = np.maximum(entry.out_share, _share(labels, n_units))
     entries[node.name] = entry
+
+
+def _summed_over(structure: Structure, node: fx.Node) -> list[np.ndarray | None]:
+    """Unit rows of the dimensions that a product sums over."""
+    values = structure.values
+    if node.target in PRODUCTS:
+        return [values[_first_factor(node).name].labels[-1]]
+    if node.target is ATEN.einsum.default:
+        terms, _, right = node.args[0].replace(" ", "").partition("->")
+        pairs = zip(terms.split(","), node.args[1], strict=True)
+        return [
+            labels
+            for term, operand in pairs
+            for letter, labels in zip(term, values[operand.name].labels, strict=True)
+            if letter not in right
+        ]
+    weight = computed_weight(node)
+    if weight is None or not isinstance(values.get(weight.name), Value):
+        return []
+    return [values[weight.name].labels[0 if LAYER_OPS[node.target] == "conv_transpose" else 1]]
 
 
 def layer_macs(structure: Structure, layer: Layer) -> float:
@@ -193,6 +219,11 @@ def product_macs(structure: Structure, node: fx.Node) -> float:
     """MACs of one example in a product of two computed values."""
     examples = example_count(structure, node)
     out = structure.values[node.name]
+    weight = computed_weight(node)
+    if weight is not None:
+        positions = node.args[0] if LAYER_OPS[node.target] == "conv_transpose" else node
+        shape = structure.traced.shapes
+        return float(np.prod(shape[positions.name]) * np.prod(shape[weight.name][1:]) / examples)
     if node.target is ATEN.scaled_dot_product_attention.default:
         q, k, v = (structure.values[n.name] for n in node.args[:3])
         return float(np.prod(q.shape[:-2]) * q.shape[-2] * k.shape[-2] * (q.shape[-1] + v.shape[-1]) / examples)
@@ -234,7 +265,7 @@ def node_macs(structure: Structure) -> dict[str, float]:
     """Node name -> MACs of one example, for every node that has any."""
     found = {layer.node.name: layer_macs(structure, layer) for layer in structure.traced.layers()}
     for node in structure.traced.graph.nodes:
-        if node.op == "call_function" and node.target in (*PRODUCTS, *ATTENTION):
+        if node.op == "call_function" and (node.target in (*PRODUCTS, *ATTENTION) or computed_weight(node) is not None):
             found[node.name] = product_macs(structure, node)
     return found
 

@@ -105,7 +105,8 @@ class Merge:
     """What a reshape may do to atoms: join them, block them, or choose along which factor a split is removable."""
 
     def __init__(self, atoms: Atoms, choose: Callable[[list[int], np.ndarray], int]) -> None:
-        self.join, self.roots, self.free, self._block = atoms.join, atoms.roots, atoms.free, atoms.block
+        self.join, self.roots, self.free, self.attends = atoms.join, atoms.roots, atoms.free, atoms.attends
+        self._block = atoms.block
         self.choose = choose
 
     def block(self, labels: Labels, reason: str) -> None:
@@ -195,6 +196,9 @@ def _put_together(parts: list[tuple[int, Labels]], size: int, merge: Merge | Non
     if len(labelled) > 1:
         bound = labelled if merge is None else [i for i in labelled if not merge.free(parts[i][1])]
         if merge is not None:
+            # Of heads and the channels within them, which all heads of multi-query attention share, heads can go.
+            heads = [i for i in bound if merge.attends(parts[i][1])]
+            bound = heads if len(heads) == 1 else bound
             for i in labelled:
                 if i not in bound or len(bound) > 1:
                     merge.block(parts[i][1], "a reshape folds two channel dimensions into one")

@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 
 from compress.activation_edges import activation_edges, moves_values
-from compress.attributes import copy_traced, set_buffer, sibling
+from compress.attributes import copy_traced, set_buffer, sibling, value_of
 from compress.dynamic_ranges import ROUND_OP, insert_dynamic_ranges
 from compress.errors import PlanError
 from compress.folding import output_axis
@@ -68,7 +68,7 @@ def tied_layers(module: fx.GraphModule) -> list[list[Layer]]:
     """The layers in execution order, those that share one weight together."""
     tied: dict[int, list[Layer]] = {}
     for layer in layers_of(module):
-        tied.setdefault(id(module.get_parameter(layer.weight)), []).append(layer)
+        tied.setdefault(id(value_of(module, layer.weight)), []).append(layer)
     return list(tied.values())
 
 
@@ -113,7 +113,7 @@ def _insert_weight_quantizers(module: fx.GraphModule, formats: Mapping[str, Laye
         largest = min(largest, 63) if reduce_range else largest
         # One tied weight has one set of integers: a linear needs its scales at its outputs, an embedding can do either.
         axis = min(output_axis(layer) for layer in group)
-        weight = module.get_parameter(group[0].weight)
+        weight = value_of(module, group[0].weight)
         channels = weight.shape[axis]
         scale = sibling(module, group[0].weight, _leaf(group[0].weight) + "_scale")
         zero = sibling(module, group[0].weight, _leaf(group[0].weight) + "_zero_point")

@@ -34,8 +34,8 @@ def fold_batch_norm(
         linear_of_rank_2 = layer.kind == "linear" and len(shapes.get(layer.node.name, ())) == 2
         if follower.args[3].target in keep or not (layer.kind in ("conv", "conv_transpose") or linear_of_rank_2):
             continue
-        if uses[id(module.get_parameter(layer.weight))] > 1 or (
-            layer.bias is not None and uses[id(module.get_parameter(layer.bias))] > 1
+        if uses[id(value_of(module, layer.weight))] > 1 or (
+            layer.bias is not None and uses[id(value_of(module, layer.bias))] > 1
         ):
             continue
         _fold(module, layer, follower)
@@ -50,7 +50,7 @@ def _fold(module: fx.GraphModule, layer: Layer, norm: fx.Node) -> None:
     factor = torch.rsqrt(variance + norm.args[7])
     factor = factor if gamma is None else factor * gamma
     shift = -mean * factor if beta is None else beta - mean * factor
-    weight = module.get_parameter(layer.weight)
+    weight = value_of(module, layer.weight)
     groups = layer.node.args[6] if layer.kind == "conv_transpose" and len(layer.node.args) > 6 else 1
     axis = output_axis(layer)
     if axis == 0:
@@ -60,7 +60,7 @@ def _fold(module: fx.GraphModule, layer: Layer, norm: fx.Node) -> None:
         folded = weight.detach().double() * per_group.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
     set_parameter(module, layer.weight, folded.to(weight.dtype), weight.requires_grad)
     if layer.bias is not None:
-        shift = shift + module.get_parameter(layer.bias).detach().double() * factor
+        shift = shift + value_of(module, layer.bias).detach().double() * factor
     name = layer.bias or sibling(module, layer.weight, "bias")
     set_parameter(module, name, shift.to(weight.dtype), weight.requires_grad)
     if layer.bias is None:

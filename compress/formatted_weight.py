@@ -149,7 +149,7 @@ def insert_stored_formats(
         found = next((formats[layer.name] for layer in group if layer.name in formats), None)
         if found is None:
             continue
-        weight = module.get_parameter(group[0].weight)
+        weight = value_of(module, group[0].weight)
         kept = weight.detach() != 0 if found.density < 1 else None
         found = LayerFormat(32, "float32") if found.on_integers and on_integers else found
         if found.scheme == "float32" and kept is None:

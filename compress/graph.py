@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import logging
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +13,11 @@ from torch import Tensor, fx, nn
 from torch.fx._pytree import tree_flatten_spec
 from torch.utils import _pytree as pytree
 
-from compress.capture import capture
+from compress.capture import capture, fixed_batch
 from compress.errors import DataError
 from compress.normal_form import ATEN, normalize_graph
 
+log = logging.getLogger(__name__)
 _TRAINING_ARGUMENT = {ATEN.batch_norm.default: 5, ATEN.instance_norm.default: 5, ATEN.dropout.default: 2,
                       ATEN.feature_dropout.default: 2, ATEN.alpha_dropout.default: 2, ATEN.rrelu.default: 3,
                       ATEN.gru.input: 6, ATEN.lstm.input: 6, ATEN.rnn_tanh.input: 6,
@@ -57,6 +60,7 @@ class TracedGraph:
         inputs: flat example inputs, each a tensor (batch first) or a constant.
         shapes: node name -> shape of its value on the example inputs (a tuple of shapes for several outputs).
         fingerprint: hash of the sorted (parameter name, shape) pairs.
+        fixed_batch: the only batch that the module takes, where the forward makes a number of it; None: any.
     """
 
     module: fx.GraphModule
@@ -64,6 +68,7 @@ class TracedGraph:
     kwargs: dict[str, Any]
     shapes: dict[str, Any]
     fingerprint: str
+    fixed_batch: int | None = None
 
     @property
     def graph(self) -> fx.Graph:
@@ -135,6 +140,8 @@ def check_finite(model: nn.Module) -> None:
     A buffer may be infinite: that is how attention masks are written.
     """
     for name, value in model.named_parameters():
+        if isinstance(value, nn.parameter.UninitializedTensorMixin) or value.is_meta:
+            raise DataError(f"Parameter {name!r} has no values yet (lazy or on the meta device). Load them first.")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise DataError(f"Parameter {name!r} has NaN or infinite values. Load a sound checkpoint.")
     for name, value in model.named_buffers():
@@ -146,7 +153,8 @@ def trace(model: nn.Module, example_inputs: Any) -> TracedGraph:
     """The model as one graph that shares its parameters. The model, its mode and its gradients stay as they are.
 
     The batch dimension (dim 0 of every tensor) may take any size afterwards, and so may dim 1 of integer inputs
-    (tokens); a model that fixes its batch is traced with the fixed size.
+    (tokens); a model whose forward makes a number of its batch is traced with that size, which is said, and refuses
+    others.
 
     Args:
         model: any module that `torch.export` can trace. A traced module is taken as it is.
@@ -163,11 +171,33 @@ def trace(model: nn.Module, example_inputs: Any) -> TracedGraph:
             part.training = False  # not by eval(), which modules that were exported before refuse
         module, args, kwargs = capture(model, args, kwargs)
         normalize_graph(module)
+        batch = fixed_batch(module)
+        if batch is not None:
+            _refuse_other_batches(module, batch)
+            log.warning(
+                "The forward of %s fixes the first dimension of its input at %d, that of the example inputs: no other "
+                "is taken. Let it work on any (no loop over examples, no int() of a size), or pass batches of %d.",
+                type(model).__name__, batch, batch,
+            )  # fmt: skip
         _share_parameters(module, model)
         _follow_mode(module)
         shapes = record_shapes(module, args, kwargs)
     module.train(model.training)
-    return TracedGraph(module, args, kwargs, shapes, fingerprint(model))
+    return TracedGraph(module, args, kwargs, shapes, fingerprint(model), batch)
+
+
+def _refuse_other_batches(module: fx.GraphModule, batch: int) -> None:
+    """What was computed for one batch is wrong for another: the graph says so wherever it is copied to."""
+    graph = module.graph
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    first = next(n for n in inputs if isinstance(n.meta.get("val"), Tensor) and n.meta["val"].dim())
+    with graph.inserting_after(inputs[-1]):
+        size = graph.call_function(ATEN.sym_size.int, (first, 0))
+    with graph.inserting_after(size):
+        same = graph.call_function(operator.eq, (size, batch))
+    with graph.inserting_after(same):
+        message = f"This model takes a first dimension of {batch} alone: its forward makes a number of that size."
+        graph.call_function(torch._assert, (same, message))
 
 
 @contextlib.contextmanager

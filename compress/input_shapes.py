@@ -25,7 +25,10 @@ def _describe(leaf: Any) -> Any:
         return {"shape": list(leaf.shape), "dtype": str(leaf.dtype).removeprefix("torch.")}
     if leaf is None or isinstance(leaf, (bool, int, float, str)):
         return {"value": leaf}
-    return {"items": [_describe(item) for item in pytree.tree_leaves(leaf)]}
+    if isinstance(leaf, Mapping) and all(isinstance(name, str) for name in leaf):
+        return {"entries": {name: _describe(value) for name, value in leaf.items()}}
+    items = leaf if isinstance(leaf, (list, tuple)) else pytree.tree_leaves(leaf)
+    return {"list" if isinstance(leaf, list) else "items": [_describe(item) for item in items]}
 
 
 def rebuild_inputs(example: Mapping[str, Any]) -> Any:
@@ -40,6 +43,10 @@ def _rebuild(leaf: Mapping[str, Any]) -> Any:
         return leaf["value"]
     if "items" in leaf:
         return tuple(_rebuild(item) for item in leaf["items"])
+    if "list" in leaf:
+        return [_rebuild(item) for item in leaf["list"]]
+    if "entries" in leaf:
+        return {name: _rebuild(item) for name, item in leaf["entries"].items()}
     dtype = getattr(torch, leaf["dtype"])
     if dtype.is_floating_point:
         return torch.linspace(-1.0, 1.0, int(np.prod(leaf["shape"], dtype=np.int64)), dtype=dtype).reshape(

@@ -119,10 +119,10 @@ def integer_graph(module: fx.GraphModule, shapes: Mapping[str, Any]) -> fx.Graph
         elif node.target is ROUND_OP:
             node.target = QUANTIZE_OP
     entries = quantized_weights(module)
-    uses = Counter(id(module.get_parameter(entry.parameter)) for entry in entries)
+    uses = Counter(id(value_of(module, entry.parameter)) for entry in entries)
     stored: dict[tuple[int, bool], tuple[str, str]] = {}
     for entry in entries:
-        weight = module.get_parameter(entry.parameter)
+        weight = value_of(module, entry.parameter)
         (layer,) = entry.node.users
         is_linear = layer.target is ATEN.linear.default
         # A linear stores its weight as (in, out), what engines multiply with, unless another layer shares it.

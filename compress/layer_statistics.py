@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from compress.activation_statistics import reduce_positions
+from compress.attributes import value_of
 from compress.costs import BIT_CHOICES
 from compress.counting import count_macs
 from compress.dimensions import BatchLayout, Value, batch_layout
@@ -127,7 +128,7 @@ class _LayerProbe(fx.Interpreter):
         self.n_examples = 0
         shared: dict[int, Tensor] = {}
         for layer in self._layers.values():
-            weight = structure.traced.module.get_parameter(layer.weight)
+            weight = value_of(structure.traced.module, layer.weight)
             self._leaves[layer.weight] = shared.setdefault(id(weight), weight.detach().requires_grad_())
             if layer.name not in self._errors:
                 self._errors[layer.name] = self._round(layer, weight.detach(), quantizer)

@@ -23,7 +23,8 @@ def normalize_graph(module: fx.GraphModule) -> None:
 
     Sections under `torch.no_grad` become part of the graph, with their results detached; assertions about dtypes and
     sizes go and constants follow the parameters, so that the module may be cast; operations in place become their
-    out-of-place forms, so that every value stays what it was when it was made.
+    out-of-place forms, so that every value stays what it was when it was made; some operations are written with plainer
+    ones, whose dimensions can be followed.
     """
     while _inline_sections(module):
         pass
@@ -31,6 +32,9 @@ def normalize_graph(module: fx.GraphModule) -> None:
     _follow_parameters(module.graph)
     _name_operands(module.graph)
     make_functional(module.graph)
+    for node in list(module.graph.nodes):
+        if node.op == "call_function" and node.target in _PLAINER:
+            _PLAINER[node.target](module.graph, node)
 
 
 # -- sections --------------------------------------------------------------------------------------------------------
@@ -131,3 +135,66 @@ def _alias(graph: fx.Graph, operand: fx.Node) -> fx.Node:
     copied = graph.call_function(ATEN.alias.default, (operand,))
     copied.meta = dict(operand.meta)
     return copied
+
+
+# -- operations with a plainer form ----------------------------------------------------------------------------------
+
+
+def _expand_repeated(graph: fx.Graph, node: fx.Node) -> None:
+    """What is repeated along dimensions of size one is the same as their expansion."""
+    x, times = node.args[0], list(node.args[1])
+    single = [True] * (len(times) - len(_singles(x))) + _singles(x)
+    if all(n == 1 or one for n, one in zip(times, single, strict=True)):
+        node.target = ATEN.expand.default
+        node.args = (x, [n if one else -1 for n, one in zip(times, single, strict=True)])
+
+
+def _expand_copies(graph: fx.Graph, node: fx.Node) -> None:
+    """Copies of one value behind each other, of size one there, are its expansion."""
+    parts, dim = list(node.args[0]), node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    if len(parts) < 2 or any(part is not parts[0] for part in parts) or not _singles(parts[0])[dim]:
+        return
+    sizes = [-1] * len(_singles(parts[0]))
+    sizes[dim] = len(parts)
+    node.target, node.args, node.kwargs = ATEN.expand.default, (parts[0], sizes), {}
+
+
+def _values_alone(graph: fx.Graph, node: fx.Node) -> None:
+    """A maximum whose places nobody reads is `amax`."""
+    if any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
+        return
+    target = ATEN.amax.default if node.target is ATEN.max.dim else ATEN.amin.default
+    keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+    with graph.inserting_before(node):
+        made = graph.call_function(target, (node.args[0], [node.args[1]], keep))
+    made.meta = {**node.meta, "val": node.meta["val"][0]}
+    for user in list(node.users):
+        user.replace_all_uses_with(made)
+        graph.erase_node(user)
+    graph.erase_node(node)
+
+
+def _cosine_written_out(graph: fx.Graph, node: fx.Node) -> None:
+    """The dot product over both lengths, each of which is at least `eps`."""
+    names = ("x1", "x2", "dim", "eps")
+    given = {"dim": 1, "eps": 1e-8, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+    a, b, dim, eps = (given[name] for name in names)
+    with graph.inserting_before(node):
+        dot = graph.call_function(ATEN.sum.dim_IntList, (graph.call_function(ATEN.mul.Tensor, (a, b)), [dim]))
+        lengths = [graph.call_function(ATEN.linalg_vector_norm.default, (x, 2, [dim])) for x in (a, b)]
+        lengths = [graph.call_function(ATEN.clamp_min.default, (length, eps)) for length in lengths]
+        made = graph.call_function(ATEN.div.Tensor, (dot, graph.call_function(ATEN.mul.Tensor, tuple(lengths))))
+    made.meta = dict(node.meta)
+    node.replace_all_uses_with(made)
+    graph.erase_node(node)
+
+
+def _singles(node: fx.Node) -> list[bool]:
+    """For each dimension whether its size is one; a free size is read as text, so that it stays free."""
+    return [str(size) == "1" for size in node.meta["val"].shape]
+
+
+_PLAINER = {
+    ATEN.repeat.default: _expand_repeated, ATEN.tile.default: _expand_repeated, ATEN.cat.default: _expand_copies,
+    ATEN.max.dim: _values_alone, ATEN.min.dim: _values_alone, ATEN.cosine_similarity.default: _cosine_written_out,
+}  # fmt: skip

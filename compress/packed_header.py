@@ -111,8 +111,9 @@ def _count(example: Mapping[str, Any]) -> int:
 
 
 def _leaf_count(leaf: Mapping[str, Any]) -> int:
-    if "items" in leaf:
-        return sum(map(_leaf_count, leaf["items"]))
+    parts = [*leaf.get("items", ()), *leaf.get("list", ()), *leaf.get("entries", {}).values()]
+    if parts:
+        return sum(map(_leaf_count, parts))
     if any(not isinstance(side, int) or side < 0 for side in leaf.get("shape", ())):
         raise ValueError("an input has no shape")
     return math.prod(leaf.get("shape", ()))

@@ -130,6 +130,8 @@ class Propagation:
         """An operation that nothing is known of: what enters it must stay, what leaves it is fixed."""
         shape = self.traced.shapes.get(node.name)
         name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
+        if name == "wrap_with_autocast":
+            reason = "it runs under torch.autocast within the forward: put autocast around the call instead"
         for argument in node.all_input_nodes:
             value = self.value(argument)
             for leaf in pytree.tree_leaves(value):

@@ -88,7 +88,7 @@ def prepare_quantized(
     _warn_of_unpruned(layers, folded, formats)
     insert_stored_formats(prepared, layers, formats, quantizer, trained_ranges, on_integers=computed)
     for entry in quantized_weights(prepared):
-        weight = prepared.get_parameter(entry.parameter)
+        weight = value_of(prepared, entry.parameter)
         prepared.get_buffer(entry.scale).copy_(weight_scale(weight, entry.largest, quantizer, entry.axis))
     if ranges == "static" and quantizes_activations(prepared):
         histograms = _observe(prepared, batches)
@@ -104,7 +104,7 @@ def _warn_of_unpruned(
     layers: Sequence[Sequence[Layer]], module: fx.GraphModule, formats: Mapping[str, LayerFormat]
 ) -> None:
     for layer in (layer for group in layers for layer in group if layer.name in formats):
-        share = (module.get_parameter(layer.weight) != 0).double().mean().item()
+        share = (value_of(module, layer.weight) != 0).double().mean().item()
         if share > formats[layer.name].density + 0.01:
             _log.warning("Layer %r is to keep %.3g of its weights, but %.3g are not zero: it was not pruned.",
                          layer.name, formats[layer.name].density, share)  # fmt: skip

@@ -111,7 +111,7 @@ def recover_(
         for module, training in modes:
             module.training = training
     if "refit" in steps and not done["refit"]:
-        _log.warning("The refit found no conv or linear layer with changed inputs.")
+        _log.warning("The refit found no conv or linear layer with changed inputs that is used only once.")
     return RecoveryReport(
         sum(len(batch[0]) for batch in flat), *(tuple(done[k]) for k in ("refit", "batch_norm", "bias"))
     )

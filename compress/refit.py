@@ -141,16 +141,22 @@ def find_places(
     """The layers to refit, and where."""
     uses = parameter_uses(small)
     wanted = readers(small, structure, removed) if layers == "consumers" else changed_values(small, structure, removed)
-    found = []
+    found: list[Place] = []
+    shared: dict[str, None] = {}
     for layer in layers_of(small):
         weight = value_of(small, layer.weight)
         how = linear_map(layer.node, weight)
         if how is None or layer.node.name not in wanted:
             continue
         if uses[id(weight)] > 1:
-            _log.info("%s is used more than once and is not refitted.", layer.weight)
+            shared[layer.name] = None
             continue
         found.append(locate(small, layer, how, through_sums, uses))
+    if shared:
+        _log.warning(
+            "The refit leaves layers as they are whose weights are used more than once: %s. What is repaired before "
+            "them need not suit them; look at the score after the recovery.", ", ".join(shared),
+        )  # fmt: skip
     return found
 
 

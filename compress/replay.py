@@ -113,7 +113,8 @@ class Replay:
         largest = largest // self._traced_examples() + 1
         unknown = any(isinstance(self.structure.traced.shapes.get(name), tuple)
                       and not isinstance(self.structure.values.get(name), Value) for name in frontier)  # fmt: skip
-        single = unknown or any(site.batch is None for site in sites)
+        fixed = self.structure.traced.fixed_batch is not None
+        single = fixed or unknown or any(site.batch is None for site in sites)
         return Suffix(module, order, tuple(frontier), output, done, local, direct, macs, largest, single)
 
     def _traced_examples(self) -> int:

@@ -130,7 +130,8 @@ def _group_norm(node: fx.Node, kept: Kept, x: Value) -> None:
            ATEN.conv_transpose3d.input)  # fmt: skip
 def _groups(node: fx.Node, kept: Kept, x: Value) -> None:
     groups = argument(node, 6, "groups", 1)
-    if groups > 1 and kept.changed(x, 1):
+    # A number of groups that is computed, one for each example, is no size of the model.
+    if isinstance(groups, int) and groups > 1 and kept.changed(x, 1):
         _set(node, 6, "groups", int(kept.mask(x, 1).reshape(groups, -1).any(axis=1).sum()))
 
 

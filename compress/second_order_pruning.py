@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from compress.attributes import value_of
 from compress.errors import CompressError, PlanError
 from compress.layer_moments import WeightReader, weight_readers
 from compress.optimal_brain_surgeon import remove_weights, solve_for_mask
@@ -79,7 +80,7 @@ def prune_weights_(
                 f"Layer {name!r} cannot be pruned with an update: it is no conv or linear with a weight of its own. "
                 f"Those of this model look like {sorted(readers)[:3]}."
             )
-        check_keep(kept, module.get_parameter(readers[name].parameter).shape)
+        check_keep(kept, value_of(module, readers[name].parameter).shape)
         if method != "sweep" and readers[name].quantized is not None:
             raise CompressError(
                 f"The 'method' parameter of prune_weights_ must be 'sweep' for the quantised layer {name!r}, which is "
@@ -88,7 +89,7 @@ def prune_weights_(
     chosen, found = [reader for name, reader in readers.items() if name in keep], []
     with torch.no_grad():
         for reader, moment in each_moment(module, chosen, batches, moments, max_rows, seed):
-            weight = module.get_parameter(reader.parameter)
+            weight = value_of(module, reader.parameter)
             wanted, rows = keep[reader.layer], reader.rows(weight.detach()).clone()
             wanted = reader.rows(wanted.to(weight.device)) if isinstance(wanted, Tensor) else wanted
             new, kept = _prune(module, reader, rows, moment, wanted, method, damping)

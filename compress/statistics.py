@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from compress.activation_statistics import ActivationStatistics, collect_activations
+from compress.attributes import value_of
 from compress.counting import count_macs
 from compress.errors import CompressError, DataError
 from compress.gate_gradients import collect_gate_gradients
@@ -245,7 +246,7 @@ def _layer_moments(
 ) -> tuple[dict[str, np.ndarray], float]:
     """`(layer_moments, MACs of their products)`."""
     module, found, macs = structure.traced.module, {}, 0.0
-    weights = {reader: reader.rows(module.get_parameter(reader.parameter)) for reader in weight_readers(module)}
+    weights = {reader: reader.rows(value_of(module, reader.parameter)) for reader in weight_readers(module)}
     readers = [reader for reader, rows in weights.items() if reader.map.groups == 1 and rows.shape[2] <= _MOST_INPUTS]
     for reader, moment in visit_readers(module, batches, readers, max_rows=_MOST_ROWS):
         found[reader.parameter] = moment[0].cpu().numpy()

@@ -141,6 +141,9 @@ def _live(propagation: Propagation, atoms: np.ndarray) -> int:
 def _structure(p: Propagation) -> Structure:
     members = _memberships(p)
     groups = _group(p, members)
+    while _block_third_sides(p, {root for roots in groups.values() if len(roots) > 1 for root, _, _ in roots}):
+        members = _memberships(p)
+        groups = _group(p, members)
     attention = set(p.atoms.roots(np.array(sorted(p.atoms.attention), dtype=np.int64)).tolist())
     makers = _makers(p)
     ids, group_of, index_of, kind_of = [], [], [], []
@@ -217,6 +220,19 @@ def _group(p: Propagation, members: dict[int, set]) -> dict[Any, list[tuple[int,
                 seen.add(root)
                 groups.setdefault((producer.parameter, frozenset(members[root])), []).append((root, producer, index))
     return groups
+
+
+def _block_third_sides(p: Propagation, roots: set[int]) -> bool:
+    """A parameter shrinks on two sides at most, as costs are counted: of more, the shortest stays. Whether any did."""
+    blocked = False
+    for name, value in p.parameters.items():
+        sides = [(len(labels), dim) for dim, labels in enumerate(value.labels)
+                 if labels is not None and roots & set(p.atoms.roots(labels).tolist())]  # fmt: skip
+        if len(sides) > 2:
+            for _, dim in sorted(sides)[:-2]:
+                p.block(value.labels[dim], f"{name!r} has two longer sides that can be made smaller")
+            blocked = True
+    return blocked
 
 
 def _makers(p: Propagation) -> dict[int, list[str]]:

@@ -71,7 +71,7 @@ def round_weights_(
     found = []
     with torch.no_grad():
         for reader, moment in each_moment(prepared, readers, batches, moments, max_rows, seed):
-            weight, grid = prepared.get_parameter(reader.parameter), grid_of(prepared, reader)
+            weight, grid = value_of(prepared, reader.parameter), grid_of(prepared, reader)
             rows = reader.rows(weight.detach()).clone()
             rounded = rounding.round(rows, grid, moment)
             nearest = torch.stack([grid.nearest(column, j) for j, column in enumerate(rows.unbind(-1))], dim=-1)

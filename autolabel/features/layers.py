@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from autolabel.feature import log_size, ratio, signed_log
+from compress.attributes import value_of
 from compress.costs import BIT_CHOICES
 from compress.counting import unit_costs
 from compress.errors import CompressError
@@ -98,7 +99,7 @@ def _weights(statistics: LayerStatistics) -> np.ndarray:
     table = []
     for name in statistics.names:
         layer = layers[name]
-        values = module.get_parameter(layer.weight).detach().cpu().double()
+        values = value_of(module, layer.weight).detach().cpu().double()
         dim = 1 if layer.kind in ("conv_transpose", "embedding") else 0
         limits = values.movedim(dim, 0).flatten(1).abs().amax(1)
         limits = limits[limits > 0]

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
+from compress.capture import fixed_batch
 from compress.errors import CompressError, ExportError
 from compress.exporter import ExportedFile
 from compress.files import write_atomic
@@ -113,16 +114,31 @@ class OnnxExporter:
 
     def export(self, module: fx.GraphModule, example_inputs: Any, path: str | Path) -> ExportedFile:
         args, kwargs = as_inputs(example_inputs)
+        _check_outputs(module)
         module = fold_batch_norm(bake_formats(module), example_inputs).eval()
         module = integer_graph(module, record_shapes(module, args, kwargs))
         program, args, kwargs, dynamic = _export_program(module, args, kwargs)
         model = _translate(program)
-        store_integers(model, safe=self.int8_encoding == "safe")
-        compact(model, dynamic)
+        try:
+            store_integers(model, safe=self.int8_encoding == "safe")
+            compact(model, dynamic)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ExportError(
+                f"torch.onnx wrote a graph that is no valid ONNX ({_first_line(error)}): an operation of the model has "
+                f"no sound translation yet. Write it with plainer ones; known: EmbeddingBag is Embedding and a sum."
+            ) from error
         data = model.SerializeToString(deterministic=True)
         write_atomic(path, lambda file: file.write(data))
         names = tuple(value.name for value in model.graph.input)
         return ExportedFile(Path(path), len(data), dynamic, names)
+
+
+def _check_outputs(module: fx.GraphModule) -> None:
+    """Raises ExportError for an output that is no tensor: files hold tensors alone."""
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    for leaf in pytree.tree_leaves(output.args[0]):
+        if leaf is not None and not isinstance(leaf, fx.Node):
+            raise ExportError(f"The model returns {leaf!r}, which is no tensor. Return tensors alone to export it.")
 
 
 def export_onnx(
@@ -143,7 +159,9 @@ def _export_program(module: fx.GraphModule, args: tuple, kwargs: dict) -> tuple[
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return torch.export.export(module, a, k, dynamic_shapes=shapes, strict=False), a, k, dynamic
+                program = torch.export.export(module, a, k, dynamic_shapes=shapes, strict=False)
+            if not dynamic or fixed_batch(program.graph_module) is None:
+                return program, a, k, dynamic
         except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError,
                 NotImplementedError, torch._dynamo.exc.TorchDynamoException) as reason:  # fmt: skip
             error = reason

@@ -137,6 +137,13 @@ def matmul(p: Propagation, node: fx.Node) -> Any:
     return Value(shape, (*outer.labels, *row.labels, *column.labels), (*outer.batch, *row.batch, *column.batch))
 
 
+@rule(ATEN.outer.default)
+def outer(p: Propagation, node: fx.Node) -> Value:
+    """Every element of one vector times every element of another."""
+    a, b = p.value(node.args[0]), p.value(node.args[1])
+    return a.insert(1, b.shape[0], b.labels[0], b.batch[0])
+
+
 @rule(ATEN.addmm.default)
 def addmm(p: Propagation, node: fx.Node) -> Value:
     """`bias + a @ b`."""
@@ -204,5 +211,7 @@ def attention(p: Propagation, node: fx.Node) -> Any:
 
 def _repeat_heads(value: Value, times: int) -> Value:
     dim = len(value.shape) - 3
+    if value.shape[dim] == 1:
+        return value  # the one head of multi-query attention is broadcast
     labels = None if value.labels[dim] is None else np.repeat(value.labels[dim], times)
     return value.replace(dim, value.shape[dim] * times, labels, value.batch[dim])

@@ -122,6 +122,37 @@ def test_one_packed_file_gives_the_same_outputs(form, coder, x, plan, floats, tm
         assert coder == "context" or tensor.coded_bytes <= tensor.packed_bytes + 6
 
 
+class Filtered(nn.Module):
+    """A filter that is a buffer, the logarithm of a dict's input, a mask that is True where there is nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(2, 6, 3, padding=1), nn.Linear(6, 3)
+        self.register_buffer("blur", torch.tensor([[[0.25, 0.5, 0.25]]]).repeat(6, 1, 1))
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        x = F.conv1d(self.a(batch["power"].log()).relu(), self.blur, padding=1, groups=6)
+        kept = ~batch["padded"][:, None]
+        return self.b((x * kept).sum(2) / kept.sum(2))
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_buffers_as_weights_dicts_and_inputs_with_a_meaning_come_back(bits, tmp_path):
+    torch.manual_seed(0)
+    model = Filtered().eval()
+    inputs = ({"power": torch.rand(4, 2, 7) + 0.1, "padded": torch.zeros(4, 7, dtype=torch.bool)},)
+    plan = CompressionPlan.removing(find_units(model, inputs), ["a:out[2]"])
+    small = apply_plan(model, plan, inputs)
+    if bits < 32:
+        plan = replace(plan, layer_formats={"b": LayerFormat(bits=bits)})
+        small = prepare_quantized(small, plan, [inputs], MinMaxQuantizer())
+    save_artifact(tmp_path / "a", small, plan, inputs)
+    pack_artifact(tmp_path / "a")
+    for path in (tmp_path / "a", tmp_path / "a" / "weights.packed"):
+        loaded = load_artifact(path, Filtered())
+        assert torch.equal(loaded(*inputs), small.eval()(*inputs))
+
+
 def test_a_packed_file_of_something_else_is_refused(x, tmp_path):
     path = tmp_path / "m.packed"
     for about, words in (

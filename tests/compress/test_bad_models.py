@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import compress
 from compress import CompressionPlan, DataError, PlanError, TraceError
+from compress.exporters.onnx import export_onnx
 
 
 def network(width: int = 4) -> nn.Module:
@@ -81,6 +82,53 @@ def test_untraceable_model_is_one_clear_error(capfd: pytest.CaptureFixture[str])
     assert model.training
     assert model.calls.item() == 0
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+class Loop(nn.Module):
+    """Goes through its examples one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.b(self.a(example).relu()).mean(0) for example in x])
+
+
+def test_a_forward_that_fixes_the_batch_is_told_and_refuses_others(caplog, tmp_path) -> None:
+    model, x = Loop().eval(), torch.randn(4, 5, 3)
+    structure = compress.analyze(model, x)
+    assert "The forward of Loop fixes the first dimension of its input at 4" in caplog.text
+    assert structure.traced.fixed_batch == 4
+    small = compress.apply_plan(structure, compress.CompressionPlan.removing(structure.units, ["a:out[0]"]))
+    assert small(x).shape == (4, 2)
+    for module in (structure.traced.module, small):
+        with pytest.raises(AssertionError, match="takes a first dimension of 4 alone"):
+            module(torch.randn(6, 5, 3))
+    # A batch of one stays one; what is written as ONNX has that batch too.
+    assert compress.analyze(model, x[:1]).traced.fixed_batch == 1
+    assert not export_onnx(small, x, tmp_path / "loop.onnx").dynamic_batch
+    assert compress.analyze(network(), torch.randn(2, 3)).traced.fixed_batch is None
+
+
+@pytest.mark.parametrize("layer", [nn.LazyLinear(4), nn.Linear(3, 4, device="meta")])
+def test_parameters_without_values_are_named(layer: nn.Module) -> None:
+    with pytest.raises(DataError, match="has no values yet"):
+        compress.find_units(nn.Sequential(layer), torch.randn(2, 3))
+
+
+def test_autocast_within_the_forward_is_named() -> None:
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return self.b(self.a(x)).float()
+
+    blocked = dict(compress.find_units(Cast(), torch.randn(2, 3)).blocked)
+    assert "put autocast around the call" in blocked["a"]
 
 
 def test_a_model_without_tensors_out() -> None:

@@ -166,6 +166,56 @@ def test_a_product_written_out_shrinks_on_both_sides() -> None:
     assert weight_bytes == pytest.approx(4 * sum(p.numel() for p in slice_model(structure, removed).parameters()))
 
 
+class Experts(nn.Module):
+    """The weights of three experts in one parameter, which could shrink on three sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.i, self.g, self.o = nn.Linear(4, 5), nn.Linear(5, 3), nn.Linear(5, 2)
+        self.w1, self.w2 = nn.Parameter(torch.randn(3, 5, 6)), nn.Parameter(torch.randn(3, 6, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.i(x)
+        h = F.relu(torch.einsum("btd,edh->beth", x, self.w1))
+        return self.o(torch.einsum("bte,betd->btd", self.g(x).softmax(-1), torch.einsum("beth,ehd->betd", h, self.w2)))
+
+
+class Standardised(nn.Module):
+    """Weights that are computed from parameters, of every kind of layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv1d(2, 6, 3), nn.ConvTranspose1d(6, 5, 3), nn.Linear(5, 4)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(F.conv1d(x, 2 * self.a.weight, self.a.bias))
+        x = F.relu(F.conv_transpose1d(x, 2 * self.b.weight, self.b.bias)).mean(2)
+        return self.out(F.relu(F.linear(x, 2 * self.c.weight, self.c.bias)))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "macs"),
+    [(Experts, (2, 7, 4), 7 * (20 + 15 + 90 + 90 + 15 + 10)), (Standardised, (2, 2, 8), 36 * 6 + 6 * 90 + 20 + 8)],
+)
+def test_products_with_computed_weights_and_experts_are_counted(model, shape, macs) -> None:
+    torch.manual_seed(0)
+    structure = compress.analyze(model().eval(), torch.randn(shape))
+    costs = compress.unit_costs(structure)
+    assert costs.dense_macs == macs
+    removed = np.array([unit.endswith(("[0]", "[1]")) for unit in structure.units.ids])
+    assert removed.sum() >= 4
+    small = slice_model(structure, removed)
+    assert costs.total(removed)[0] == pytest.approx(count_macs(small, torch.randn(shape)), rel=1e-12)
+    assert costs.total(removed)[1] == pytest.approx(4 * sum(p.numel() for p in small.parameters()), rel=1e-12)
+
+
+def test_a_parameter_shrinks_on_two_sides_at_most() -> None:
+    units = compress.find_units(Experts(), torch.randn(2, 7, 4))
+    assert set(units.groups) == {"i:out", "w1:out", "w2:out"}
+    assert "two longer sides" in dict(units.blocked)["g"]
+
+
 @pytest.mark.parametrize("name", SLICED)
 def test_predicted_cost_of_a_plan_is_that_of_the_sliced_model(name: str) -> None:
     architecture = ZOO[name]

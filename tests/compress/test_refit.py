@@ -281,6 +281,22 @@ def test_what_has_no_effect_warns(caplog: pytest.LogCaptureFixture) -> None:
     assert all(part in text for part in ("has a bias or", "is empty", "removes nothing", "found no conv"))
 
 
+def test_layers_that_are_used_twice_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    class Pyramid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.head(F.relu(self.a(x))), self.head(F.relu(self.b(x[:, :, ::2])))
+
+    model, x = Pyramid().double().eval(), images(8)
+    structure = analyze(model, x[:2])
+    small = apply_plan(structure, CompressionPlan.removing(structure.units, ["a:out[0]"]))
+    recover_(small, model, [x], steps=("refit",))
+    assert "weights are used more than once: head" in caplog.text
+
+
 def test_modes_gradients_and_teacher_are_left_alone() -> None:
     model = randomised(Residual()).train()
     model.bn1.eval()

@@ -238,6 +238,48 @@ def gqa_sdpa() -> nn.Module:
     return _Llama("sdpa")
 
 
+class _MultiQuery(nn.Module):
+    """Query heads with rotary positions that share one head of keys and values."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.q, self.kv, self.o = how, nn.Linear(6, 16), nn.Linear(6, 8), nn.Linear(16, 3)
+        angles = torch.outer(torch.arange(5.0), torch.tensor([1.0, 0.1]))
+        self.register_buffer("cos", torch.cat([angles, angles], -1).cos())
+        self.register_buffer("sin", torch.cat([angles, angles], -1).sin())
+
+    def _turned(self, x: Tensor) -> Tensor:
+        return x * self.cos + torch.cat([-x[..., 2:], x[..., :2]], -1) * self.sin
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q = self._turned(self.q(x).view(b, t, 4, 4).transpose(1, 2))
+        k, v = self.kv(x).split(4, -1)
+        k, v = self._turned(k[:, None]), v[:, None]
+        if self.how == "expand":
+            k, v = k.expand(b, 4, t, 4), v.expand(b, 4, t, 4)
+        y = (q @ k.mT).softmax(-1) @ v if self.how == "matmul" else F.scaled_dot_product_attention(q, k, v)
+        return self.o(y.transpose(1, 2).reshape(b, t, 16))
+
+
+_ONE_HEAD = {"kv": "fixed dimension"}
+
+
+@ZOO.add(sequence(5, 6), groups={"q:head": 4}, heads=("q:head",), blocked=_ONE_HEAD)
+def multi_query_sdpa() -> nn.Module:
+    return _MultiQuery("sdpa")
+
+
+@ZOO.add(sequence(5, 6), groups={"q:head": 4}, heads=("q:head",), blocked=_ONE_HEAD)
+def multi_query_expand() -> nn.Module:
+    return _MultiQuery("expand")
+
+
+@ZOO.add(sequence(5, 6), groups={"q:head": 4}, heads=("q:head",), blocked=_ONE_HEAD)
+def multi_query_matmul() -> nn.Module:
+    return _MultiQuery("matmul")
+
+
 @ZOO.add(sequence(5, 6), groups={"0:out": 4, "2:out": 5})
 def glu() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.GLU(), nn.Linear(4, 10), nn.GLU(dim=-1), nn.Linear(5, 3))
