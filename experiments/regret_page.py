@@ -21,7 +21,8 @@ the plan that a plan labeler likes best among hundreds, nothing being run; `labe
 searches and five plans of formulas, those that the labeler likes best, compete in brief trainings that are judged on
 validation examples. `refit_loss/search` and `refit_loss/race` are the same with a formula in the labeler's place (the
 error in nats that a refit leaves): what learning adds is the difference between the two. The labeler of a zoo network
-never saw its family or its task; its few settings were chosen while looking at networks of the same zoo."""
+never saw its family or its task; its few settings were chosen while looking at networks of the same zoo. On networks
+whose data the zoo has nothing of (`experiment=no_regret_trained`) it is the labeler that ships with the package."""
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:

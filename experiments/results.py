@@ -82,7 +82,8 @@ def _rows_of(path: str | Path) -> list[dict[str, str]]:
 def collect_table(folder: str | Path, name: str, path: str | Path) -> int:
     """Copy the table `name` that a finished run wrote to the CSV file `path`; returns how many rows it has.
 
-    What made it (command, commit, versions, configuration, hashes of its inputs) goes into `made.json` beside it.
+    What made it (command, commit, versions, configuration, hashes of its inputs) goes into `made.json` beside it, or
+    into `made_NAME.json` where the file is not called `raw.csv`.
 
     Raises:
         ArtifactError: if the folder is no finished run, or has no such table.
@@ -97,7 +98,7 @@ def collect_table(folder: str | Path, name: str, path: str | Path) -> int:
     job = {key: _nameless(value) for key, value in manifest["config"]["job"].items()}
     made = {"command": command_of(manifest), "code": manifest["code"], "libraries": manifest["libraries"], "job": job,
             "seed": manifest["seeds"]["seed"], "inputs_sha256": sorted(manifest["inputs"].values())}  # fmt: skip
-    write_json(path.with_name("made.json"), made)
+    write_json(path.with_name("made.json" if path.stem == "raw" else f"made_{path.stem}.json"), made)
     return content.count(b"\n") - 1
 
 

@@ -40,8 +40,14 @@ def _who_predicts() -> str:
     return page + (leaderboard.write_intervals(read_raw(intervals, IntervalRow)) if intervals.exists() else "")
 
 
+def _boards(name: str, read: Callable[[Path], list]) -> list:
+    """Rows of the boards of a zoo and, where there are any, of trained networks beside it."""
+    paths = [RESULTS / name / f"{part}.csv" for part in ("raw", "trained")]
+    return [row for path in paths if path.exists() for row in read(path)]
+
+
 def _no_regret() -> str:
-    rows = regret_page.read_rows(RESULTS / "no_regret" / "raw.csv")
+    rows = _boards("no_regret", regret_page.read_rows)
     return regret_page.write_page(rows, "`python -m experiments.run experiment=no_regret`")
 
 
@@ -54,8 +60,12 @@ def _mixed_precision() -> str:
 
 
 def _plan_damage() -> str:
-    boards, bank = (RESULTS / "plan_damage" / f"{name}.csv" for name in ("raw", "bank"))
-    return plan_damage_page.write_page(read_raw(boards, DamageRow), read_raw(bank, DamageRow) if bank.exists() else [])
+    boards, bank = _boards("plan_damage", _damages), RESULTS / "plan_damage" / "bank.csv"
+    return plan_damage_page.write_page(boards, _damages(bank) if bank.exists() else [])
+
+
+def _damages(path: Path) -> list[DamageRow]:
+    return read_raw(path, DamageRow)
 
 
 def _records() -> list[CodedRow]:
@@ -85,13 +95,13 @@ def _figure(name: str) -> Figure:
     if name == "who_predicts":
         return leaderboard.draw_plans(read_raw(raw, Row))
     if name == "no_regret":
-        return regret_page.draw_regret(regret_page.read_rows(raw))
+        return regret_page.draw_regret(_boards(name, regret_page.read_rows))
     if name == "coded_curve":
         return coded_curve.draw_curves(_curves())
     if name == "cifar10_resnet20":
         return comparison_page.draw_methods(read_comparison(raw), RESNET20[1])
     if name == "plan_damage":
-        return plan_damage_page.draw_damages(read_raw(raw, DamageRow))
+        return plan_damage_page.draw_damages(_boards(name, _damages))
     return mixed_precision_page.draw_widths(read_raw(raw, WidthRow))
 
 

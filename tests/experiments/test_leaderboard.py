@@ -77,5 +77,8 @@ def test_a_table_is_collected_with_what_made_it(tmp_path):
     assert made["command"] == "python -m experiments.run experiment=who_predicts"
     assert made["job"] == {"truths": ["finetuned"], "bank": "b.npz"}
     assert made["libraries"]
+    # What made a second table does not hide what made the first.
+    assert collect_table(tmp_path / "run", "who_predicts.csv", tmp_path / "out" / "more.csv") == len(ROWS)
+    assert sorted(path.name for path in (tmp_path / "out").glob("made*.json")) == ["made.json", "made_more.json"]
     with pytest.raises(ArtifactError, match=r"no\.csv"):
         collect_table(tmp_path / "run", "no.csv", tmp_path / "raw.csv")
