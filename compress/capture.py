@@ -29,8 +29,10 @@ def capture(model: nn.Module, args: tuple, kwargs: dict) -> tuple[fx.GraphModule
     The batch is left free if that is possible, else it is fixed. A batch of one is repeated where it is free.
 
     Raises:
-        TraceError: if the model does not run on these inputs, or cannot be captured, with the place in its source.
+        TraceError: if the model does not run on these inputs, or cannot be captured, with the place in its source; if
+            torch.fx keeps the name of one of its parts for itself.
     """
+    _check_names(model)
     _check_runs(model, args, kwargs)
     doubled = pytree.tree_map(_at_least_two, (args, kwargs))
     failure: Exception | None = None
@@ -66,6 +68,17 @@ def _grew(args: tuple, kwargs: dict, others: tuple, other_kwargs: dict) -> bool:
     """Whether a batch of one was repeated."""
     leaves = zip(pytree.tree_leaves((args, kwargs)), pytree.tree_leaves((others, other_kwargs)), strict=True)
     return any(isinstance(a, Tensor) and a.shape != b.shape for a, b in leaves)
+
+
+def _check_names(model: nn.Module) -> None:
+    """A traced module has a `graph` and a `code` of its own, which parts of the model cannot be called too."""
+    own = {**model._modules, **model._parameters, **model._buffers}
+    taken = [name for name in own if hasattr(fx.GraphModule, name)]
+    if taken:
+        raise TraceError(
+            f"A part of {type(model).__name__} is called {taken[0]!r}, a name that torch.fx keeps for itself. Give "
+            f"that attribute another name."
+        )
 
 
 def _check_runs(model: nn.Module, args: tuple, kwargs: dict) -> None:

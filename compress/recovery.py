@@ -11,9 +11,10 @@ from compress.batch_norm import reestimate_batch_norm_
 from compress.bias_correction import correct_biases_
 from compress.errors import CompressError, DataError, PlanError
 from compress.graph import flat_inputs
+from compress.layer_repair import LayerRepair
 from compress.lockstep import first_parts
 from compress.plan import CompressionPlan
-from compress.refit import LayerRepair, refit_
+from compress.refit import refit_
 from compress.statistics import check_batches
 from compress.structure import Structure, analyze
 from compress.task import Batch, Task
@@ -111,7 +112,7 @@ def recover_(
         for module, training in modes:
             module.training = training
     if "refit" in steps and not done["refit"]:
-        _log.warning("The refit found no conv or linear layer with changed inputs that is used only once.")
+        _log.warning("The refit found no conv or linear layer with changed inputs.")
     return RecoveryReport(
         sum(len(batch[0]) for batch in flat), *(tuple(done[k]) for k in ("refit", "batch_norm", "bias"))
     )

@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ from torch import Tensor, fx
 from compress.attributes import only_user, parameter_uses, value_of
 from compress.errors import CompressError
 from compress.graph import ATEN, Layer, argument, is_parameter, layers_of
+from compress.layer_repair import LayerRepair, Rows
 from compress.least_squares import Change, solve_change
 from compress.lockstep import Lockstep, first_parts
 from compress.patches import LinearMap, linear_map
+from compress.shared_refit import refit_shared_, shared_layers
 from compress.structure import Structure
 
 _log = logging.getLogger(__name__)
@@ -26,23 +28,6 @@ _RELUS = (ATEN.relu.default, ATEN.relu_.default)
 _CLAMPS = (ATEN.hardtanh.default, ATEN.hardtanh_.default)
 _RELU6 = (ATEN.relu6.default, ATEN.relu6_.default)
 _NEGLIGIBLE_SCALE = 1e-4
-
-
-@dataclass(frozen=True)
-class LayerRepair:
-    """What became of one layer.
-
-    Attributes:
-        layer: its name.
-        error_before, error_after: mean squared difference to the dense model where it was looked at, on the rows used,
-            as a part of the dense values' variance.
-        ridge: the penalty that was used.
-    """
-
-    layer: str
-    error_before: float
-    error_after: float
-    ridge: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,18 +88,46 @@ def refit_(
         seed: of that drawing.
 
     Returns:
-        Errors of every layer refitted, in execution order. Layers with shared weights, transposed convs and embeddings
-        are left as they are.
+        Errors of every layer refitted: those used once in execution order, then those used several times, each of which
+        is solved for all its uses together. Transposed convs and embeddings are left as they are.
     """
     if layers not in LAYER_CHOICES:
         raise CompressError(f"The 'layers' parameter of a refit must be one of {LAYER_CHOICES}. Got {layers!r}.")
     generator = torch.Generator().manual_seed(seed)
+    wanted = readers(small, structure, removed) if layers == "consumers" else changed_values(small, structure, removed)
+    places = find_places(small, wanted, through_sums)
+    groups, others = shared_layers(small, wanted)
+    if others:
+        _log.warning("The refit leaves layers alone whose weights are read in other ways too: %s.", ", ".join(others))
+
+    def once() -> list[LayerRepair]:
+        run = Lockstep(structure, removed, small, batches)
+        return _refit_places(run, places, relu_steps, ridge, max_rows, generator)
+
+    repairs = once()
+    if groups:
+        options = {"ridge": ridge, "max_rows": max_rows, "generator": generator}
+        repairs += [refit_shared_(small, structure, removed, batches, group, **options) for group in groups]
+        # What comes after them was fitted to what they gave before.
+        repairs = _joined(repairs, once())
+    return repairs
+
+
+def _joined(first: list[LayerRepair], second: list[LayerRepair]) -> list[LayerRepair]:
+    """Every layer once, from its error before all repairs to that after the last."""
+    last = {repair.layer: repair for repair in second}
+    return [replace(last.get(repair.layer, repair), error_before=repair.error_before) for repair in first]
+
+
+def _refit_places(
+    run: Lockstep, places: Sequence[Place], relu_steps: int, ridge: float | None, max_rows: int,
+    generator: torch.Generator,
+) -> list[LayerRepair]:  # fmt: skip
+    """One walk through both models, on which each layer is solved when the place of its error is reached."""
     at: dict[str, list[Place]] = {}
-    own: dict[str, Place] = {}
-    for place in find_places(small, structure, removed, layers, through_sums):
-        own[place.layer.node.name] = place
+    for place in places:
         at.setdefault(place.at.name, []).append(place)
-    run = Lockstep(structure, removed, small, batches)
+    own = {place.layer.node.name: place for place in places}
     inputs: dict[str, list[Tensor]] = {}
     outputs: dict[str, list[torch.Size]] = {}
     repairs = []
@@ -128,35 +141,21 @@ def refit_(
                 outputs[node.name] = [values[node.name].shape for values in run.small.values]
             for place in at.get(node.name, ()):
                 name = place.layer.node.name
-                rows = _Rows(place.map, inputs.pop(name), outputs.pop(name), max_rows, generator)
+                rows = Rows(place.map, inputs.pop(name), outputs.pop(name), max_rows, generator)
                 change = _solve(run, place, rows, relu_steps, ridge)
                 _apply(run, place, change, rows.inputs)
                 repairs.append(LayerRepair(place.layer.name, change.error_before, change.error_after, change.ridge))
     return repairs
 
 
-def find_places(
-    small: fx.GraphModule, structure: Structure, removed: np.ndarray, layers: str, through_sums: bool
-) -> list[Place]:
-    """The layers to refit, and where."""
-    uses = parameter_uses(small)
-    wanted = readers(small, structure, removed) if layers == "consumers" else changed_values(small, structure, removed)
-    found: list[Place] = []
-    shared: dict[str, None] = {}
+def find_places(small: fx.GraphModule, wanted: set[str], through_sums: bool) -> list[Place]:
+    """The layers to refit that are used once, and where; `wanted` holds the names of their nodes."""
+    uses, found = parameter_uses(small), []
     for layer in layers_of(small):
         weight = value_of(small, layer.weight)
         how = linear_map(layer.node, weight)
-        if how is None or layer.node.name not in wanted:
-            continue
-        if uses[id(weight)] > 1:
-            shared[layer.name] = None
-            continue
-        found.append(locate(small, layer, how, through_sums, uses))
-    if shared:
-        _log.warning(
-            "The refit leaves layers as they are whose weights are used more than once: %s. What is repaired before "
-            "them need not suit them; look at the score after the recovery.", ", ".join(shared),
-        )  # fmt: skip
+        if how is not None and layer.node.name in wanted and uses[id(weight)] == 1:
+            found.append(locate(small, layer, how, through_sums, uses))
     return found
 
 
@@ -231,39 +230,7 @@ def _overwritten(place: Place) -> bool:
     return False
 
 
-class _Rows:
-    """The rows of one least-squares problem: the same positions of inputs, values and targets."""
-
-    def __init__(
-        self, how: LinearMap, inputs: list[Tensor], shapes: Iterable[torch.Size], max_rows: int,
-        generator: torch.Generator,
-    ) -> None:  # fmt: skip
-        self.how, self.inputs, self.shapes = how, inputs, list(shapes)
-        n_examples = sum(shape[0] for shape in self.shapes)
-        wanted = max(1, max_rows // n_examples)
-        self.chosen = []
-        for shape in self.shapes:
-            n = how.positions(shape)
-            self.chosen.append(torch.randperm(n, generator=generator)[:wanted] if wanted < n else None)
-
-    def of_inputs(self) -> Tensor:
-        parts = zip(self.inputs, self.shapes, self.chosen, strict=True)
-        return torch.cat([self.how.input_rows(x, shape, chosen) for x, shape, chosen in parts], dim=1)
-
-    def second_half(self) -> Tensor:
-        """`(n_rows,)` bool: every second example, so that an order of the data makes no difference between halves."""
-        found = []
-        for shape, chosen in zip(self.shapes, self.chosen, strict=True):
-            each = self.how.positions(shape) if chosen is None else len(chosen)
-            found.append((torch.arange(shape[0]) % 2 == 1).repeat_interleave(each))
-        return torch.cat(found).to(self.inputs[0].device)
-
-    def of_outputs(self, values: Iterable[Tensor]) -> Tensor:
-        parts = zip(values, self.chosen, strict=True)
-        return torch.cat([self.how.output_rows(y, chosen) for y, chosen in parts], dim=1)
-
-
-def _solve(run: Lockstep, place: Place, rows: _Rows, relu_steps: int, ridge: float | None) -> Change:
+def _solve(run: Lockstep, place: Place, rows: Rows, relu_steps: int, ridge: float | None) -> Change:
     name = place.at.name
     return solve_change(
         rows.of_inputs(),

@@ -42,8 +42,7 @@ def _who_predicts() -> str:
 
 def _boards(name: str, read: Callable[[Path], list]) -> list:
     """Rows of the boards of a zoo and, where there are any, of trained networks beside it."""
-    paths = [RESULTS / name / f"{part}.csv" for part in ("raw", "trained")]
-    return [row for path in paths if path.exists() for row in read(path)]
+    return [row for path in sorted((RESULTS / name).glob("[rt]*.csv")) for row in read(path)]
 
 
 def _no_regret() -> str:

@@ -111,6 +111,14 @@ def test_a_forward_that_fixes_the_batch_is_told_and_refuses_others(caplog, tmp_p
     assert compress.analyze(network(), torch.randn(2, 3)).traced.fixed_batch is None
 
 
+@pytest.mark.parametrize("name", ["code", "graph"])
+def test_names_that_torch_fx_keeps_are_told(name: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 4))
+    model.add_module(name, nn.Linear(4, 2))
+    with pytest.raises(TraceError, match=f"is called '{name}', a name that torch.fx keeps for itself"):
+        compress.find_units(model, torch.randn(2, 3))
+
+
 @pytest.mark.parametrize("layer", [nn.LazyLinear(4), nn.Linear(3, 4, device="meta")])
 def test_parameters_without_values_are_named(layer: nn.Module) -> None:
     with pytest.raises(DataError, match="has no values yet"):

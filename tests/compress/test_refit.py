@@ -13,11 +13,11 @@ from zoo import ZOO, build
 from compress import CompressError, CompressionPlan, DataError, PlanError, analyze, apply_plan
 from compress.batch_norm import pooled_moments, reestimate_batch_norm_
 from compress.graph import layers_of
+from compress.layer_repair import Rows
 from compress.least_squares import RIDGES, solve_change
 from compress.low_rank import Factorization, factorize
 from compress.patches import linear_map
 from compress.recovery import recover_
-from compress.refit import _Rows
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -281,20 +281,70 @@ def test_what_has_no_effect_warns(caplog: pytest.LogCaptureFixture) -> None:
     assert all(part in text for part in ("has a bias or", "is empty", "removes nothing", "found no conv"))
 
 
-def test_layers_that_are_used_twice_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    class Pyramid(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+class Pyramid(nn.Module):
+    """One head on two levels."""
 
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return self.head(F.relu(self.a(x))), self.head(F.relu(self.b(x[:, :, ::2])))
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
 
-    model, x = Pyramid().double().eval(), images(8)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head(F.relu(self.a(x))), self.head(F.relu(self.b(x[:, :, ::2])))
+
+
+def test_a_layer_that_is_used_twice_is_solved_for_both_uses() -> None:
+    model, x = Pyramid().double().eval(), images(32)
     structure = analyze(model, x[:2])
     small = apply_plan(structure, CompressionPlan.removing(structure.units, ["a:out[0]"]))
+    kept = [1, 2, 3]
+    report = recover_(small, model, [x[:16], x[16:]], steps=("refit",), ridge=0.0)
+    assert [repair.layer for repair in report.layers] == ["head"]
+    rows, targets = [], []
+    for level, hidden in enumerate((F.relu(model.a(x)), F.relu(model.b(x[:, :, ::2])))):
+        rows.append(hidden[:, kept].movedim(1, -1).reshape(-1, 3))
+        targets.append(model(x)[level].movedim(1, -1).reshape(-1, 2))
+    rows = torch.cat([torch.cat(rows), torch.ones(sum(map(len, rows)), 1)], dim=1)
+    expected = torch.linalg.lstsq(rows, torch.cat(targets)).solution
+    torch.testing.assert_close(small.head.weight[:, :, 0, 0].T, expected[:3])
+    torch.testing.assert_close(small.head.bias, expected[3])
+    assert report.layers[0].error_after < report.layers[0].error_before
+
+
+def test_what_follows_a_layer_used_twice_is_refitted_after_it() -> None:
+    class Towers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.shared, self.last = nn.Linear(5, 6), nn.Linear(6, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = (self.shared(F.relu(self.first(part))) for part in (x, x.flip(1)))
+            return self.last(torch.tanh(a) * torch.tanh(b))
+
+    torch.manual_seed(0)
+    model, x = Towers().double().eval(), torch.randn(400, 5, dtype=torch.float64)
+    structure = analyze(model, x[:2])
+    small = apply_plan(structure, CompressionPlan.removing(structure.units, ["first:out[1]", "first:out[4]"]))
+    before = (small(x) - model(x)).square().mean()
+    report = recover_(small, model, [x], steps=("refit",))
+    assert [repair.layer for repair in report.layers] == ["last", "shared"]
+    assert (small(x) - model(x)).square().mean() < 0.5 * before
+
+
+def test_a_weight_that_is_read_in_other_ways_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.inner, self.last = nn.Linear(5, 6), nn.Linear(6, 4, bias=False), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.inner(F.relu(self.first(x))).tanh() @ self.inner.weight)
+
+    torch.manual_seed(0)
+    model, x = Tied().double().eval(), torch.randn(50, 5, dtype=torch.float64)
+    structure = analyze(model, x[:2])
+    small = apply_plan(structure, CompressionPlan.removing(structure.units, ["first:out[0]"]))
     recover_(small, model, [x], steps=("refit",))
-    assert "weights are used more than once: head" in caplog.text
+    assert "weights are read in other ways too: inner" in caplog.text
 
 
 def test_modes_gradients_and_teacher_are_left_alone() -> None:
@@ -363,9 +413,9 @@ def test_halves_of_the_cross_validation_are_alternate_examples() -> None:
     structure = analyze(nn.Sequential(layer, nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)), (x[0],))
     how = linear_map(next(iter(layers_of(structure.traced.module))).node, layer.weight)
     shapes = [torch.Size((3, 4, 3)), torch.Size((2, 4, 3))]
-    rows = _Rows(how, x, shapes, 1000, seeded(0))
+    rows = Rows(how, x, shapes, 1000, seeded(0))
     assert rows.second_half().tolist() == [False] * 3 + [True] * 3 + [False] * 3 + [False] * 3 + [True] * 3
-    few = _Rows(how, x, shapes, 10, seeded(0))
+    few = Rows(how, x, shapes, 10, seeded(0))
     assert few.second_half().tolist() == [False, False, True, True, False, False, False, False, True, True]
     assert few.of_inputs().shape[1] == 10
 
