@@ -132,6 +132,8 @@ def pack_artifact(folder: str | Path, coder: str = "auto", about: Mapping[str, s
             or example inputs that are too large.
     """
     folder = Path(folder)
+    # What an earlier call wrote is replaced whatever became of it since.
+    drop_files(folder, PACKED)
     manifest = verify_artifact(folder)
     values, plan = _stored_values(folder, manifest), CompressionPlan.load(folder / PLAN)
     bits = {name: int(entry["bits"]) for name, entry in manifest["tensors"].items() if "bits" in entry}

@@ -18,13 +18,14 @@ from experiments.manifest import describe_code, library_versions
 from experiments.method_catalogue import CataloguedMethod
 from experiments.run_dir import RunDir
 from experiments.settings import Config
+from experiments.shrinking import SAVED_MANIFEST
 from experiments.stages import Experiment
 from experiments.tracker import Tracker
 
 # Of the run that is tried with another configuration: made after its plan, or with the plan of another method.
 _AFTER_THE_PLAN = (
-    "artifact", "unquantized", "checkpoint", "comparison", "layer_rows.jsonl", "wandb", "result.json", "packed.json",
-    ".lock",
+    "artifact", SAVED_MANIFEST, "unquantized", "checkpoint", "comparison", "layer_rows.jsonl", "wandb", "result.json",
+    "packed.json", ".lock",
 )  # fmt: skip
 
 

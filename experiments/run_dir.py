@@ -147,7 +147,7 @@ class RunDir:
             name: of the stage and its marker.
             work: does it; its return value is not looked at.
             inputs: files or folders it reads, relative to the run folder or absolute.
-            outputs: files or folders in the run folder that it writes.
+            outputs: files or folders in the run folder that it writes; one with a `*` stands for all that match it.
             settings: the part of the configuration it depends on, plain JSON.
             scratch: files in the run folder that only its own resuming reads.
 
@@ -155,7 +155,8 @@ class RunDir:
             ArtifactError: if an input is missing, or if `work` left an output unwritten.
         """
         inputs = [self.path / path for path in inputs]
-        outputs = [self.path / path for path in outputs]
+        patterns = [str(path) for path in outputs]
+        outputs = self._matching(patterns)
         scratch = [self.path / path for path in scratch]
         missing = [path for path in inputs if not path.exists()]
         if missing:
@@ -178,6 +179,7 @@ class RunDir:
         log.info("stage %s: %s", name, "resumed" if same and old.get("status") == "running" else "started")
         start = time.monotonic()
         work()
+        outputs = self._matching(patterns)
         unwritten = [path for path in outputs if not path.exists()]
         if unwritten:
             raise ArtifactError(f"Stage '{name}' ended without writing {unwritten[0]}. Run it again.")
@@ -205,6 +207,14 @@ class RunDir:
         self._manifest["inputs"] |= {name: digest for name, digest in inputs.items() if Path(name).is_absolute()}
         self._manifest["outputs"] |= outputs
         self._write()
+
+    def _matching(self, patterns: Iterable[str]) -> list[Path]:
+        """The paths of outputs, there or not; of a pattern those that are there."""
+        return [
+            path
+            for pattern in patterns
+            for path in (sorted(self.path.glob(pattern)) if "*" in pattern else [self.path / pattern])
+        ]
 
     def _hashes(self, paths: Iterable[Path]) -> dict[str, str | None]:
         return {self._name(path): hash_file(path) if path.exists() else None for path in paths}

@@ -29,6 +29,8 @@ from compress.weight_rounding import round_weights_
 from experiments.labelling import Labelling
 from experiments.tracker import to_json
 
+# The artifact's manifest before later stages enter their files, from which it can be made again.
+SAVED_MANIFEST = "artifact.json"
 # Of masks where nothing else is said.
 _DENSITY = 0.25
 
@@ -70,6 +72,7 @@ class Shrinking(Labelling):
         manifest = save_artifact(
             self.run_dir.path / "artifact", final, plan, self.example, self.input_spec(), self.data.class_names
         )
+        write_json(self.run_dir.file(SAVED_MANIFEST), manifest)
         self._tell(plan, small, manifest["weight_bytes"], stages, realised)
 
     def trained(self, small: fx.GraphModule, plan: CompressionPlan) -> fx.GraphModule:

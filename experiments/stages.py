@@ -13,7 +13,7 @@ from autolabel.active_sampling import ACTIVE
 from autolabel.features.criteria import CRITERIA
 from autolabel.joint_damage import JointDamage
 from autolabel.tables import LabelTable
-from compress.artifact import PACKED, drop_files, load_artifact, pack_artifact
+from compress.artifact import MANIFEST, PACKED, drop_files, load_artifact, pack_artifact, register_file
 from compress.errors import ArtifactError
 from compress.files import read_json, write_atomic, write_json
 from compress.finetuning import finetune_
@@ -30,6 +30,7 @@ from experiments.report import write_figures, write_report
 from experiments.run_dir import RunDir
 from experiments.run_files import JOINT_FILE
 from experiments.settings import Config
+from experiments.shrinking import SAVED_MANIFEST
 from experiments.teaching import Teaching
 from experiments.tracker import Tracker, to_json
 from experiments.warning_log import collected_warnings
@@ -156,8 +157,14 @@ class Experiment(Teaching):
             "compress",
             self.compress,
             inputs=[*dense, "plan.json"],
-            # Not the whole folder: the export adds files to it, and their names to its manifest.
-            outputs=["artifact/model.safetensors", "artifact/plan.json", "result.json"],
+            # Not the whole folder: later stages add files to it, and their names to its manifest.
+            outputs=[
+                "artifact/model.safetensors",
+                "artifact/plan.json",
+                "unquantized/*",
+                SAVED_MANIFEST,
+                "result.json",
+            ],
             settings=settings(
                 "data",
                 "measure",
@@ -174,6 +181,7 @@ class Experiment(Teaching):
             ),
             scratch=["checkpoint", "artifact", "unquantized"],
         )
+        self.renew_manifest()
         stage(
             "pack",
             self.pack,
@@ -186,7 +194,7 @@ class Experiment(Teaching):
                 "export",
                 self.export,
                 inputs=[*dense, "plan.json", "artifact/model.safetensors"],
-                outputs=["export.json", "dense/model.onnx"],
+                outputs=["export.json", "dense/model.onnx", "artifact/*.onnx"],
                 settings=settings("data", "measure", "export", "exporter", "runtime"),
             )
 
@@ -317,6 +325,14 @@ class Experiment(Teaching):
         with progress("measuring plans") as on_plan:
             found = predict_recovered(self, plan, self.config.measure.plans, on_plan)
         write_json(self.run_dir.file("plan_damage.json"), found)
+
+    def renew_manifest(self) -> None:
+        """Write the artifact's manifest again, whatever became of it, with the files that later stages added."""
+        folder = self.run_dir.path / "artifact"
+        write_json(folder / MANIFEST, read_json(self.run_dir.path / SAVED_MANIFEST))
+        for path in (folder / PACKED, *sorted(folder.glob("*.onnx"))):
+            if path.exists():
+                register_file(folder, path.name)
 
     def pack(self) -> None:
         """The artifact in one entropy-coded file, and what each tensor takes in it."""

@@ -26,6 +26,7 @@ from filelock import FileLock
 from autolabel import FeatureTable, LabelTable
 from autolabel.joint_damage import JointDamage
 from compress import CompressionPlan, UnitTable, analyze
+from compress.artifact import verify_artifact
 from compress.errors import ArtifactError
 from compress.files import write_json
 from compress.splitting import find_splits
@@ -415,6 +416,28 @@ def test_the_same_command_does_nothing_new(run):
     assert set(before) == STAGES
     assert (run / "plan.json").read_bytes() == plan
     assert read_manifest(run)["sessions"] == 2
+
+
+def test_the_same_command_makes_again_what_was_lost_or_altered(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    whole = read(folder / "artifact" / "manifest.json")
+    for lost, altered, redone in (
+        (("packed.json",), ("artifact/weights.packed",), {"pack"}),
+        (("artifact/manifest.json",), ("artifact/model.int8.onnx",), {"export"}),
+        (("result.json", "unquantized/model.safetensors"), (), {"compress", "export"}),
+    ):
+        before = stage_times(folder)
+        for name in lost:
+            (folder / name).unlink()
+        for name in altered:
+            (folder / name).write_bytes((folder / name).read_bytes()[:-9])
+        with RunDir(folder) as run_dir:
+            Experiment(config_of(folder), run_dir, NullTracker(RunInfo("x", folder))).run()
+        assert {stage for stage, time in stage_times(folder).items() if time != before[stage]} == redone
+        manifest = verify_artifact(folder / "artifact")
+        assert manifest["files"].keys() == whole["files"].keys()
+        assert {**manifest, "files": {}} == {**whole, "files": {}}
 
 
 def test_a_run_killed_while_measuring_keeps_its_rows(measured_again):

@@ -203,6 +203,18 @@ def test_names_of_model_and_data_are_told_and_what_follows_from_them_is_not(x, f
         pack_artifact(tmp_path)
 
 
+@pytest.mark.parametrize("damage", ["altered", "lost"])
+def test_a_packed_file_is_written_again_whatever_became_of_it(x, floats, tmp_path, damage):
+    save_artifact(tmp_path, apply_plan(_net(), floats, x), floats, x)
+    pack_artifact(tmp_path)
+    path = tmp_path / "weights.packed"
+    written = path.read_bytes()
+    path.unlink() if damage == "lost" else path.write_bytes(written[:-1] + bytes([written[-1] ^ 1]))
+    pack_artifact(tmp_path)
+    assert path.read_bytes() == written
+    verify_artifact(tmp_path)
+
+
 class LeNet(nn.Module):
     """Convs of 20 and 50 channels, linears of 500 and 10."""
 

@@ -111,7 +111,8 @@ def test_every_part_of_the_configuration_belongs_to_a_stage(tmp_path, monkeypatc
     experiment = Experiment(config, RunDir(tmp_path), NullTracker(info))
     seen = set()
     monkeypatch.setattr(experiment, "_run_stage", lambda name, work, **files: seen.update(files.get("settings", {})))
-    monkeypatch.setattr(experiment, "load_dense", lambda: None)
+    for work in ("load_dense", "renew_manifest"):
+        monkeypatch.setattr(experiment, work, lambda: None)
     experiment.run()
     # What says how a run is told, not what it does; and the job, whose stages these are.
     free = {"job", "name", "traceback", "objective", "tracker"}

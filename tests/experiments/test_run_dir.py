@@ -134,6 +134,26 @@ def test_output_folders_are_hashed_whole(run):
     assert not run.file("artifact/a/c.txt").exists()
 
 
+def test_a_pattern_stands_for_the_files_that_match_it(run):
+    def work():
+        for name in ("a.onnx", "b.onnx"):
+            run.file(f"artifact/{name}").write_text(name)
+
+    def attempt():
+        return run.run_stage("export", work, outputs=["artifact/*.onnx"])
+
+    assert attempt()
+    assert not attempt()
+    run.file("artifact/a.onnx").unlink()
+    assert attempt()
+    run.file("artifact/b.onnx").write_text("other")
+    assert attempt()
+    run.file("artifact/c.onnx").write_text("of nobody")
+    assert attempt()
+    assert not attempt()
+    assert [path.name for path in sorted((run.path / "artifact").iterdir())] == ["a.onnx", "b.onnx"]
+
+
 def test_missing_inputs_and_outputs_are_named(run):
     with pytest.raises(ArtifactError, match=r"Stage 'x' needs .*nothing\.npz"):
         run.run_stage("x", lambda: None, inputs=["nothing.npz"], outputs=["out.txt"])
