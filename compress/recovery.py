@@ -72,12 +72,14 @@ def recover_(
         layers, through_sums, relu_steps, ridge, max_rows, seed: see `refit_`.
 
     Raises:
-        CompressError: for an unknown step. DataError: for missing or unfit batches.
+        CompressError: for an unknown step or a ridge below 0. DataError: for missing or unfit batches.
         PlanError: if the plan is unknown, or `small` is not a slice of the teacher.
     """
     unknown = set(steps) - set(STEPS)
     if unknown:
         raise CompressError(f"The 'steps' parameter of recover_ must name steps out of {STEPS}. Got {min(unknown)!r}.")
+    if ridge is not None and not ridge >= 0:
+        raise CompressError(f"The 'ridge' parameter of recover_ must be at least 0, or None. Got {ridge!r}.")
     if not steps:
         _log.warning("The 'steps' parameter of recover_ is empty: nothing is repaired.")
         return RecoveryReport(0)

@@ -22,6 +22,8 @@ PACKAGES = ("compress", "autolabel", "experiments")
 # choose which.
 FUNCTION_PACKAGES = ("experiments.models.", "experiments.data.")
 FOLDER_NAME_LIMIT = 120
+# What every library takes as a seed.
+SEEDS = 2**31
 
 ConfigStore.instance().store(name="root_schema", node=Config)
 
@@ -36,7 +38,8 @@ def load_config(node: DictConfig) -> Config:
     Works for a composed configuration and for the `config.yaml` of a run folder, which knows no schema.
 
     Raises:
-        ConfigError: for an unknown key (also one added with `+`), a missing value or a value of the wrong type.
+        ConfigError: for an unknown key (also one added with `+`), a missing value, a value of the wrong type, or a seed
+            that is none.
     """
     schema = OmegaConf.structured(Config)
     _refuse_unknown_keys(node, schema, "")
@@ -44,13 +47,17 @@ def load_config(node: DictConfig) -> Config:
         merged = OmegaConf.merge(schema, node)
         OmegaConf.resolve(merged)
         OmegaConf.to_container(merged, throw_on_missing=True)
-        return OmegaConf.to_object(merged)
+        config = OmegaConf.to_object(merged)
     except MissingMandatoryValue as error:
         key = error.full_key or "?"
         raise ConfigError(f"'{key}' is not set. Set {key}=..., or choose an experiment=... that does.") from None
     except OmegaConfBaseException as error:
         key = f"'{error.full_key}': " if error.full_key else ""
         raise ConfigError(f"{key}{_first_line(error)}") from None
+    for name, seed in [("seed", config.seed), *(("seeds", seed) for seed in config.seeds)]:
+        if not 0 <= seed < SEEDS:
+            raise ConfigError(f"{name} must be from 0 to {SEEDS - 1}. Got {seed}.")
+    return config
 
 
 def plain_config(node: DictConfig) -> dict[str, Any]:

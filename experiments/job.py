@@ -13,9 +13,11 @@ class Job(Protocol):
 
     Attributes:
         name: file name, config name and tag.
+        reports: dotted names, with wildcards, of the numbers that its final metrics may hold.
     """
 
     name: str
+    reports: tuple[str, ...]
 
     def check(self, config: Config) -> None:
         """Refuse, before anything is written, what could not be done. Raises ConfigError naming the key."""

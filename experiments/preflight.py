@@ -7,6 +7,7 @@ from autolabel.active_sampling import ACTIVE
 from autolabel.sampling import STRATEGIES
 from compress.errors import CompressError
 from compress.masking import SCOPES
+from compress.normalization import NORMALIZATIONS
 from compress.plan import ACTIVATION_RANGES, GRANULARITIES, SCHEME_BITS
 from compress.quantizer import INTEGER_BITS
 from compress.recovery import STEPS
@@ -19,7 +20,7 @@ from experiments.compared_methods import methods_of
 from experiments.components import Components
 from experiments.config import ConfigError
 from experiments.placement import is_available
-from experiments.settings import Config
+from experiments.settings import Config, QuantizeSettings, SparsifySettings
 
 FORMATS = ("onnx",)
 ORACLES = ("removal", "layer_choice")
@@ -48,6 +49,7 @@ def check_settings(config: Config, parts: Components) -> None:
     _one_of("recovery.layers", [recovery.layers], LAYER_CHOICES)
     _at_least("recovery.images", recovery.images, 1)
     _at_least("recovery.max_rows", recovery.max_rows, 1)
+    _at_least("recovery.ridge", recovery.ridge, 0)
     _at_least("compare.finetune_epochs", config.compare.finetune_epochs, 0)
     _at_least("compare.trial_steps", config.compare.trial_steps, 0)
     _at_least("quantize.epochs", quantize.epochs, 0)
@@ -67,7 +69,9 @@ def check_settings(config: Config, parts: Components) -> None:
     _one_of("quantize.granularity", [quantize.granularity], GRANULARITIES)
     _one_of("finetune.select", [config.finetune.select], ("best", "last"))
     _one_of("penalized", config.penalized, ("train", "finetune", "quantize"))
+    _check_format(quantize)
     sparsify = config.sparsify
+    _check_masks(sparsify, parts)
     _one_of("sparsify.scope", [sparsify.scope], SCOPES)
     _one_of("sparsify.by", [sparsify.by], ("score", "labeler"))
     _one_of("sparsify.update", [sparsify.update], (None, *METHODS))
@@ -92,6 +96,9 @@ def check_settings(config: Config, parts: Components) -> None:
         _at_least("export.latency_batches", batch, 1)
     _at_least("export.latency_repeats", export.latency_repeats, 1)
     train, finetune = config.train, config.finetune
+    _at_least("train.batch_size", train.batch_size, 1)
+    _at_least("finetune.batch_size", finetune.batch_size, 1)
+    _at_least("finetune.views", finetune.views, 1)
     _training("train", epochs=train.epochs, lr=train.lr, optimizer=train.optimizer, weight_decay=train.weight_decay)
     _training(
         "finetune", epochs=finetune.epochs, lr=finetune.lr, optimizer=finetune.optimizer, patience=finetune.patience,
@@ -99,6 +106,21 @@ def check_settings(config: Config, parts: Components) -> None:
         precision=finetune.precision,
     )  # fmt: skip
     _training("quantize", lr=quantize.lr, range_rate=quantize.range_rate)
+
+
+def _check_format(quantize: QuantizeSettings) -> None:
+    grouped, size = quantize.granularity == "group", quantize.group_size
+    rule = "at least 1 where quantize.granularity is 'group'" if grouped else "null without quantize.granularity=group"
+    _require("quantize.group_size", size is not None and size >= 1 if grouped else size is None, rule, size)
+
+
+def _check_masks(sparsify: SparsifySettings, parts: Components) -> None:
+    density, least = sparsify.density, parts.pattern.least_density if parts.pattern else 0.0
+    span = f"in [{least:g}, 1] for the pattern {parts.pattern.text!r}" if parts.pattern and least else "in (0, 1]"
+    _require("sparsify.density", density is None or (0 < density <= 1 and density >= least), span, density)
+    _require("sparsify.floor", 0 <= sparsify.floor <= 1, "in [0, 1]", sparsify.floor)
+    _one_of("sparsify.normalize", [sparsify.normalize], NORMALIZATIONS)
+    _at_least("sparsify.rounds", sparsify.rounds, 1)
 
 
 def _training(section: str, **settings: Any) -> None:

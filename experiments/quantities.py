@@ -11,6 +11,22 @@ STAGE_WORDS = {
     "quantized": "after quantization",
     "exported": "exported file",
 }
+_COSTS = ("macs", "params", "weight_bytes", "file_bytes")
+_BOUNDS = ("macs", "weight_bytes", "coded_bytes", "bit_operations", "latency_ms")
+# Dotted names of the numbers in `report.json`; a run that left a stage out lacks those of it.
+REPORTED = (
+    *(f"{model}.{name}" for model in ("compressed", "dense") for name in ("metric.value", "loss", *_COSTS)),
+    *(f"stages.{stage}" for stage in STAGES),
+    "predicted_damage", "realised_damage",
+    *(f"realised_damage_by_stage.{stage}" for stage in ("pruned", "recovered", "final")),
+    *(f"predicted_recovered_damage.{name}" for name in
+      ("nats", "low", "high", "coverage", "measured", "forward_macs")),
+    *(f"labeler.{name}" for name in
+      ("held_out_spearman", "ahead_of_best_formula", "best_formula.spearman", "n_measured", "n_units", "seconds",
+       "forward_macs", "naive_macs", "coverage")),
+    *(f"budget.{side}.{name}" for side in ("met", "asked") for name in _BOUNDS),
+    "schema_version", "seed",
+)  # fmt: skip
 NOTHING = "–"  # noqa: RUF001 - the dash of an empty cell
 
 

@@ -11,8 +11,9 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from compress.errors import CompressError
+from compress.errors import CompressError, suggestion
 from compress.files import write_atomic
 from experiments.config import ConfigError, build, explain_composition, load_config, plain_config
 from experiments.manifest import typed_command
@@ -98,6 +99,7 @@ def run(node: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     config = load_config(node)
     # Its module is imported here, so that --help does not wait for torch's exporters.
     job = build(config.job, "job", within="experiments.jobs")
+    check_objective(config.objective, job.reports)
     job.check(config)
     plain = plain_config(node)
     info = _describe(config, plain, folder)
@@ -128,6 +130,13 @@ def open_tracker(node: Mapping[str, Any], info: RunInfo) -> Tracker:
     return TrackerGroup([JSONLTracker(info), tracker])
 
 
+def check_objective(names: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse a name that is none of the `known` ones, which may hold wildcards. Raises ConfigError."""
+    for name in names:
+        if not any(fnmatchcase(name, pattern) for pattern in known):
+            raise ConfigError(f"objective: a run of this job reports no number {name!r}. {suggestion(name, known)}")
+
+
 def read_objective(metrics: Mapping[str, Any], names: list[str]) -> float | tuple[float, ...] | None:
     """The values of the dotted `names` in nested `metrics`: one number, a tuple of several, or None without names.
 
@@ -138,7 +147,7 @@ def read_objective(metrics: Mapping[str, Any], names: list[str]) -> float | tupl
     for name in names:
         if isinstance(flat.get(name), bool) or not isinstance(flat.get(name), (int, float)):
             numbers = [key for key, value in flat.items() if isinstance(value, (int, float))]
-            raise ConfigError(f"objective: the run reported no number {name!r}. It reported {', '.join(numbers)}.")
+            raise ConfigError(f"objective: the run reported no number {name!r}. {suggestion(name, numbers)}")
     values = tuple(float(flat[name]) for name in names)
     return (values[0] if len(values) == 1 else values) if values else None
 

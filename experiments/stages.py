@@ -65,6 +65,7 @@ class Experiment(Teaching):
     def run(self) -> None:
         """Every stage in order."""
         self.refuse_impossible_budget()
+        self.refuse_unknown_layers()
         stage, settings = self._run_stage, self._settings
         self._told: list[str] = []
         dense = ["dense/model.safetensors"]

@@ -21,6 +21,7 @@ from compress.application import slice_model
 from compress.costs import CostTable
 from compress.counting import unit_costs
 from compress.data_free import synthesize_batches
+from compress.errors import PlanError
 from compress.factor_formats import factorize_plan
 from compress.finetuning import finetune_
 from compress.graph import check_finite
@@ -30,12 +31,14 @@ from compress.layer_choice import LayerChoice
 from compress.layer_trial import coded_bits
 from compress.output_sensitivity import collect_output_sensitivity
 from compress.plan import CompressionPlan
+from compress.prunable_weights import prunable_weights
 from compress.recovery import recover_
 from compress.statistics import USUAL_KINDS, Statistics, collect_statistics
 from compress.structure import Structure, analyze
 from compress.task import evaluate
 from compress.training_hook import TrainingHook
 from experiments.components import Components, build_components
+from experiments.config import ConfigError
 from experiments.data import ShuffledBatches, make_batches
 from experiments.placement import PlacedBatches, placed
 from experiments.run_dir import RunDir
@@ -164,6 +167,15 @@ class Workbench:
 
         saved = costs.weight_bytes if parts.budget.macs is None else costs.macs
         return {"strategy": "stratified", "active": ActiveSampling(decide, saved[units.removable, 0])}
+
+    def refuse_unknown_layers(self) -> None:
+        """Raises ConfigError where `sparsify.skip` names no layer of the network that is made small."""
+        if self.config.quantize.ranks:  # whose layers have names of their own after they are divided
+            return
+        try:
+            prunable_weights(self.planned.traced.module, self.config.sparsify.skip)
+        except PlanError as error:
+            raise ConfigError(f"sparsify.skip: {error}") from None
 
     def refuse_impossible_budget(self) -> None:
         choices = ["removed", *(self.parts.oracles["layer_choice"].choices if self.quantizes else ())]

@@ -40,12 +40,13 @@ from experiments.join import join_run
 from experiments.manifest import hash_file
 from experiments.models import DigitsCNN
 from experiments.plan_prediction import predict_recovered
+from experiments.quantities import REPORTED
 from experiments.raw_table import read_raw
 from experiments.reproduction import compare_runs
 from experiments.results import collect_results
 from experiments.run_dir import RunDir, read_manifest
 from experiments.stages import Experiment
-from experiments.tracker import RunInfo
+from experiments.tracker import RunInfo, flatten
 from experiments.trackers.null import NullTracker
 
 ROOT = Path(__file__).parents[1]
@@ -163,6 +164,8 @@ def test_a_run_leaves_what_it_promises(run):
         assert {"metric", "loss", "macs", "params", "weight_bytes", "file_bytes", "latency_ms"} <= set(report[side])
         assert {"name", "value", "higher_is_better"} <= set(report[side]["metric"])
     assert numbers(report)
+    reported = {name for name, value in flatten(report).items() if type(value) in (int, float)}
+    assert reported - {"machine.cores"} <= set(REPORTED)
     assert all(map(math.isfinite, numbers(report)))
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert "finetune/train/loss" in json.dumps(metrics)
@@ -619,6 +622,7 @@ def refuse(tmp_path, monkeypatch, capsys):
     [
         ("budget.macs=0.001", 1, "Closest feasible: Budget(macs="),
         ("labelr=ridge", 2, "Unknown configuration key 'labelr'. Did you mean 'labeler'?"),
+        ("sparsify.skip=[conv9]", 2, "sparsify.skip: 'conv9' names no layer of this model"),
         ("constraints.pinned=[conv9]", 1, "names 'conv9', which this model does not have"),
     ],
 )

@@ -24,6 +24,7 @@ class BankJob:
     """
 
     name = "bank"
+    reports = ("bank.*",)
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ class CodedCurveJob(TrialJob):
     """
 
     name = "coded_curve"
+    reports = ("coded_curve.*",)
     may_refuse = True
 
     def __init__(

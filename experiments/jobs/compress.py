@@ -4,6 +4,7 @@ from typing import Any
 
 from experiments.components import build_components
 from experiments.preflight import check_settings
+from experiments.quantities import REPORTED
 from experiments.run_dir import RunDir
 from experiments.settings import Config
 from experiments.tracker import Tracker
@@ -13,6 +14,7 @@ class CompressJob:
     """Labels, decides, repairs, fine-tunes, quantises, exports and reports, stage by stage."""
 
     name = "compress"
+    reports = REPORTED
 
     def check(self, config: Config) -> None:
         """Build every component and check every setting."""

@@ -22,6 +22,7 @@ class MethodsJob(TrialJob):
     """
 
     name = "methods"
+    reports = ("methods.*",)
 
     def __init__(self, base: Sequence[str] = ("experiment=quickstart",), only: Sequence[str] | None = None) -> None:
         super().__init__(base)

@@ -27,6 +27,7 @@ class MixedPrecisionJob:
     """
 
     name = "mixed_precision"
+    reports = ("mixed_precision.*",)
 
     def __init__(
         self, configs: int = 500, learned: Sequence[int] = (25, 50, 100), seeds: Sequence[int] = (0, 1, 2),

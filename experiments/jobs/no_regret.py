@@ -51,6 +51,7 @@ class NoRegretJob:
     """
 
     name = "no_regret"
+    reports = ("no_regret.*",)
 
     def __init__(
         self,

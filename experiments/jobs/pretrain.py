@@ -30,6 +30,7 @@ class PretrainJob:
     """
 
     name = "pretrain"
+    reports = ("pretrain.*",)
 
     def __init__(self, bank: str, labeler: str = "labeler/blend", truth: str = "finetuned") -> None:
         self.bank, self.labeler, self.truth = bank, labeler, truth

@@ -60,6 +60,7 @@ class WhoPredictsJob:
     """
 
     name = "who_predicts"
+    reports = ("who_predicts.*",)
 
     def __init__(
         self, bank: str, truths: Sequence[str] = ("finetuned",), labelers: Sequence[str] = tuple(LABELERS),

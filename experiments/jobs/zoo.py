@@ -26,6 +26,7 @@ class ZooJob:
     """
 
     name = "zoo"
+    reports = ("zoo.*",)
 
     def __init__(self, networks: int = 252, seed: int = 0, workers: int = 2) -> None:
         for parameter, value in (("networks", networks), ("workers", workers)):

@@ -377,6 +377,9 @@ def test_bad_input_is_refused() -> None:
         recover_(small, structure, [x], steps=("refit", "luck"))
     with pytest.raises(CompressError, match="'layers'"):
         recover_(small, structure, [x], layers="all")
+    for ridge in (-1.0, float("nan")):
+        with pytest.raises(CompressError, match="'ridge' parameter of recover_ must be at least 0"):
+            recover_(small, structure, [x], ridge=ridge)
     del small.meta["plan"]
     with pytest.raises(PlanError, match="Pass it as the 'plan'"):
         recover_(small, structure, [x])

@@ -161,7 +161,13 @@ def test_the_same_command_resumes(call):
         ("finetune.precision=int8", "finetune: The 'precision' parameter"),
         ("device=cuba", "device must be a torch device that is here"),
         ("budget.macs=0.1", "The closest feasible budget is macs=0.2."),
-        ("objective=[nothing]", "the run reported no number 'nothing'"),
+        ("objective=[nothing]", "a run of this job reports no number 'nothing'. Known names look like ['compressed.me"),
+        (
+            "objective=[dense.macs,compresed.macs]",
+            "reports no number 'compresed.macs'. Did you mean 'compressed.macs'?",
+        ),
+        ("seed=-1", "seed must be from 0 to 2147483647. Got -1."),
+        ("seeds=[0,-1]", "seeds must be from 0 to 2147483647. Got -1."),
         ("--experimental-rerun=x", "unpickles"),
         ("hydra.run.dir=file/out", "Cannot write into the run folder"),
     ],
@@ -172,7 +178,13 @@ def test_what_the_user_can_mend_is_one_line(call, argument, message):
     assert status in (1, 2)
     assert message in err
     assert err.count("\n") == 1
-    assert not Path("out/plan.json").exists() or "objective" in argument
+    assert not Path("out/plan.json").exists()
+
+
+def test_a_number_that_a_stage_left_out_is_no_objective(call):
+    status, err = call("hydra.run.dir=out", "objective=[stages.tried]")
+    assert status == 2
+    assert "the run reported no number 'stages.tried'. Known names look like" in err
 
 
 @pytest.mark.parametrize(

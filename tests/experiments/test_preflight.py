@@ -84,6 +84,20 @@ def names(*overrides):
         ("quantize.activation_ranges=dynamic quantize.scheme=ternary", "'static' where activations stay float"),
         ("export.formats=[tflite]", "export.formats must be out of"),
         ("export.latency_batches=[0]", "export.latency_batches must be at least 1"),
+        ("finetune.batch_size=-4", "finetune.batch_size must be at least 1"),
+        ("finetune.views=0", "finetune.views must be at least 1"),
+        ("train.batch_size=0", "train.batch_size must be at least 1"),
+        ("measure.batch_size=0", "measure.batch_size must be at least 1"),
+        ("recovery.ridge=-1", "recovery.ridge must be at least 0"),
+        ("quantize.granularity=group", "quantize.group_size must be at least 1 where"),
+        ("quantize.granularity=group quantize.group_size=0", "quantize.group_size must be at least 1 where"),
+        ("quantize.group_size=-1", "quantize.group_size must be null without quantize.granularity=group"),
+        ("sparsify.density=2", "sparsify.density must be in (0, 1]"),
+        ("sparsify.density=0", "sparsify.density must be in (0, 1]"),
+        ("sparsify.density=0.4 pattern=n_of_m", "sparsify.density must be in [0.5, 1] for the pattern '2:4'"),
+        ("sparsify.floor=2", "sparsify.floor must be in [0, 1]"),
+        ("sparsify.normalize=max_abs", "sparsify.normalize must be out of"),
+        ("sparsify.rounds=0", "sparsify.rounds must be at least 1"),
         ("finetune.optimizer=lion", "finetune: The 'optimizer' parameter"),
         ("train.lr=0", "train: The 'lr' parameter"),
         ("~oracles.removal", "oracles must be a group that holds"),
@@ -93,6 +107,13 @@ def test_a_setting_that_no_stage_could_use_is_refused(override, message):
     with pytest.raises(ConfigError) as caught:
         check_settings(*configured(*override.split()))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override", ["sparsify.density=0.5 pattern=n_of_m", "quantize.granularity=group quantize.group_size=8"]
+)
+def test_a_setting_that_a_stage_can_use_passes(override):
+    check_settings(*configured(*override.split()))
 
 
 def test_the_configured_allocator_and_criterion_take_part():
