@@ -1,13 +1,15 @@
 """The whole road in one call: label, decide, cut, repair, fine-tune, quantise."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from torch import fx, nn
 
+from autolabel.call_checks import check_numbers, check_parts, check_removable, evaluate_dense
 from autolabel.labeler import Labeler
 from autolabel.labelers import GBDTLabeler
 from autolabel.learning import Learned, join_scores, learn_labels
@@ -28,7 +30,7 @@ from compress.quantization import prepare_quantized
 from compress.quantizers import MseQuantizer
 from compress.recovery import recover_
 from compress.scores import Scores
-from compress.statistics import check_batches, collect_statistics
+from compress.statistics import collect_statistics
 from compress.structure import Structure, analyze
 from compress.task import Batch, Task, evaluate
 
@@ -97,19 +99,27 @@ def auto_compress(
 
     Raises:
         BudgetError: with the closest feasible budget. DataError, TraceError: for unfit data or models.
+        CompressError: naming any other parameter that is out of range; nothing is measured before.
     """
+    check_parts(model, task, budget, labeler, allocator, constraints, {
+        "calibration": calibration, **({"train": train} if epochs else {}),
+        **{name: value for name, value in (("label", label), ("validation", validation)) if value is not None},
+    })  # fmt: skip
+    check_numbers(sample, bits, epochs, lr, seed)
+    judged = "validation" if validation is not None else "label" if label is not None else "calibration"
     calibration, label = _split(list(calibration), label)
-    validation = list(label if validation is None else validation)
+    validation = label if validation is None else list(validation)
     structure = analyze(model, example_inputs)
+    check_removable(structure)
     costs, constraints = unit_costs(structure), constraints or Constraints()
     check_budget(structure.units, costs, budget, constraints, ("removed", *(f"{b}bit" for b in bits)))
+    # Before hours of measuring: everything that will be read.
     if epochs:
-        # Before hours of measuring: what fine-tuning will read.
-        first = next(iter(train), None)
-        if first is None:
-            raise DataError("The 'train' parameter of auto_compress must hold at least one batch. Got none.")
-        check_batches(structure, task, [first])
-        evaluate(structure.traced.module, task, [first])
+        train = list(train) if isinstance(train, Iterator) else train
+        evaluate_dense(structure, model, task, list(islice(train, 1)), "train")
+    if validation is not label:
+        evaluate_dense(structure, model, task, label, "label")
+    stages = {"dense": evaluate_dense(structure, model, task, validation, judged)}
     statistics = collect_statistics(structure, task, calibration)
     criteria = {"second_order": SecondOrderCriterion(), "fisher": FisherCriterion(), "taylor": TaylorCriterion()}
     learned = learn_labels(
@@ -127,7 +137,6 @@ def auto_compress(
     candidates: dict[str, Scores | LabelTable] = {"labeler": learned.labels}
     candidates |= {name: score_units(structure, criterion, statistics) for name, criterion in criteria.items()}
     inputs = [tuple(task.inputs(batch)) for batch in calibration]
-    stages = {"dense": evaluate(model, task, validation)}
     losses, repaired = {}, {}
     for name, scores in candidates.items():
         plan = allocate(

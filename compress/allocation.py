@@ -15,7 +15,7 @@ from compress.scores import Scores
 from compress.spending import feasible_budget, require_feasible
 from compress.units import UnitTable
 
-_BY_NAME = {kind.name: kind for kind in (UniformAllocator, GreedyAllocator, KnapsackAllocator, ThresholdAllocator)}
+ALLOCATORS = {kind.name: kind for kind in (UniformAllocator, GreedyAllocator, KnapsackAllocator, ThresholdAllocator)}
 
 
 def allocate(
@@ -44,12 +44,12 @@ def allocate(
         CompressError: for an unknown name, inputs that do not belong together, or scores that cannot be added.
     """
     if isinstance(allocator, str):
-        if allocator not in _BY_NAME:
+        if allocator not in ALLOCATORS:
             raise CompressError(
-                f"The 'allocator' parameter of allocate must be one of {list(_BY_NAME)} or an Allocator. "
+                f"The 'allocator' parameter of allocate must be one of {list(ALLOCATORS)} or an Allocator. "
                 f"Got {allocator!r}."
             )
-        allocator = _BY_NAME[allocator](always_quantize=always_quantize)
+        allocator = ALLOCATORS[allocator](always_quantize=always_quantize)
     return allocator.allocate(units, scores, costs, budget, constraints or Constraints())
 
 

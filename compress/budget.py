@@ -6,6 +6,11 @@ from dataclasses import asdict, dataclass
 from compress.errors import BudgetError
 
 
+def cost_words(value: float) -> str:
+    """A cost as people read it: whole from 100 on (`1,821,952`), four digits below (`0.1234`, as of milliseconds)."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4g}"
+
+
 @dataclass(frozen=True)
 class Budget:
     """Upper bounds; `None` leaves a cost free.

@@ -8,6 +8,7 @@ from torch import fx
 
 from compress.attributes import copy_traced, only_user, parameter_uses, remove_unused, set_parameter, sibling, value_of
 from compress.graph import ATEN, Layer, as_inputs, layers_of, record_shapes
+from compress.task import running_on
 
 
 def fold_batch_norm(
@@ -24,7 +25,8 @@ def fold_batch_norm(
             sequences, and only shapes tell.
         keep: norms whose running mean has one of these names stay.
     """
-    shapes = {} if example_inputs is None else record_shapes(module, *as_inputs(example_inputs))
+    with running_on(example_inputs):
+        shapes = {} if example_inputs is None else record_shapes(module, *as_inputs(example_inputs))
     module = copy_traced(module)
     uses = parameter_uses(module)
     for layer in list(layers_of(module)):

@@ -11,6 +11,7 @@ from compress.errors import DataError
 from compress.graph import layers_of
 from compress.least_squares import cross_product
 from compress.patches import LinearMap, linear_map
+from compress.task import outputs_of
 
 # Beyond this many inputs of one output a second moment is not worth its memory.
 MOST_INPUTS = 4096
@@ -47,7 +48,7 @@ def collect_input_moments(
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             for batch in batches:
-                probe.run(*batch)
+                outputs_of(probe.run, batch)
     finally:
         module.train(was_training)
     moments = {name: total / probe.counts[name] for name, total in probe.sums.items()}

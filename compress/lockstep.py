@@ -11,6 +11,7 @@ from compress.attributes import only_user
 from compress.dimensions import Value
 from compress.errors import PlanError
 from compress.structure import Structure
+from compress.task import running_on
 
 
 class Walk:
@@ -51,7 +52,8 @@ class Walk:
 
             args, kwargs = fx.map_arg((node.args, node.kwargs), look_up)
             call = self.module.get_submodule(node.target) if node.op == "call_module" else node.target
-            values[node.name] = call(*args, **kwargs)
+            with running_on(args):
+                values[node.name] = call(*args, **kwargs)
 
     def forget(self, node: fx.Node) -> None:
         """Drop the values that nobody needs after `node`."""

@@ -13,7 +13,7 @@ from compress.errors import DataError
 from compress.gate_gradients import check_losses
 from compress.graph import Layer
 from compress.structure import Structure
-from compress.task import Batch, Task, losses_of
+from compress.task import Batch, Task, losses_of, outputs_of
 
 # Beyond this many outputs of a layer only the diagonal is worth its memory.
 _MOST_OUTPUTS = 2048
@@ -64,7 +64,7 @@ def collect_output_sensitivity(
         for batch in batches:
             inputs = task.inputs(batch)
             with torch.enable_grad():
-                outputs = probe.outputs(*inputs)
+                outputs = outputs_of(probe.outputs, inputs)
                 first = next(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor))
                 losses = losses_of(task, outputs, batch)
                 check_losses(losses)

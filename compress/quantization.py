@@ -26,6 +26,7 @@ from compress.formatted_weight import insert_stored_formats
 from compress.graph import Layer, as_inputs, flat_inputs
 from compress.plan import CompressionPlan, LayerFormat
 from compress.quantizer import Histogram, Quantizer, affine_parameters, weight_scale
+from compress.task import running_on
 
 _log = logging.getLogger(__name__)
 _BINS = 2048
@@ -156,7 +157,8 @@ def _observe(module: fx.GraphModule, batches: Sequence[Any]) -> dict[fx.Node, Hi
                 observer = _Observer(module, see)
                 for batch in batches:
                     inputs = flat_inputs(module, *as_inputs(batch))
-                    observer.run(*inputs, enable_io_processing=False)
+                    with running_on(inputs):
+                        observer.run(*inputs, enable_io_processing=False)
     finally:
         module.train(was_training)
     return {node: Histogram(low, high, counts.get(node, np.zeros(_BINS))) for node, (low, high) in ends.items()}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from compress.allocator import Constraints
-from compress.budget import Budget
+from compress.budget import Budget, cost_words
 from compress.errors import BudgetError, CompressError
 from compress.layer_choice import LayerChoice
 from compress.layer_prices import ranks_of
@@ -57,8 +57,8 @@ def require_feasible(menu: Menu, budget: Budget, constraints: Constraints) -> No
     least = ledger.exact_cost()
     dense = menu.costs.dense
     lines = [
-        f"The '{name}' parameter of Budget cannot be met: {getattr(budget, name)!r} allows {bound:,.0f} of "
-        f"{dense[name]:,.0f}, and the closest plan under the constraints needs {least[name]:,.0f} "
+        f"The '{name}' parameter of Budget cannot be met: {getattr(budget, name)!r} allows {cost_words(bound)} of "
+        f"{cost_words(dense[name])}, and the closest plan under the constraints needs {cost_words(least[name])} "
         f"({least[name] / dense[name]:.4f} of dense)."
         for name, bound in menu.bounds.items()
         if least[name] > bound
@@ -68,12 +68,12 @@ def require_feasible(menu: Menu, budget: Budget, constraints: Constraints) -> No
 
 
 def _what_to_loosen(menu: Menu, constraints: Constraints) -> str:
-    tips = []
-    if constraints.floor > 0:
+    tips, units = [], menu.units
+    if units.groups and constraints.floor > 0:
         tips.append(f"lower floor={constraints.floor}")
-    if any(constraints.floors.values()):
+    if units.groups and any(constraints.floors.values()):
         tips.append(f"lower some of floors={dict(list(constraints.floors.items())[:3])}")
-    if constraints.round_to > 1:
+    if units.groups and constraints.round_to > 1:
         tips.append(f"lower round_to={constraints.round_to}")
     if constraints.pinned:
         tips.append(f"unpin some of {list(constraints.pinned)[:3]}")
@@ -81,9 +81,10 @@ def _what_to_loosen(menu: Menu, constraints: Constraints) -> str:
         tips.append(f"free some of max_bits_only={list(constraints.max_bits_only)[:3]}")
     if menu.bounds.keys() - {"macs"} and all(c.bits.min() > 2 for c in menu.layers):
         tips.append("offer fewer bits (score the choices '4bit', '3bit' or '2bit')")
-    if len(menu.groups) < len(menu.units.groups):
+    if len(menu.groups) < len(units.groups):
         tips.append("score or free the groups of which nothing may go")
-    return f"Or loosen the constraints: {'; '.join(tips)}." if tips else "The constraints leave nothing to loosen."
+    loosen = f"Or loosen the constraints: {'; '.join(tips)}." if tips else "The constraints leave nothing to loosen."
+    return loosen if units.groups else f"{units.why_nothing_goes()} {loosen}"
 
 
 def descend(ledger: Ledger) -> None:

@@ -14,7 +14,7 @@ from compress.attributes import value_of
 from compress.counting import count_macs
 from compress.errors import CompressError, DataError
 from compress.gate_gradients import collect_gate_gradients
-from compress.graph import ATEN, Layer
+from compress.graph import ATEN, Layer, flat_inputs
 from compress.layer_moments import visit_readers, weight_readers
 from compress.second_moments import Redundancy, SecondMoments, measure_redundancy
 from compress.structure import Structure
@@ -257,15 +257,26 @@ def _layer_moments(
 
 def check_batches(structure: Structure, task: Task, batches: Sequence[Batch]) -> None:
     """Raises DataError if a batch is empty, not finite, or does not fit the model's inputs."""
-    placeholders = [n for n in structure.traced.graph.nodes if n.op == "placeholder"]
+    traced = structure.traced
+    placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
+    examples = flat_inputs(traced.module, traced.args, traced.kwargs)
     for number, batch in enumerate(batches):
         inputs = [x for x in task.inputs(batch) if isinstance(x, Tensor)]
-        for x, node in zip(inputs, placeholders, strict=False):
+        for x, node, example in zip(inputs, placeholders, examples, strict=False):
             expected = structure.traced.shapes[node.name]
             if x.dim() == 0 or x.shape[0] == 0:
                 raise DataError(f"Batch {number} is empty. Every batch must hold at least one example.")
             fixed = expected[1:] if x.is_floating_point() else expected[2:]
             if x.dim() != len(expected) or tuple(x.shape[x.dim() - len(fixed) :]) != tuple(fixed):
                 raise DataError(f"Batch {number} has shape {tuple(x.shape)}, but the model was traced with {expected}.")
+            if x.dtype != example.dtype and (x.is_floating_point() or example.is_floating_point()):
+                raise DataError(
+                    f"Batch {number} is of {_dtype(x)}, but the model was traced with {_dtype(example)}. Convert the "
+                    f"batch, or give example inputs of its type."
+                )
             if x.is_floating_point() and not torch.isfinite(x).all():
                 raise DataError(f"Batch {number} holds NaN or infinite values. Clean the calibration data.")
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")

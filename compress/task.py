@@ -1,6 +1,7 @@
 """A task says what the model is for: a per-example loss, a metric with a direction, how to read a batch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -76,8 +77,15 @@ def outputs_of(model: Any, inputs: tuple[Any, ...]) -> Any:
     Raises:
         DataError: if the model does not run on these inputs.
     """
-    try:
+    with running_on(inputs):
         return model(*inputs)
+
+
+@contextmanager
+def running_on(inputs: Any) -> Iterator[None]:
+    """Within it, an error of torch is a DataError that names the shapes and types of `inputs`."""
+    try:
+        yield
     except (CompressError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:

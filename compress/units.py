@@ -55,6 +55,12 @@ class UnitTable:
         """Names of the coupled groups (channels and heads), in graph order."""
         return tuple(dict.fromkeys(self.group[self.removable].tolist()))
 
+    def why_nothing_goes(self) -> str:
+        """One sentence for a model without removable units, with the first reasons of `blocked`."""
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.blocked[:3])
+        told = f" ({reasons})" if reasons else ""
+        return f"Nothing of this model can be removed{told}; 'blocked' of find_units holds the reasons."
+
     def positions(self, unit_ids: Iterable[str]) -> np.ndarray:
         """Row of each id, int64. Raises CompressError naming the first unknown id."""
         try:

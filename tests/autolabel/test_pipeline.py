@@ -17,7 +17,7 @@ from autolabel.learning import join_scores
 from autolabel.oracles import RemovalOracle
 from autolabel.tables import LabelTable
 from compress.budget import Budget
-from compress.errors import BudgetError, DataError
+from compress.errors import BudgetError, CompressError, DataError
 from compress.scores import Scores
 from compress.task import ClassificationTask, evaluate
 
@@ -167,6 +167,60 @@ def test_bad_training_batches_are_refused_before_anything_is_measured(trained, m
     batches = make_data(4, 3)
     with pytest.raises(DataError, match=message):
         autolabel.auto_compress(trained, TASK, train, batches, batches[0][0], Budget(macs=0.5))
+
+
+BAD = [(torch.randn(8, 1, 4, 4), torch.full((8,), 9))]
+DOUBLE = [(torch.randn(8, 1, 4, 4).double(), torch.zeros(8, dtype=torch.long))] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("epochs", -1, "an int of at least 0. Got -1."), ("epochs", 1.5, "an int of at least 0. Got 1.5."),
+     ("lr", -1, "a number above 0"), ("lr", float("nan"), "a number above 0"), ("lr", "fast", "a number above 0"),
+     ("allocator", "greed", "one of ['uniform', 'greedy'"), ("allocator", 3, "or an Allocator. Got 3."),
+     ("bits", (1,), "a sequence of widths out of (8, 7,"), ("bits", 8, "a sequence of widths out of (8, 7,"),
+     ("sample", 0, "an int of at least 1, or None"), ("seed", -1, "an int from 0 to 2147483647. Got -1."),
+     ("budget", 0.5, "a compress.Budget, such as Budget(macs=0.5). Got 0.5."), ("budget", {}, "a compress.Budget"),
+     ("labeler", "gbdt", "a labeler out of autolabel.labelers, such as GBDTLabeler()"),
+     ("labeler", MeanLabeler, "a labeler out of autolabel.labelers"), ("constraints", 0.1, "a compress.Constraints"),
+     ("task", None, "such as ClassificationTask()"), ("task", object(), "such as ClassificationTask()"),
+     ("model", "abc", "a torch.nn.Module. Got 'abc'."), ("calibration", None, "a list of batches, such as"),
+     ("train", torch.zeros(3), "a list of batches, such as"), ("label", [], "must hold at least one batch"),
+     ("validation", [], "must hold at least one batch"), ("validation", BAD, "does not fit. The task's loss cannot"),
+     ("label", BAD, "does not fit. The task's loss cannot"), ("calibration", BAD * 2, "does not fit. The task's loss"),
+     ("calibration", [{"x": 1}] * 2, "cannot read its batches (KeyError: 0.)"),
+     ("calibration", DOUBLE, "does not fit. Batch 0 is of float64, but the model was traced with float32")],
+)  # fmt: skip
+def test_a_wrong_parameter_is_named_before_anything_is_measured(trained, monkeypatch, name, value, message):
+    for work in ("learn_labels", "collect_statistics"):
+        monkeypatch.setattr(pipeline, work, lambda *a, **k: pytest.fail("work had begun"))
+    batches = make_data(4, 3)
+    given = {
+        "model": trained, "task": TASK, "train": batches, "calibration": batches, "example_inputs": batches[0][0],
+        "budget": Budget(macs=0.5), "label": None if name == "calibration" else batches, name: value,
+    }  # fmt: skip
+    with pytest.raises(CompressError) as error:
+        autolabel.auto_compress(**given)
+    assert f"The '{name}' parameter of auto_compress " in str(error.value)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), nn.Flatten()])
+def test_a_model_of_which_nothing_can_go_is_refused_with_the_reasons(model):
+    batches = [(torch.randn(4, 1, 4, 4), torch.zeros(4, dtype=torch.long))] * 2
+    with pytest.raises(CompressError, match="Nothing of this model can be removed") as error:
+        autolabel.auto_compress(model, TASK, batches, batches, batches[0][0], Budget(macs=0.5))
+    assert ("output of the model" in str(error.value)) == bool(list(model.parameters()))
+
+
+def test_batches_that_come_once_are_all_trained_on(trained):
+    train, calibration = make_data(3, 2), make_data(2, 3)
+    found = [
+        autolabel.auto_compress(copy.deepcopy(trained), TASK, batches, calibration, calibration[0][0],
+                                Budget(macs=0.5), labeler=MeanLabeler(), sample=4, bits=(8,), epochs=2)
+        for batches in (train, (batch for batch in train))
+    ]  # fmt: skip
+    assert found[0].stages == found[1].stages
 
 
 @pytest.mark.parametrize("labels", [torch.zeros(31, dtype=torch.long), torch.full((32,), 4), torch.zeros(32)])

@@ -6,19 +6,23 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from compress.allocation import allocate, check_budget, closest_feasible
 from compress.allocator import Constraints
 from compress.allocators import GreedyAllocator, KnapsackAllocator, UniformAllocator
 from compress.budget import Budget
 from compress.costs import CostTable
+from compress.counting import unit_costs
 from compress.errors import BudgetError, CompressError
 from compress.ledger import Ledger
 from compress.menu import open_menu
 from compress.plan import CompressionPlan
 from compress.scores import Scores
+from compress.structure import analyze
 from compress.units import UnitTable
 
 NO_FLOOR = Constraints(floor=0.0)
@@ -348,6 +352,14 @@ def test_a_floor_of_zero_keeps_one_unit():
 
 
 # -- feasibility
+
+
+def test_where_nothing_can_be_removed_the_reasons_are_told_and_not_the_floor():
+    structure = analyze(nn.Linear(16, 4), torch.zeros(2, 16))
+    with pytest.raises(BudgetError, match=r"Nothing of this model can be removed \(.*output of the model\)") as error:
+        check_budget(structure.units, unit_costs(structure), Budget(macs=0.5), Constraints(round_to=4))
+    assert "floor" not in str(error.value)
+    assert "round_to" not in str(error.value)
 
 
 def test_unmeetable_budget_names_bound_and_closest_feasible():

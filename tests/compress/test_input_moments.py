@@ -5,9 +5,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from compress.application import apply_plan
 from compress.errors import DataError
 from compress.graph import trace
 from compress.input_moments import collect_input_moments
+from compress.layer_moments import collect_layer_moments
+from compress.output_sensitivity import collect_output_sensitivity
+from compress.plan import CompressionPlan, LayerFormat
+from compress.quantization import prepare_quantized
+from compress.quantizers import MseQuantizer
+from compress.recovery import recover_
+from compress.statistics import check_batches, collect_statistics
+from compress.structure import analyze
+from compress.task import ClassificationTask
 
 
 def seeded(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -75,3 +85,29 @@ def test_what_cannot_be_measured(net):
         collect_input_moments(module, [(x * float("nan"),)])
     wide = trace(nn.Sequential(nn.Linear(4097, 1)), torch.ones(2, 4097)).module
     assert collect_input_moments(wide, [(torch.ones(2, 4097),)]) == {}
+
+
+def test_inputs_of_another_type_are_named_wherever_the_model_is_run():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    structure, task, x = analyze(model, seeded(8, 6)), ClassificationTask(), seeded(8, 6).double()
+    small, labelled = apply_plan(structure, CompressionPlan()), [(x, torch.zeros(8, dtype=torch.long))]
+    formats = CompressionPlan(layer_formats={"0": LayerFormat(8)}, activation_bits=8)
+    for attempt in (
+        lambda: collect_input_moments(small, [(x,)]),
+        lambda: collect_layer_moments(small, [(x,)]),
+        lambda: collect_output_sensitivity(structure, task, labelled),
+        lambda: prepare_quantized(small, formats, [(x,)], MseQuantizer()),
+    ):
+        with pytest.raises(DataError, match=r"does not run on inputs of \(8, 6\) float64"):
+            attempt()
+    for attempt in (
+        lambda: collect_statistics(structure, task, labelled),
+        lambda: recover_(small, structure, [(x,)]),
+    ):
+        with pytest.raises(DataError, match="Batch 0 is of float64, but the model was traced with float32"):
+            attempt()
+    # What is counted may be of any whole type.
+    words = analyze(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2)), torch.zeros(2, 3, dtype=torch.long))
+    check_batches(words, task, [(torch.zeros(2, 3, dtype=torch.int32), None)])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import compress
+from compress.allocation import check_budget
 from compress.errors import ArtifactError, CompressError
 from compress.latency_table import LatencyTable, measure_latencies
 from compress.layer_choice import choice_of
@@ -94,6 +95,9 @@ def test_a_budget_in_milliseconds_is_spent(measured):
     assert plan.predicted_cost["latency_ms"] <= 0.6 * 8
     assert plan.remove_channels
     assert plan.layer_formats == {}
+    quick = {choice: times * 0.005 for choice, times in costs.latency_ms.items()}
+    with pytest.raises(compress.BudgetError, match=r"1e-05 allows 4e-07 of 0\.04, .* needs 0\.\d+ \("):
+        check_budget(structure.units, dataclasses.replace(costs, latency_ms=quick), compress.Budget(latency_ms=1e-5))
 
 
 def test_a_table_survives_its_file_and_damage_is_named(measured, tmp_path):
