@@ -6,11 +6,12 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
@@ -147,9 +148,16 @@ def folder_name(text: str) -> str:
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
 
-def explain_composition(error: Exception) -> str:
-    """One line for an error of Hydra or OmegaConf while composing, with a suggestion where a key is misspelt."""
+def explain_composition(error: Exception, arguments: Iterable[str] = ()) -> str:
+    """One line for an error of Hydra or OmegaConf while composing, with a suggestion where a key is misspelt.
+
+    Args:
+        error: that was raised.
+        arguments: of the command line.
+    """
     text = str(error)
+    if "Config group override must be a string" in text:
+        return _explain_null(arguments)
     found = re.search(r"Could not (?:override|append to config\. An item is already at) '([^']+)'", text)
     if found and "append" not in found.group(0):
         key = found.group(1)
@@ -164,6 +172,19 @@ def explain_composition(error: Exception) -> str:
         return f"There is no {path!r}.{_suggest(path.rpartition('/')[2], options, f'Options of {group!r}')}"
     lines = [text] + ([str(error.__cause__)] if isinstance(error.__cause__, OmegaConfBaseException) else [])
     return " ".join(" ".join(line.split("\n    full_key", 1)[0] for line in lines).split())
+
+
+def _explain_null(arguments: Iterable[str]) -> str:
+    """What is wrong with `criterion=null`: Hydra tells neither the group nor its options."""
+    for key in (word.removesuffix("=null") for word in arguments if word.endswith("=null")):
+        group, _, place = key.partition("@")
+        folder = resources.files("conf") / group
+        if folder.is_dir():
+            names = sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
+            optional = getattr(Config, place or group, MISSING) is None
+            none = f", or ~{key} for none" if optional else ""
+            return f"{key}=null is no option. Options of {group!r}: {', '.join(names)}{none}."
+    return "A configuration group cannot be null. Name one of its options, or leave it out with ~GROUP."
 
 
 def _refuse_unknown_keys(node: DictConfig, schema: DictConfig, prefix: str) -> None:

@@ -3,7 +3,7 @@
     python -m experiments.run experiment=quickstart budget.macs=0.4
     autolabel -m experiment=quickstart seed=0,1 labeler=gbdt,ridge
 
-Exit status: 0 done, 1 failed, 2 a configuration that cannot be run, 130 interrupted.
+Exit status: 0 done, 1 failed, 2 a configuration or a budget that cannot be run, 130 interrupted.
 """
 
 import errno
@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from compress.errors import CompressError, suggestion
+from compress.errors import BudgetError, CompressError, suggestion
 from compress.files import write_atomic
 from experiments.config import ConfigError, build, explain_composition, load_config, plain_config
 from experiments.manifest import typed_command
@@ -66,7 +66,7 @@ def main() -> None:
         refused = _refused_writing(error)
         if refused is not None:
             _exit_unwritable(refused)
-        _exit(explain_composition(error), WRONG_CONFIG)
+        _exit(explain_composition(error, sys.argv), WRONG_CONFIG)
     except OSError as error:
         if _is_from_job(error) or (error.filename is None and error.errno not in _UNWRITABLE):
             raise
@@ -82,8 +82,8 @@ def _job(node: DictConfig) -> float | tuple[float, ...] | None:
     except CompressError as error:
         if node.get("traceback"):
             raise
-        status = WRONG_CONFIG if isinstance(error, ConfigError) else FAILED
-        failed = RunFailed(" ".join(str(error).split()), status)
+        status = WRONG_CONFIG if isinstance(error, (ConfigError, BudgetError)) else FAILED
+        failed = RunFailed(_in_keys(" ".join(str(error).split())), status)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise failed from None
         # Hydra would put a line of its own before an exception; an exit it lets through.
@@ -227,6 +227,11 @@ def _exit_unwritable(error: OSError) -> NoReturn:
     place = "" if error.filename is None else f" {error.filename}"
     reason = f"Cannot write into the run folder{place}: {error.strerror or error}."
     _exit(f"{reason} Free space, or choose another folder with hydra.run.dir=PATH.", FAILED)
+
+
+def _in_keys(message: str) -> str:
+    """The message with the keys of the configuration in the place of the libraries' parameters."""
+    return re.sub(r"The '(\w+)' parameter of (Budget|Constraints)\b", lambda m: f"{m[2].lower()}.{m[1]}", message)
 
 
 def _exit(message: str, status: int) -> NoReturn:

@@ -11,6 +11,7 @@ from torch import fx
 
 from autolabel.weight_cells import label_weights
 from compress.artifact import save_artifact
+from compress.budget import cost_words
 from compress.counting import count_macs
 from compress.factor_formats import part_formats
 from compress.files import write_json
@@ -255,7 +256,8 @@ class Shrinking(Labelling):
         """Say which bounds of the budget these costs exceed: a plan is made before formats and masks are chosen."""
         for name, bound in self.parts.budget.absolute(self.costs.dense).items():
             if met.get(name, 0.0) > bound:
-                self.warnings.append(f"The budget of {bound:.0f} {name} is exceeded: it came to {met[name]:.0f}.")
+                came = cost_words(met[name])
+                self.warnings.append(f"The budget of {cost_words(bound)} {name} is exceeded: it came to {came}.")
 
     def _tell(
         self, plan: CompressionPlan, small: fx.GraphModule, stored_bytes: int, stages: dict[str, Any],

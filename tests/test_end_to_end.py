@@ -620,7 +620,8 @@ def refuse(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("argument", "status", "message"),
     [
-        ("budget.macs=0.001", 1, "Closest feasible: Budget(macs="),
+        ("budget.macs=0.001", 2, "Closest feasible: Budget(macs="),
+        ("budget.macs=0.001", 2, "budget.macs cannot be met: 0.001 allows 1,822 of 1,821,952"),
         ("labelr=ridge", 2, "Unknown configuration key 'labelr'. Did you mean 'labeler'?"),
         ("sparsify.skip=[conv9]", 2, "sparsify.skip: 'conv9' names no layer of this model"),
         ("constraints.pinned=[conv9]", 1, "names 'conv9', which this model does not have"),

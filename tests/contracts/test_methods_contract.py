@@ -11,6 +11,7 @@ from torch import fx
 
 import conf
 from compress.artifact import load_artifact
+from compress.budget import cost_words
 from compress.exporters.onnx import OnnxExporter
 from compress.masking import density_of, masks_of
 from compress.plan import SCHEME_BITS, CompressionPlan
@@ -132,7 +133,7 @@ class TestMethod:
         assert result["budget"]["asked"]["macs"] == asked
         assert result["macs"] <= asked * costs.dense_macs
         bound = 0.2 * costs.dense_weight_bytes
-        told = f"The budget of {bound:.0f} weight_bytes is exceeded" in " ".join(found.trial.warnings)
+        told = f"The budget of {cost_words(bound)} weight_bytes is exceeded" in " ".join(found.trial.warnings)
         assert told == (result["weight_bytes"] > bound)
         assert not told or method.section == FORMATS
 

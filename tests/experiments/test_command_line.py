@@ -35,7 +35,7 @@ from compress.errors import BudgetError
 def run_experiment(config, run_dir, tracker):
     macs = config.budget.macs
     if macs < 0.2:
-        raise BudgetError(f"No plan meets macs={macs}. The closest feasible budget is macs=0.2.")
+        raise BudgetError("The 'macs' parameter of Budget cannot be met. The closest feasible budget is macs=0.2.")
     def work():
         run_dir.file("plan.json").write_text(str([macs, config.seed, config.labeler["_target_"]]))
         tracker.log_metrics({"finetune/loss": macs}, 0)
@@ -150,7 +150,10 @@ def test_the_same_command_resumes(call):
         ("labeler=gbtd", "There is no 'labeler/gbtd'. Did you mean 'gbdt'?"),
         ("labeler.rounds=0", "The 'rounds' parameter of GBDTLabeler"),
         ("budget.macs=half", "budget.macs=half"),
-        ("budget.macs=1.5", "The 'macs' parameter of Budget must be a float in (0, 1]"),
+        ("budget.macs=1.5", "budget.macs must be a float in (0, 1]"),
+        ("criterion=null", "criterion=null is no option. Options of 'criterion': activation, apoz,"),
+        ("penalty=null", "l0, l1, quantization, or ~penalty for none."),
+        ("model@student=null", "resnet_cifar, or ~model@student for none."),
         ("threads=0", "The 'threads' setting"),
         ("labeler._target_=os.system", "'labeler._target_' must lie in compress, autolabel, experiments"),
         ("labeler._target_=compress.plan.json.loads", "'labeler._target_'"),
@@ -258,8 +261,8 @@ def test_a_multirun_leaves_a_table_and_a_figure(call):
 
 def test_a_multirun_keeps_the_good_runs_when_one_fails(call):
     status, err = call("-m", "hydra.sweep.dir=sweep", "budget.macs=0.1,0.5")
-    assert status == 1
-    assert err.splitlines()[-1] == "No plan meets macs=0.1. The closest feasible budget is macs=0.2."
+    assert status == 2
+    assert err.splitlines()[-1] == "budget.macs cannot be met. The closest feasible budget is macs=0.2."
     rows = json.loads(Path("sweep/table.json").read_text())["rows"]
     assert [row["status"] for row in rows] == ["failed", "finished"]
     assert Path("sweep/pareto.png").exists()
