@@ -18,6 +18,8 @@ LIBRARIES = (
     "torch", "numpy", "scipy", "scikit-learn", "lightgbm", "safetensors", "onnx", "onnxruntime", "onnxscript",
     "hydra-core", "omegaconf", "wandb", "matplotlib",
 )  # fmt: skip
+# The console script of the command line; pyproject.toml.
+SCRIPT = "autolabel"
 CHUNK_BYTES = 1 << 20
 
 
@@ -58,7 +60,8 @@ def describe_code() -> dict[str, Any]:
 def typed_command() -> str:
     """The command line of this run as it was typed; what is quoted for Hydra is not (see `experiments.run`)."""
     words = [word.replace("'null'", "null") if word.startswith("tracker=") else word for word in sys.argv[1:]]
-    return shlex.join(["python", "-m", "experiments.run", *words])
+    script = Path(sys.argv[0]).stem
+    return shlex.join([*([script] if script == SCRIPT else ["python", "-m", "experiments.run"]), *words])
 
 
 def library_versions(names: Iterable[str] = LIBRARIES) -> dict[str, str]:

@@ -194,7 +194,21 @@ def _packed(run: RunFiles, dense: float | None) -> str:
     ]  # fmt: skip
     if not rows:
         return words
+    words += _narrow_integers(run)
     return words + table(["tensor", "weights", "bits", "coded, bits per weight", "entropy", "bytes"], rows)
+
+
+def _narrow_integers(run: RunFiles) -> str:
+    """Why tensors take fewer bits here than in the plan, where any does."""
+    planned = run.plan.layer_formats if run.plan is not None else {}
+    bits = {tensor["name"].removesuffix(".weight"): tensor["bits"] for tensor in run.packed["tensors"]}
+    narrow = [name for name, layer_format in planned.items() if bits.get(name, 8) < layer_format.bits == 8]
+    if not narrow:
+        return ""
+    return note(
+        f"{', '.join(narrow[:3])}{' and others' if len(narrow) > 3 else ''}: 8 bits in the plan, 7 here, because 8-bit "
+        "weights use the integers from -63 to 63 only, with which all processors compute exactly."
+    )
 
 
 def render_damage(run: RunFiles, report: Report, figures: Figures) -> str:
@@ -212,7 +226,11 @@ def render_damage(run: RunFiles, report: Report, figures: Figures) -> str:
         [f"predicted{by}, sum over the plan", format_damage(predicted) if predicted is not None else "not predicted"]
     ]
     rows += _recovered_row(report["predicted_recovered_damage"])
-    rows += [[f"realised, {stage_words(stage)}", format_damage(value)] for stage, value in realised.items()]
+    missed = {"recovered": _missed(report["predicted_recovered_damage"], realised.get("recovered"))}
+    rows += [
+        [f"realised, {stage_words(stage)}", format_damage(value) + missed.get(stage, "")]
+        for stage, value in realised.items()
+    ]
     student = "Nothing was predicted: a student of another architecture has no damage to be labelled."
     words = student if report["student"] else _damage_sentence(predicted, realised.get("pruned"))
     caption = "Damage of the whole plan, predicted and realised."
@@ -228,6 +246,14 @@ def _recovered_row(found: Mapping[str, Any] | None) -> list[list[str]]:
     low, high = (format_damage(found[end]) for end in ("low", "high"))
     about = f"predicted after the repair, from {found['measured']} other plans that were repaired and measured"
     return [[about, f"{format_damage(found['nats'])} ({100 * found['coverage']:.0f} % interval {low} to {high})"]]
+
+
+def _missed(found: Mapping[str, Any] | None, realised: float | None) -> str:
+    """What is said beside a damage after the repair that lies outside of its interval."""
+    if found is None or "skipped" in found or realised is None or found["low"] <= realised <= found["high"]:
+        return ""
+    side = "above" if realised > found["high"] else "below"
+    return f", {side} the predicted {100 * found['coverage']:.0f} % interval"
 
 
 def _damage_sentence(predicted: float | None, realised: float | None) -> str:

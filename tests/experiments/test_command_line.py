@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from experiments import run as command
+from experiments.manifest import typed_command
 from experiments.reproduction import compare_runs
 from experiments.run_dir import read_manifest
 
@@ -113,7 +114,7 @@ def test_a_run_leaves_its_folder(call):
     assert manifest["seeds"] == {"seed": 3, "seeds": [0]}
     assert manifest["threads"] == 1
     assert manifest["metrics"]["compressed"]["metric"]["value"] == 93.5
-    assert "experiments.run hydra.run.dir=out" in manifest["command"]
+    assert manifest["command"].startswith("autolabel hydra.run.dir=out ")
     assert " tracker=null" in manifest["command"]
     assert manifest["config"]["tracker"]["_target_"].endswith("NullTracker")
     assert {"seed=3", "experiment=tiny"} <= set(manifest["overrides"])
@@ -122,6 +123,12 @@ def test_a_run_leaves_its_folder(call):
     assert "${" not in Path("out/.hydra/config.yaml").read_text()
     assert Path("out/metrics.jsonl").read_text().count("\n") == 3
     assert Path("out/run.log").exists()
+
+
+def test_a_module_that_was_run_is_told_as_such(monkeypatch):
+    for path, told in (("/x/experiments/run.py", "python -m experiments.run a=1"), ("/x/autolabel", "autolabel a=1")):
+        monkeypatch.setattr(sys, "argv", [path, "a=1"])
+        assert typed_command() == told
 
 
 def test_the_default_folder_is_named_after_the_experiment(call):

@@ -319,6 +319,25 @@ def test_every_figure_is_written_as_png(run):
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_tensor_in_fewer_bits_than_planned_is_explained(run):
+    coded = [{"name": f"{name}.weight", "bits": bits, "values": 100, "packed_bytes": 90, "coded_bytes": 80,
+              "entropy": 6.0} for name, bits in (("conv1", 7), ("layer1.0.conv1", 6))]  # fmt: skip
+    write_json(run / "packed.json", {"file_bytes": 400, "coder": "auto", "tensors": coded})
+    assert "conv1: 8 bits in the plan, 7 here, because 8-bit weights use the integers" in page_without_figures(run)
+    change(run, "packed.json", tensors=[{**tensor, "bits": 8} for tensor in coded])
+    assert "bits in the plan" not in page_without_figures(run)
+
+
+@pytest.mark.parametrize(("realised", "told"), [(0.25, ", above the"), (0.0001, ", below the"), (0.02, None)])
+def test_a_damage_outside_of_its_interval_is_said_to_be(run, realised, told):
+    found = {"nats": 0.02, "low": 0.01, "high": 0.04, "coverage": 0.9, "measured": 10}
+    write_json(run / "plan_damage.json", found)
+    change(run, "result.json", realised_damage={"pruned": 2.83, "recovered": realised})
+    page = page_without_figures(run)
+    assert page.count("the predicted 90 % interval") == (told is not None)
+    assert told is None or f"{told} predicted 90 % interval" in page
+
+
 def test_losses_are_said_plainly(written):
     report, page = read_json(written / "report.json"), page_of(written)
     assert report["labeler"]["ahead_of_best_formula"] == pytest.approx(0.871 - 0.905)
