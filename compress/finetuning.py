@@ -23,7 +23,7 @@ from compress.optimizers import make_optimizer, relative_step
 from compress.task import Batch, Task, evaluate, losses_of, outputs_of
 from compress.training_bar import TrainingBar
 from compress.training_hook import PreparingHook, TrainingHook
-from compress.training_settings import check_settings, learning_rate, warn_of_idle_settings
+from compress.training_settings import check_settings, learning_rate, warn_of_idle_settings, warn_of_slow_precision
 from compress.training_state import Progress, load_state, model_tensors, save_state, set_model_tensors
 
 _log = logging.getLogger(__name__)
@@ -156,6 +156,7 @@ def finetune_(
                 if isinstance(hook, PreparingHook):
                     hook.prepare(model)
                     prepared.append(hook)
+            warn_of_slow_precision(precision, trained[0].device.type)
             run = _Run(model, task, distiller, settings, validation, on_metrics)
             run.hooks = tuple(hooks)
             run.checkpoint, run.every_s, run.every_steps = checkpoint, checkpoint_every_s, checkpoint_every_steps

@@ -25,7 +25,7 @@ from compress.attributes import copy_traced
 from compress.finetuning import distillation_loss, finetune_
 from compress.quantization import prepare_quantized
 from compress.quantizers.minmax import MinMaxQuantizer
-from compress.training_settings import learning_rate
+from compress.training_settings import learning_rate, warn_of_slow_precision
 
 TASK = ClassificationTask()
 
@@ -116,6 +116,22 @@ def test_bfloat16_rounds_the_forward_pass_alone() -> None:
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert rounded == pytest.approx(full, rel=0.02)
     assert rounded != full
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "found", "warns"),
+    [
+        ("bfloat16", "cpu", {"architecture": "x86_64", "avx512_f": False}, True),
+        ("bfloat16", "cpu", {"architecture": "x86_64", "avx512_f": True}, False),
+        ("bfloat16", "cpu", {"architecture": "aarch64"}, False),
+        ("bfloat16", "cuda", {"architecture": "x86_64"}, False),
+        ("float32", "cpu", {"architecture": "x86_64"}, False),
+    ],
+)
+def test_a_processor_without_bfloat16_is_told(precision, device, found, warns, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    warn_of_slow_precision(precision, device)
+    assert ("finetune.precision=float32" in caplog.text) == warns
 
 
 def test_it_learns_and_leaves_everything_else_alone() -> None:
