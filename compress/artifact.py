@@ -44,6 +44,7 @@ from compress.fake_quantization import (
 from compress.files import read_json, write_atomic, write_json
 from compress.folding import fold_batch_norm
 from compress.formatted_weight import FormattedEntry, formatted_weights, insert_stored_formats
+from compress.graph import require_traced
 from compress.input_shapes import describe_inputs, rebuild_inputs
 from compress.packed_header import read_header, write_header
 from compress.packing import PackedFile, write_packed
@@ -81,8 +82,8 @@ def save_artifact(
     Raises:
         ArtifactError: if the folder cannot be written.
     """
-    folder = Path(folder)
-    entries = quantized_weights(module) if isinstance(module, fx.GraphModule) else []
+    require_traced(module, "save_artifact")
+    folder, entries = Path(folder), quantized_weights(module)
     formatted = formatted_weights(module)
     rounds = any(layer_format.scheme != "float32" for layer_format in plan.layer_formats.values())
     if rounds and not entries and not formatted:

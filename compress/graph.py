@@ -14,7 +14,7 @@ from torch.fx._pytree import tree_flatten_spec
 from torch.utils import _pytree as pytree
 
 from compress.capture import capture, fixed_batch
-from compress.errors import DataError
+from compress.errors import CompressError, DataError
 from compress.normal_form import ATEN, normalize_graph
 
 log = logging.getLogger(__name__)
@@ -134,6 +134,15 @@ def as_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, kwargs
 
 
+def require_traced(module: Any, function: str) -> None:
+    """Raises CompressError, naming the function that was called, for a module that is not one traced graph."""
+    if not isinstance(module, fx.GraphModule):
+        raise CompressError(
+            f"{function} works on a traced module, as apply_plan returns it (with an empty plan nothing is removed). "
+            f"Got {type(module).__name__}."
+        )
+
+
 def check_finite(model: nn.Module) -> None:
     """Raises DataError naming the first parameter with NaN or infinite values, or buffer with NaN.
 
@@ -164,6 +173,8 @@ def trace(model: nn.Module, example_inputs: Any) -> TracedGraph:
         TraceError: if the model cannot be traced, with the place in its source.
         DataError: for empty or non-finite inputs or non-finite parameters.
     """
+    if not isinstance(model, nn.Module):
+        raise CompressError(f"The 'model' parameter must be a torch.nn.Module. Got {type(model).__name__}.")
     args, kwargs = as_inputs(example_inputs)
     check_finite(model)
     with _left_as_found(model):

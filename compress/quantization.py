@@ -23,7 +23,7 @@ from compress.fake_quantization import (
 )
 from compress.folding import fold_batch_norm
 from compress.formatted_weight import insert_stored_formats
-from compress.graph import Layer, as_inputs, flat_inputs
+from compress.graph import Layer, as_inputs, flat_inputs, require_traced
 from compress.plan import CompressionPlan, LayerFormat
 from compress.quantizer import Histogram, Quantizer, affine_parameters, weight_scale
 from compress.task import running_on
@@ -75,6 +75,7 @@ def prepare_quantized(
     """
     if plan.activation_bits not in (None, 8):
         raise PlanError(f"The 'activation_bits' of a plan must be 8 or None. Got {plan.activation_bits!r}.")
+    require_traced(module, "prepare_quantized")
     if not plan.layer_formats:
         _log.warning("The plan has no layer formats: nothing is quantised.")
     activations = plan.activation_bits is not None

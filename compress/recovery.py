@@ -10,7 +10,7 @@ from torch import fx, nn
 from compress.batch_norm import reestimate_batch_norm_
 from compress.bias_correction import correct_biases_
 from compress.errors import CompressError, DataError, PlanError
-from compress.graph import flat_inputs
+from compress.graph import flat_inputs, require_traced
 from compress.layer_repair import LayerRepair
 from compress.lockstep import first_parts
 from compress.plan import CompressionPlan
@@ -80,6 +80,7 @@ def recover_(
         raise CompressError(f"The 'steps' parameter of recover_ must name steps out of {STEPS}. Got {min(unknown)!r}.")
     if ridge is not None and not ridge >= 0:
         raise CompressError(f"The 'ridge' parameter of recover_ must be at least 0, or None. Got {ridge!r}.")
+    require_traced(small, "recover_")
     if not steps:
         _log.warning("The 'steps' parameter of recover_ is empty: nothing is repaired.")
         return RecoveryReport(0)

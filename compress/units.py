@@ -63,6 +63,8 @@ class UnitTable:
 
     def positions(self, unit_ids: Iterable[str]) -> np.ndarray:
         """Row of each id, int64. Raises CompressError naming the first unknown id."""
+        if isinstance(unit_ids, str):
+            raise CompressError(f"Unit ids must be a list of ids, such as [{unit_ids!r}]. Got one string.")
         try:
             return np.array([self._position[unit] for unit in unit_ids], dtype=np.int64)
         except KeyError as error:

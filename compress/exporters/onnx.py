@@ -21,7 +21,7 @@ from compress.exporter import ExportedFile
 from compress.files import write_atomic
 from compress.folding import fold_batch_norm
 from compress.formatted_weight import bake_formats
-from compress.graph import as_inputs, record_shapes
+from compress.graph import as_inputs, record_shapes, require_traced
 from compress.integer_graph import integer_graph
 from compress.onnx_compaction import OPSET, compact, store_integers
 
@@ -113,6 +113,7 @@ class OnnxExporter:
         self.int8_encoding = int8_encoding
 
     def export(self, module: fx.GraphModule, example_inputs: Any, path: str | Path) -> ExportedFile:
+        require_traced(module, "export_onnx")
         args, kwargs = as_inputs(example_inputs)
         _check_outputs(module)
         module = fold_batch_norm(bake_formats(module), example_inputs).eval()

@@ -183,6 +183,30 @@ def test_plan_of_another_architecture() -> None:
             verb(network(4), plan, x)
 
 
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("recover_", lambda model, plan, x, path: compress.recover_(model, model, [x], plan=plan)),
+        ("save_artifact", lambda model, plan, x, path: compress.save_artifact(path, model, plan, x)),
+        ("prepare_quantized", lambda model, plan, x, path: compress.prepare_quantized(model, plan, [x], None)),
+        ("export_onnx", lambda model, plan, x, path: export_onnx(model, x, path / "a.onnx")),
+    ],
+)
+def test_a_module_that_was_not_traced_is_told(name: str, call, tmp_path) -> None:
+    model, x = network().eval(), torch.randn(2, 3)
+    with pytest.raises(compress.CompressError, match=f"^{name} works on a traced module, as apply_plan returns it"):
+        call(model, CompressionPlan(fingerprint=compress.find_units(model, x).fingerprint), x, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_model_and_one_id_in_place_of_a_list_are_told() -> None:
+    x = torch.randn(2, 3)
+    with pytest.raises(compress.CompressError, match="'model' parameter must be a"):
+        compress.find_units(None, x)
+    with pytest.raises(compress.CompressError, match=r"must be a list of ids, such as \['0:out\[0\]'\]"):
+        CompressionPlan.removing(compress.find_units(network(), x), "0:out[0]")
+
+
 def test_plan_fits_another_seed() -> None:
     x = torch.randn(2, 3)
     plan = CompressionPlan.removing(compress.find_units(network(), x), ["0:out[1]"])
