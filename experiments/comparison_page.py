@@ -31,12 +31,21 @@ def write_page(
     n = max(len(method.stages[stages[0]].values) for method in methods)
     page = [f"# {title}", "", f"`python -m experiments.run experiment={name}`, drawn from `results/{name}/raw.csv`.",
             "", _EXPLANATION.format(n=n), f"The dense network has {dense:.2f} %.", "",
-            f"![Accuracy of every method]({name}.svg)", ""]  # fmt: skip
+            *_in_float32(trials), f"![Accuracy of every method]({name}.svg)", ""]  # fmt: skip
     page += _section("Channels, or ranks, or both", [method for method in methods if _with_ranks(method)])
     page += _section("Channels alone", [method for method in methods if not _with_ranks(method)])
     for heading, own in (others or {}).items():
         page += _section(heading, gather_methods(own))
     return "\n".join(page)
+
+
+def _in_float32(trials: Sequence[Trial]) -> list[str]:
+    """What was trained in another precision than the experiment's own, in words."""
+    rows = [trial for trial in trials if "finetune.precision=float32" in trial.command]
+    seeds = sorted({trial.seed for trial in rows})
+    names = ", ".join(f"`{name}`" for name in dict.fromkeys(trial.method for trial in rows))
+    told = f"On a processor without bfloat16, seed {', '.join(seeds)} of {names} was trained in float32 instead."
+    return [told, ""] if rows else []
 
 
 def _section(heading: str, methods: Sequence[Method]) -> list[str]:

@@ -1,5 +1,7 @@
 """The page of one comparison, from its raw rows."""
 
+from dataclasses import replace
+
 import pytest
 
 from compress.errors import ArtifactError
@@ -36,6 +38,16 @@ def test_channels_alone_and_ranks_have_tables_of_their_own(trials):
     assert "/knapsack" not in channels
     assert "After fine-tuning, the labeler beats taylor/mac." in channels
     assert "over 3 seeds" in page
+
+
+def test_rows_of_another_precision_are_told(trials):
+    page = write_page(trials, "A network", "some_experiment", 92.0)
+    assert "float32" not in page
+    command = "python -m experiments.run experiment=some_experiment finetune.precision=float32"
+    mixed = [replace(t, command=command) if (t.method, t.seed) in (("taylor", "1"), ("taylor/mac", "1")) else t
+             for t in trials]  # fmt: skip
+    page = write_page(mixed, "A network", "some_experiment", 92.0)
+    assert "without bfloat16, seed 1 of `taylor/mac`, `taylor` was trained in float32 instead." in page
 
 
 def test_other_tables_have_their_own_headings(trials):
