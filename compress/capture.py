@@ -71,9 +71,12 @@ def _grew(args: tuple, kwargs: dict, others: tuple, other_kwargs: dict) -> bool:
 
 
 def _check_names(model: nn.Module) -> None:
-    """A traced module has a `graph` and a `code` of its own, which parts of the model cannot be called too."""
-    own = {**model._modules, **model._parameters, **model._buffers}
-    taken = [name for name in own if hasattr(fx.GraphModule, name)]
+    """A traced module has a `graph`, `code` and `meta` of its own, which parts of the model cannot be called too."""
+    if isinstance(model, fx.GraphModule):
+        return
+    kept = fx.GraphModule(nn.Module(), fx.Graph())
+    own = (*model.named_children(), *model.named_parameters(recurse=False), *model.named_buffers(recurse=False))
+    taken = [name for name, _ in own if hasattr(kept, name)]
     if taken:
         raise TraceError(
             f"A part of {type(model).__name__} is called {taken[0]!r}, a name that torch.fx keeps for itself. Give "

@@ -111,7 +111,7 @@ def test_a_forward_that_fixes_the_batch_is_told_and_refuses_others(caplog, tmp_p
     assert compress.analyze(network(), torch.randn(2, 3)).traced.fixed_batch is None
 
 
-@pytest.mark.parametrize("name", ["code", "graph"])
+@pytest.mark.parametrize("name", ["code", "graph", "meta"])
 def test_names_that_torch_fx_keeps_are_told(name: str) -> None:
     model = nn.Sequential(nn.Linear(3, 4))
     model.add_module(name, nn.Linear(4, 2))
