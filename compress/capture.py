@@ -34,11 +34,11 @@ def capture(model: nn.Module, args: tuple, kwargs: dict) -> tuple[fx.GraphModule
     """
     _check_names(model)
     _check_runs(model, args, kwargs)
-    doubled = pytree.tree_map(_at_least_two, (args, kwargs))
+    doubled = pytree.tree_map(at_least_two, (args, kwargs))
     failure: Exception | None = None
     for (some_args, some_kwargs), free in ((doubled, True), ((args, kwargs), False)):
         try:
-            shapes = _free_sizes(model, some_args, some_kwargs) if free else None
+            shapes = _sizes_by_name(model, some_args, some_kwargs) if free else None
             with _quiet(), _masks_as_given():
                 program = torch.export.export(model, some_args, some_kwargs, dynamic_shapes=shapes, strict=False)
             module = program.module(check_guards=False)
@@ -97,23 +97,24 @@ def _check_runs(model: nn.Module, args: tuple, kwargs: dict) -> None:
         raise TraceError(f"{type(model).__name__} returns no tensor on the example inputs. Got {type(out).__name__}.")
 
 
-def _at_least_two(leaf: Any) -> Any:
+def at_least_two(leaf: Any) -> Any:
     """A batch of one is repeated: torch.export would otherwise fix the batch to 1."""
     single = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == 1
     return leaf.repeat(2, *[1] * (leaf.dim() - 1)) if single else leaf
 
 
-def _free_sizes(model: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """Per input of the forward which of its sizes may change: the batch, and the length of token sequences."""
+def free_sizes(leaf: Any) -> Any:
+    """Which sizes of an input may change: the batch, and the length of token sequences."""
+    if not isinstance(leaf, Tensor) or leaf.dim() == 0:
+        return None
+    tokens = not leaf.is_floating_point() and leaf.dim() == 2 and leaf.shape[1] > 1
+    return {0: Dim.AUTO, 1: Dim.AUTO} if tokens else {0: Dim.AUTO}
 
-    def free(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or leaf.dim() == 0:
-            return None
-        tokens = not leaf.is_floating_point() and leaf.dim() == 2 and leaf.shape[1] > 1
-        return {0: Dim.AUTO, 1: Dim.AUTO} if tokens else {0: Dim.AUTO}
 
+def _sizes_by_name(model: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """Name of each input of the forward -> its free sizes."""
     bound = inspect.signature(model.forward).bind(*args, **kwargs)
-    return {name: pytree.tree_map(free, value) for name, value in bound.arguments.items()}
+    return {name: pytree.tree_map(free_sizes, value) for name, value in bound.arguments.items()}
 
 
 def _place(error: BaseException | None) -> str:

@@ -215,9 +215,9 @@ def render_damage(run: RunFiles, report: Report, figures: Figures) -> str:
     """What the plan was predicted to cost in loss, and what it cost."""
     predicted, realised = report["predicted_damage"], report["realised_damage_by_stage"]
     about = note(
-        "Damage: increase of the loss per example (nats for cross-entropy). Planning assumes that damages of single "
-        "choices add; here is how far that held. The sum counts all choices of the plan and knows of no repair; "
-        "bit-widths are realised only at the end."
+        "Damage: increase of the loss per example (nats for cross-entropy), on the label examples; the table of stages "
+        "is about the test examples. Planning assumes that damages of single choices add; here is how far that held. "
+        "The sum counts all choices of the plan and knows of no repair; bit-widths are realised only at the end."
     )
     if predicted is None and not realised:
         return about + not_run("Damage of the whole plan", "neither number is in result.json")

@@ -12,11 +12,10 @@ import torch
 from onnxscript import opset21 as op
 from onnxscript.optimizer import optimize
 from torch import Tensor, fx
-from torch.export import Dim
 from torch.utils import _pytree as pytree
 
-from compress.capture import fixed_batch
-from compress.errors import CompressError, ExportError
+from compress.capture import at_least_two, fixed_batch, free_sizes
+from compress.errors import CompressError, ExportError, first_line
 from compress.exporter import ExportedFile
 from compress.files import write_atomic
 from compress.folding import fold_batch_norm
@@ -125,7 +124,7 @@ class OnnxExporter:
             compact(model, dynamic)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise ExportError(
-                f"torch.onnx wrote a graph that is no valid ONNX ({_first_line(error)}): an operation of the model has "
+                f"torch.onnx wrote a graph that is no valid ONNX: {_first_line(error)} An operation of the model has "
                 f"no sound translation yet. Write it with plainer ones; known: EmbeddingBag is Embedding and a sum."
             ) from error
         data = model.SerializeToString(deterministic=True)
@@ -151,12 +150,12 @@ def export_onnx(
 
 def _export_program(module: fx.GraphModule, args: tuple, kwargs: dict) -> tuple[Any, tuple, dict, bool]:
     """The exported program with a free batch if the model allows it: `(program, args, kwargs, dynamic)`."""
-    doubled = pytree.tree_map(_at_least_two, (args, kwargs))
+    doubled = pytree.tree_map(_own, (args, kwargs))
     error: Exception | None = None
     for (a, k), dynamic in ((doubled, True), ((args, kwargs), False)):
         shapes = None
         if dynamic:
-            shapes = tuple(pytree.tree_map(_free_dims, value) for value in (*a, *k.values()))
+            shapes = tuple(pytree.tree_map(free_sizes, value) for value in (*a, *k.values()))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -169,19 +168,9 @@ def _export_program(module: fx.GraphModule, args: tuple, kwargs: dict) -> tuple[
     raise ExportError(f"The module could not be exported by torch.export: {_first_line(error)}") from error
 
 
-def _at_least_two(leaf: Any) -> Any:
-    if not isinstance(leaf, Tensor):
-        return leaf
-    grows = leaf.dim() > 0 and leaf.shape[0] == 1
-    # A copy: of a view torch.export would also guard the tensor behind it, which its decompositions do not know.
-    return leaf.repeat(2, *[1] * (leaf.dim() - 1)) if grows else leaf.clone()
-
-
-def _free_dims(leaf: Any) -> Any:
-    if not isinstance(leaf, Tensor) or leaf.dim() == 0:
-        return None
-    tokens = not leaf.is_floating_point() and leaf.dim() == 2 and leaf.shape[1] > 1
-    return {0: Dim.AUTO, 1: Dim.AUTO} if tokens else {0: Dim.AUTO}
+def _own(leaf: Any) -> Any:
+    """A copy: of a view torch.export would also guard the tensor behind it, which its decompositions do not know."""
+    return at_least_two(leaf).clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _translate(program: Any) -> onnx.ModelProto:
@@ -222,5 +211,4 @@ def _first_line(error: BaseException | None) -> str:
     """The first line of what began it: torch wraps the reason in advice about its own stages."""
     while error is not None and error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return first_line(error)
