@@ -77,7 +77,7 @@ def _minilm(folder: Path) -> Loaded:
 
 
 _LOGITS: Mapping[str, Any] = {"optimizer": "sgd", "lr": 0.02, "weight_decay": 5e-4, "alpha": 1.0, "temperature": 20.0,
-                              "precision": "bfloat16"}  # fmt: skip
+                              "precision": "float32"}  # fmt: skip
 BOARD_NETWORKS: Mapping[str, BoardNetwork] = {
     # The residual streams stay: only channels inside the blocks go.
     "resnet20": BoardNetwork(

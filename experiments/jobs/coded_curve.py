@@ -21,7 +21,7 @@ class CodedCurveJob(TrialJob):
     Args:
         base: overrides of the run whose dense network and labels all share.
         every: overrides of every point besides.
-        arms: name -> overrides that say how bytes are spent.
+        arms: name -> overrides that say how bytes are spent; null leaves an arm of the default job out.
         points: overrides, each of which sets a size; every arm is tried at each.
         alone: name of an arm -> points of its own instead.
     """
@@ -31,11 +31,11 @@ class CodedCurveJob(TrialJob):
     may_refuse = True
 
     def __init__(
-        self, base: Sequence[str], arms: Mapping[str, Sequence[str]], points: Sequence[str],
+        self, base: Sequence[str], arms: Mapping[str, Sequence[str] | None], points: Sequence[str],
         every: Sequence[str] = (), alone: Mapping[str, Sequence[str]] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(base)
-        self.arms = {name: tuple(overrides) for name, overrides in arms.items()}
+        self.arms = {name: tuple(own) for name, own in arms.items() if own is not None}
         self.points, self.every = tuple(points), tuple(every)
         self.alone = {name: tuple(own) for name, own in (alone or {}).items()}
 
