@@ -47,7 +47,7 @@ def test_what_cannot_be_tried_is_refused(config, changed, match):
 def test_arms_share_the_network_and_meet_the_point(config, tmp_path):
     job = CodedCurveJob(
         BASE,
-        {"joint": [], "bits alone": ["constraints.floor=1.0"], "uniform": ["constraints.floor=0.999"], "left out": None},
+        {"joint": [], "bits alone": ["constraints.floor=1.0"], "gone": None, "uniform": ["constraints.floor=0.999"]},
         ["budget.coded_bytes=0.2", "budget.coded_bytes=0.03"],
         alone={"uniform": ["budget.coded_bytes=1.0 quantize.bits=[8]"]},
     )
