@@ -51,7 +51,7 @@ from experiments.trackers.null import NullTracker
 
 ROOT = Path(__file__).parents[1]
 # Bounds of knapsacks are proven in tests/compress/test_allocators.py; here that takes longer than all else together.
-SHORT = ["experiment=quickstart", "debug=fast", "threads=1", "allocator.proof_rounds=0"]
+SHORT = ["experiment=quickstart", "debug=fast", "threads=1", "allocator.proof_rounds=0", "export.coder=zstd"]
 FAST = [*SHORT, "quantize.joint_plans=10", "measure.plans=4"]
 STAGES = {"dense", "units", "features", "layers", "joint", "predict", "labels", "compare", "compress", "pack", "export"}
 
@@ -86,7 +86,7 @@ def stage_times(run):
 def run(tmp_path_factory):
     """The folder of one whole run with W&B."""
     folder = tmp_path_factory.mktemp("end_to_end") / "run"
-    call(*FAST, "tracker=wandb", f"hydra.run.dir={folder}")
+    call(*FAST, "export.coder=auto", "tracker=wandb", f"hydra.run.dir={folder}")
     return folder
 
 
@@ -223,7 +223,7 @@ def test_plans_are_tried_in_their_formats(tmp_path):
     tight = ["budget.macs=null", "budget.weight_bytes=null", "budget.coded_bytes=0.17", "quantize.joint_plans=0"]
     methods = "compare.methods=[labeler/knapsack@0.1,labeler/knapsack,fisher/bits]"
     call(*SHORT, *tight, methods, "baselines=standard", "compare.trial_steps=20", "compare.choose_after=tried",
-         "compare.finetune_epochs=0", "seeds=[0]", f"hydra.run.dir={tmp_path}")  # fmt: skip
+         "compare.finetune_epochs=0", "seeds=[0]", "export.formats=[]", f"hydra.run.dir={tmp_path}")  # fmt: skip
     with (tmp_path / "comparison.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["stage"] == "tried"]
     # More than an epoch of digits has: two shorter ones, and not a step less.
@@ -298,7 +298,7 @@ def test_channels_and_ranks_are_chosen_in_one_solve(tmp_path):
     # Whoever may not choose ranks spends on channels alone.
     call(*SHORT, *ranks, "compare.methods=[magnitude,taylor/mac]", "compare.formats_for=[knapsack]", "budget.macs=0.4",
          "budget.weight_bytes=null", "seeds=[0]", "measure.plans=0", "train.epochs=10",
-         f"hydra.run.dir={tmp_path}")  # fmt: skip
+         "export.formats=[]", f"hydra.run.dir={tmp_path}")  # fmt: skip
     plan = read(tmp_path / "artifact" / "plan.json")
     assert plan["remove_channels"]
     assert not plan["layer_formats"]
@@ -413,7 +413,7 @@ def test_wandb_was_told_everything(run):
 
 def test_the_same_command_does_nothing_new(run):
     before, plan = stage_times(run), (run / "plan.json").read_bytes()
-    log = call(*FAST, "tracker=jsonl", f"hydra.run.dir={run}")
+    log = call(*FAST, "export.coder=auto", "tracker=jsonl", f"hydra.run.dir={run}")
     assert log.count("already done, skipped") == len(STAGES)
     assert stage_times(run) == before
     assert set(before) == STAGES
