@@ -1,6 +1,7 @@
 """The whole road through the real command line, on next to nothing: what a run leaves, resumes, refuses and repeats."""
 
 import collections
+import contextlib
 import csv
 import html.parser
 import json
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +76,30 @@ def call(*arguments, module="experiments.run"):
     return output
 
 
+@contextlib.contextmanager
+def here(*arguments):
+    """The command line with these arguments in this process, which it leaves as it was: nothing to import again."""
+    # It sets these for its own process.
+    deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("default")
+        patch.setattr(sys, "argv", ["autolabel", *map(str, arguments)])
+        try:
+            yield command.main
+        finally:
+            torch.use_deterministic_algorithms(deterministic)
+            torch.set_num_threads(threads)
+            for handler in list(logging.getLogger().handlers):
+                if isinstance(handler, logging.FileHandler):
+                    logging.getLogger().removeHandler(handler)
+                    handler.close()
+
+
+def call_here(*arguments):
+    with here(*arguments) as main:
+        main()
+
+
 def read(path):
     return json.loads(Path(path).read_text())
 
@@ -115,7 +141,10 @@ def resumed(tmp_path_factory):
 def measured_again(tmp_path_factory):
     """The folder of the same run, killed in the middle of measuring and taken up again, and what was said then."""
     folder = tmp_path_factory.mktemp("killed_early") / "run"
-    arguments = [*FAST, "export.formats=[]", "measure.sample=null", f"hydra.run.dir={folder}"]
+    # What follows the measuring is as short as can be.
+    arguments = [*SHORT, "export.formats=[]", "measure.sample=null", "measure.plans=0", "quantize.enabled=false",
+                 "budget.weight_bytes=null", "compare.methods=[random]", "finetune.epochs=0",
+                 f"hydra.run.dir={folder}"]  # fmt: skip
     rows = folder / "rows.jsonl"
     with begin(*arguments) as process:
         while not rows.exists() or rows.read_bytes().count(b"\n") < 9:
@@ -189,8 +218,8 @@ def test_single_labels_are_explained(run):
 
 def test_half_of_the_measurements_may_go_where_the_plan_hangs_on_them(tmp_path):
     folder = tmp_path / "run"
-    call(*SHORT, "measure.sampling=active", "quantize.enabled=false", "criterion=ziplm",
-         "budget.weight_bytes=null", "export.formats=[]", f"hydra.run.dir={folder}")  # fmt: skip
+    call_here(*SHORT, "measure.sampling=active", "quantize.enabled=false", "criterion=ziplm",
+              "budget.weight_bytes=null", "export.formats=[]", f"hydra.run.dir={folder}")  # fmt: skip
     labels, told = LabelTable.load(folder / "labels.npz"), read(folder / "labeler.json")
     assert (labels.source == "measured").sum() == told["n_measured"] == 24
     # The labeler is judged on those that were drawn.
@@ -222,8 +251,9 @@ def test_half_of_the_measurements_may_go_where_the_plan_hangs_on_them(tmp_path):
 def test_plans_are_tried_in_their_formats(tmp_path):
     tight = ["budget.macs=null", "budget.weight_bytes=null", "budget.coded_bytes=0.17", "quantize.joint_plans=0"]
     methods = "compare.methods=[labeler/knapsack@0.1,labeler/knapsack,fisher/bits]"
-    call(*SHORT, *tight, methods, "baselines=standard", "compare.trial_steps=20", "compare.choose_after=tried",
-         "compare.finetune_epochs=0", "seeds=[0]", "export.formats=[]", f"hydra.run.dir={tmp_path}")  # fmt: skip
+    call_here(*SHORT, *tight, methods, "baselines=standard", "compare.trial_steps=20",
+              "compare.choose_after=tried", "compare.finetune_epochs=0", "seeds=[0]", "export.formats=[]",
+              f"hydra.run.dir={tmp_path}")  # fmt: skip
     with (tmp_path / "comparison.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["stage"] == "tried"]
     # More than an epoch of digits has: two shorter ones, and not a step less.
@@ -253,8 +283,8 @@ def test_channels_and_ranks_are_chosen_in_one_solve(tmp_path):
     ranks = ["factorizer=spatial", "quantize.bits=[32]", "quantize.ranks=[0.2,0.4,0.6,0.8]",
              "quantize.activation_bits=null", "allocator.always_quantize=false"]  # fmt: skip
     methods = "compare.methods=[labeler/knapsack,criterion/bits,criterion/uniform_bits]"
-    call(*SHORT, *ranks, methods, "budget.macs=0.4", "budget.weight_bytes=null", "seeds=[0]", "measure.plans=0",
-         "train.epochs=10", f"hydra.run.dir={tmp_path}")  # fmt: skip
+    call_here(*SHORT, *ranks, methods, "budget.macs=0.4", "budget.weight_bytes=null", "seeds=[0]",
+              "measure.plans=0", "train.epochs=10", f"hydra.run.dir={tmp_path}")  # fmt: skip
     plans = {
         path.name.split("_0.")[0]: CompressionPlan.load(path) for path in tmp_path.glob("comparison/*/*.plan.json")
     }
@@ -296,9 +326,9 @@ def test_channels_and_ranks_are_chosen_in_one_solve(tmp_path):
     ]
     assert layers[1] == layers[0] + divided > layers[0]
     # Whoever may not choose ranks spends on channels alone.
-    call(*SHORT, *ranks, "compare.methods=[magnitude,taylor/mac]", "compare.formats_for=[knapsack]", "budget.macs=0.4",
-         "budget.weight_bytes=null", "seeds=[0]", "measure.plans=0", "train.epochs=10",
-         "export.formats=[]", f"hydra.run.dir={tmp_path}")  # fmt: skip
+    call_here(*SHORT, *ranks, "compare.methods=[magnitude,taylor/mac]", "compare.formats_for=[knapsack]",
+              "budget.macs=0.4", "budget.weight_bytes=null", "seeds=[0]", "measure.plans=0", "train.epochs=10",
+              "export.formats=[]", f"hydra.run.dir={tmp_path}")  # fmt: skip
     plan = read(tmp_path / "artifact" / "plan.json")
     assert plan["remove_channels"]
     assert not plan["layer_formats"]
@@ -556,7 +586,7 @@ def test_the_files_are_scored_again_by_the_runtime_alone(run):
 def test_a_killed_student_ends_like_an_uninterrupted_one_and_is_scored_from_its_file(tmp_path):
     arguments = [*SHORT, "model@student=digits_mlp", "finetune.epochs=30", "export.formats=[]"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    call(*arguments, f"hydra.run.dir={whole}")
+    call_here(*arguments, f"hydra.run.dir={whole}")
     checkpoint = killed / "checkpoint" / "float.safetensors"
     with begin(*arguments, f"hydra.run.dir={killed}") as process:
         while not checkpoint.exists():
@@ -596,25 +626,16 @@ def test_a_run_is_reproduced_from_its_folder(resumed, tmp_path):
 def refuse(tmp_path, monkeypatch, capsys):
     """Runs a command line that must end before any work; gives its status and its one line."""
     monkeypatch.chdir(tmp_path)
-    # The command line sets these for its own process.
-    deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
 
     def run(*arguments, folder=tmp_path / "run"):
-        line = ["autolabel", "experiment=quickstart", "threads=1", f"hydra.run.dir={folder}", *arguments]
-        monkeypatch.setattr(sys, "argv", line)
-        with pytest.raises(SystemExit) as stop:
-            command.main()
+        line = ["experiment=quickstart", "threads=1", f"hydra.run.dir={folder}", *arguments]
+        with here(*line) as main, pytest.raises(SystemExit) as stop:
+            main()
         told = capsys.readouterr().err.strip().splitlines()
         assert not (Path(folder) / "dense").exists()
         return stop.value.code, told
 
-    yield run
-    torch.use_deterministic_algorithms(deterministic)
-    torch.set_num_threads(threads)
-    for handler in list(logging.getLogger().handlers):
-        if isinstance(handler, logging.FileHandler):
-            logging.getLogger().removeHandler(handler)
-            handler.close()
+    return run
 
 
 @pytest.mark.parametrize(
@@ -650,9 +671,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(refuse, tmp_path):
 
 def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(tmp_path):
     run = tmp_path / "run"
-    call(*FAST, "compare.methods=[plans/search,random]", "quantize.enabled=false",
-         "quantize.joint_plans=0", "budget.weight_bytes=null",
-         "budget.macs=0.5", "export.formats=[]", f"hydra.run.dir={run}")  # fmt: skip
+    call_here(*FAST, "compare.methods=[plans/search,random]", "quantize.enabled=false",
+              "quantize.joint_plans=0", "budget.weight_bytes=null", "budget.macs=0.5", "export.formats=[]",
+              f"hydra.run.dir={run}")  # fmt: skip
     with (run / "comparison.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["method"] == "plans/search"]
     assert {row["stage"] for row in rows} == {"pruned", "recovered"}
