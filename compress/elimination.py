@@ -164,20 +164,25 @@ class _Surgeon:
         self.columns = [torch.from_numpy(np.flatnonzero(place.rows == unit)) for unit in units]
         self.single = all(len(columns) == 1 for columns in self.columns)
         self.gone = np.zeros(len(units), dtype=bool)
+        # Of units with one row each: the row of every unit.
+        self._alone = torch.cat(self.columns)
+        self._idle = 0
 
     def costs(self) -> np.ndarray:
         """`(n_units,)` increase of the error for each unit that is left."""
+        cost = np.zeros(len(self.columns))
+        left = np.flatnonzero(~self.gone)
         if self.single:
-            columns = torch.cat(self.columns)
+            columns = self._alone[left]
             diagonal = self.inverse.diagonal()[columns].clamp_min(1e-300)
-            cost = (self.weight[columns].square().sum(1) / diagonal).numpy()
-        else:
-            cost = np.zeros(len(self.columns))
-            for unit, columns in enumerate(self.columns):
-                if not self.gone[unit] and len(columns):
-                    weight = self.weight[columns]
-                    cost[unit] = float((weight * self._solve(columns, weight)).sum())
-        return np.where(self.gone, 0.0, cost)
+            cost[left] = (self.weight[columns].square().sum(1) / diagonal).numpy()
+            return cost
+        for unit in left:
+            columns = self.columns[unit]
+            if len(columns):
+                weight = self.weight[columns]
+                cost[unit] = float((weight * self._solve(columns, weight)).sum())
+        return cost
 
     def remove(self, unit: int) -> None:
         self.gone[unit] = True
@@ -185,8 +190,23 @@ class _Surgeon:
         if not len(columns):
             return
         share = self._solve(columns, self.inverse[columns]).T
-        self.weight = self.weight - share @ self.weight[columns]
-        self.inverse = self.inverse - share @ self.inverse[columns]
+        self.weight.addmm_(share, self.weight[columns], alpha=-1)
+        self.inverse.addmm_(share, self.inverse[columns], alpha=-1)
+        self._idle += len(columns)
+        if self._idle * 8 > len(self.inverse):
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Drop the rows of removed units, which are zero: wide layers are as much work as what is left of them."""
+        stays = torch.ones(len(self.inverse), dtype=torch.bool)
+        for unit in np.flatnonzero(self.gone):
+            stays[self.columns[unit]] = False
+        place = stays.cumsum(0) - 1
+        self.inverse, self.weight = self.inverse[stays][:, stays].contiguous(), self.weight[stays]
+        nothing = torch.zeros(0, dtype=torch.int64)
+        self.columns = [nothing if gone else place[own] for own, gone in zip(self.columns, self.gone, strict=True)]
+        self._alone = place[self._alone]
+        self._idle = 0
 
     def _solve(self, columns: Tensor, right: Tensor) -> Tensor:
         return torch.linalg.solve(self.inverse[columns][:, columns], right)

@@ -35,6 +35,7 @@ from compress.criteria import (
 from compress.criterion import score_units
 from compress.errors import CompressError
 from compress.files import read_json, write_json
+from compress.scores import Scores
 from compress.task import evaluate
 from experiments.board_networks import BOARD_NETWORKS, BoardNetwork, zoo_network
 from experiments.compared_methods import Method
@@ -251,6 +252,7 @@ class BoardRunner:
         folder: Path,
     ) -> None:  # fmt: skip
         self.board, self.seed, self.settings, self.labeler = board, seed, settings, labeler
+        self._scores: dict[str, Scores] = {}
         model, data, task = network.load(folder / "networks")
         repair = network.repair
         self.subject = Subject(model, data, repair, derive_seed(board.name, seed), task, deal=seed)
@@ -297,7 +299,10 @@ class BoardRunner:
     def _formula(self, name: str) -> np.ndarray:
         """`(n_units,)` bool: what a formula removes."""
         subject, method = self.subject, Method(name)
-        scores = score_units(subject.structure, CRITERIA[method.source](self.seed), subject.statistics)
+        if method.source not in self._scores:
+            criterion = CRITERIA[method.source](self.seed)
+            self._scores[method.source] = score_units(subject.structure, criterion, subject.statistics)
+        scores = self._scores[method.source]
         if method.allocator != "threshold":
             # A criterion that only orders is spent as if it were damage: that is what comparing it per MAC means.
             scores = replace(scores, scale="nats")
