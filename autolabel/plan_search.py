@@ -69,6 +69,7 @@ class PlanSearch:
         constraints = constraints or Constraints()
         units, costs = summarizer.statistics.units, summarizer.costs
         scores = {**summarizer.scores, **(orders or {})}
+        summarizer.expect(orders or {})
         random = sample_plans(units, costs, summarizer.scores, size, fraction, self.reference, seed=self.seed,
                               constraints=constraints)  # fmt: skip
         known = summarizer.summarize(random.removed)

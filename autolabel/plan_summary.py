@@ -4,26 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from autolabel.feature import log_size
+from autolabel.reader_errors import ERRORS, REMEDIES, ReaderErrors
 from compress.costs import CostTable
 from compress.criterion import Criterion
-from compress.elimination import Reading, readings
+from compress.elimination import readings
 from compress.errors import CompressError
 from compress.output_sensitivity import OutputSensitivity
 from compress.statistics import Statistics
 
 # Raised with every change of what the columns mean: stored summaries of another version are made anew.
 FEATURES_VERSION = 3
-# Plans whose covariances are in memory together.
-_ELEMENTS = 2**24
-# Readers of more columns (flattened maps) are looked at plan by plan: most of their matrices is not needed.
-_WIDE = 96
-# What is done about the units that go: they are silenced, replaced by their mean, or made up for by least squares.
-_REMEDIES = ("silenced", "averaged", "refitted")
-# Where the error is looked at: in the reading layer, in the network's outputs, in its loss.
-_ERRORS = ("error", "output", "loss")
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +81,15 @@ class PlanSummarizer:
             "fisher": 0.5 * (gates**2).mean(axis=0),
             "second_order": -gates.mean(axis=0) + 0.5 * (gates**2).mean(axis=0),
         }
-        self.readers = [_Reader(reading, sensitivity, self.n, ridge) for reading in readings(statistics)]
+        self.readers = [ReaderErrors(reading, sensitivity, self.n, ridge) for reading in readings(statistics)]
         self.fixed = self._fixed()
+        self.expect(self.scores)
+
+    def expect(self, scores: Mapping[str, np.ndarray]) -> None:
+        """Be quick about plans that keep the best units of every group by one of these `(n_removable,)` scores."""
+        for reader in self.readers:
+            for values in scores.values():
+                reader.expect(values)
 
     def summarize(self, removed: np.ndarray) -> PlanSummary:
         """The summary of `(n_plans, n_units)` bool masks."""
@@ -179,7 +178,7 @@ class PlanSummarizer:
 
     def _errors(self, errors: Sequence[Mapping[str, np.ndarray]], n_plans: int) -> dict[str, np.ndarray]:
         """What the readers of each group see of what goes; the mean over its readers."""
-        total = {name: np.zeros((n_plans, len(self.rows))) for name in _Reader.NAMES}
+        total = {name: np.zeros((n_plans, len(self.rows))) for name in ReaderErrors.NAMES}
         count = np.zeros(len(self.rows))
         of_unit = np.full(self.n, -1)
         for g, rows in enumerate(self.rows):
@@ -193,7 +192,7 @@ class PlanSummarizer:
         # A group that no linear layer reads has no error and loses no rank.
         mean = {name: np.where(count > 0, values / np.maximum(count, 1), float(name in ("effective_rank", "rank_kept")))
                 for name, values in total.items()}  # fmt: skip
-        for remedy in _REMEDIES:
+        for remedy in REMEDIES:
             for what in ("output", "loss"):
                 mean[f"{remedy}_{what}"] = log_size(np.maximum(mean[f"{remedy}_{what}"], 0.0), 1e-6)
         return mean
@@ -202,8 +201,8 @@ class PlanSummarizer:
         """Errors of whole plans: each reader counts once, whatever it reads."""
         found: dict[str, np.ndarray] = {}
         none = np.zeros((1, n_plans))
-        for remedy in _REMEDIES:
-            of = {what: np.stack([*none, *(e[f"{remedy}_{what}"] for e in errors)]) for what in _ERRORS}
+        for remedy in REMEDIES:
+            of = {what: np.stack([*none, *(e[f"{remedy}_{what}"] for e in errors)]) for what in ERRORS}
             found[f"{remedy}_kept_variance"] = np.log(np.clip(1.0 - of["error"], 1e-3, 1.0)).sum(axis=0)
             found[f"{remedy}_output_sum"] = log_size(np.maximum(of["output"].sum(axis=0), 0.0), 1e-6)
             found[f"{remedy}_output_largest"] = log_size(np.maximum(of["output"].max(axis=0), 0.0), 1e-6)
@@ -231,101 +230,3 @@ class PlanSummarizer:
         for name in ("fisher_nats", "second_order_nats"):
             plan[f"log_{name}"] = log_size(np.maximum(columns[name].sum(axis=1), 0.0), 1e-6)
         return plan
-
-
-class _Reader:
-    """One layer that reads units, and what it loses.
-
-    Errors are parts of the variance of the layer's outputs (`error`), of that of the network's outputs (`output`), or
-    nats (`loss`).
-    """
-
-    NAMES = (*(f"{remedy}_{what}" for what in _ERRORS for remedy in _REMEDIES), "effective_rank",
-             "rank_kept")  # fmt: skip
-
-    def __init__(self, reading: Reading, sensitivity: OutputSensitivity, n_units: int, ridge: float) -> None:
-        self.rows = reading.rows
-        self.own = (self.rows >= 0) & (self.rows < n_units)
-        self.units = np.unique(self.rows[self.own])
-        self.covariance, weight = torch.from_numpy(reading.covariance), torch.from_numpy(reading.weight)
-        self.second = self.covariance + torch.outer(*[torch.from_numpy(reading.mean)] * 2)
-        self.variance = max(float(self.covariance.diagonal().mean()), 1e-12)
-        self.strength = max(ridge * self.variance, 1e-12)
-        self.dense_rank = _effective_rank(self.covariance[None])
-        energy = max(float(((self.covariance @ weight) * weight).sum()), 1e-300)
-        # An error with covariance R between columns costs trace(R M): all that the outputs are is in M.
-        self.metrics = {
-            "error": weight @ weight.T / energy,
-            "output": _metric(weight, reading, sensitivity.outputs.get(reading.call)) / sensitivity.output_energy,
-            "loss": _metric(weight, reading, sensitivity.loss.get(reading.call)) / 2,
-        }
-        self._known: dict[bytes, tuple[float, ...]] = {}
-
-    def errors(self, kept: np.ndarray) -> dict[str, np.ndarray]:
-        """Name -> `(n_plans,)` under `(n_plans, n_units)` bool. What was asked before is not computed again."""
-        stays = np.ones((len(kept), len(self.rows)), dtype=bool)
-        stays[:, self.own] = kept[:, self.rows[self.own]]
-        keys = [row.tobytes() for row in np.packbits(stays, axis=1)]
-        new = list({key: i for i, key in enumerate(keys) if key not in self._known}.values())
-        step = max(_ELEMENTS // len(self.rows) ** 2, 1)
-        for start in range(0, len(new), step):
-            rows = new[start : start + step]
-            if len(self.rows) > _WIDE:
-                columns = [self._errors_of(torch.from_numpy(stays[i])) for i in rows]
-            else:
-                found = self._errors(torch.from_numpy(stays[rows]).double())
-                columns = torch.stack([found[name] for name in self.NAMES], dim=1).tolist()
-            self._known.update({keys[i]: tuple(values) for i, values in zip(rows, columns, strict=True)})
-        table = np.array([self._known[key] for key in keys]).reshape(len(keys), len(self.NAMES))
-        return dict(zip(self.NAMES, table.T, strict=True))
-
-    def _errors(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        gone = 1 - mask
-        both = gone[:, :, None] * gone[:, None, :]
-        inner = mask[:, :, None] * self.covariance * mask[:, None, :]
-        rank = _effective_rank(inner)
-        inner = inner + torch.diag_embed(self.strength * mask + gone * self.variance)
-        known = mask[:, :, None] * self.covariance * gone[:, None, :]
-        # What the units that stay explain of those that go.
-        explained = known.transpose(1, 2) @ torch.cholesky_solve(known, torch.linalg.cholesky(inner))
-        silenced, averaged = both * self.second, both * self.covariance
-        found = {}
-        for name, metric in self.metrics.items():
-            found[f"silenced_{name}"] = (silenced * metric).sum((1, 2))
-            found[f"averaged_{name}"] = (averaged * metric).sum((1, 2))
-            found[f"refitted_{name}"] = ((averaged - explained) * metric).sum((1, 2)).clamp_min(0.0)
-        found["effective_rank"] = rank / mask.sum(1).clamp_min(1.0)
-        found["rank_kept"] = rank / self.dense_rank
-        return found
-
-    def _errors_of(self, stays: torch.Tensor) -> list[float]:
-        """The same of one plan, in the order of `NAMES`, from the parts of the matrices that it is about."""
-        kept, gone = torch.nonzero(stays).flatten(), torch.nonzero(~stays).flatten()
-        inner, known = self.covariance[kept][:, kept], self.covariance[kept][:, gone]
-        rank = _effective_rank(inner[None])[0]
-        ridged = inner + self.strength * torch.eye(len(kept), dtype=inner.dtype)
-        explained = known.T @ torch.cholesky_solve(known, torch.linalg.cholesky(ridged))
-        silenced, averaged = self.second[gone][:, gone], self.covariance[gone][:, gone]
-        found = {"effective_rank": rank / max(len(kept), 1), "rank_kept": rank / self.dense_rank[0]}
-        for name, metric in self.metrics.items():
-            own = metric[gone][:, gone]
-            found[f"silenced_{name}"] = (silenced * own).sum()
-            found[f"averaged_{name}"] = (averaged * own).sum()
-            found[f"refitted_{name}"] = ((averaged - explained) * own).sum().clamp_min(0.0)
-        return [float(found[name]) for name in self.NAMES]
-
-
-def _metric(weight: torch.Tensor, reading: Reading, matrix: torch.Tensor | None) -> torch.Tensor:
-    """`(n_columns, n_columns)` W S W^T, S being a matrix over output channels, or its diagonal; zero without one."""
-    if matrix is None:
-        return torch.zeros(len(weight), len(weight), dtype=weight.dtype)
-    split = weight.reshape(len(weight), reading.n_outputs, -1)
-    seen = split * matrix[:, None] if matrix.dim() == 1 else torch.einsum("nok,op->npk", split, matrix)
-    return seen.reshape(weight.shape) @ weight.T
-
-
-def _effective_rank(matrices: torch.Tensor) -> torch.Tensor:
-    """`(n,)` exponential of the entropy of the eigenvalues of each `(m, m)` covariance."""
-    values = torch.linalg.eigvalsh(matrices).clamp_min(0.0)
-    share = values / values.sum(1, keepdim=True).clamp_min(1e-300)
-    return torch.exp(-(share * share.clamp_min(1e-300).log()).sum(1)).clamp_min(1.0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import compress
-from autolabel import plan_summary
+from autolabel import reader_errors
 from autolabel.allocators import LearnedSearchAllocator
 from autolabel.label_bank import LabelBank, merge_banks
 from autolabel.plan_board import boards_of, normal_scores, plan_matrix
@@ -135,7 +135,7 @@ def test_wide_readers_say_the_same(case, sensitivity, monkeypatch):
     structure, costs, statistics = case
     removed = sample_plans(structure.units, costs, scores_of(statistics), "macs", 0.6, 6, seed=3, tolerance=0.2).removed
     narrow = PlanSummarizer(statistics, sensitivity, costs, CRITERIA).summarize(removed)
-    monkeypatch.setattr(plan_summary, "_WIDE", 1)
+    monkeypatch.setattr(reader_errors, "_WIDE", 1)
     wide = PlanSummarizer(statistics, sensitivity, costs, CRITERIA).summarize(removed)
     np.testing.assert_allclose(wide.values, narrow.values, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(wide.plan_values, narrow.plan_values, rtol=1e-5, atol=1e-6)
