@@ -13,8 +13,8 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Boards, each with every method's mean and spread, and what they say of each method overall.
 
     Of a method on a board: its mean over seeds; whether it lies within one standard deviation (of the best method over
-    its seeds) of the best method's mean, which is chosen with hindsight; and its rank among all methods, ties sharing
-    theirs.
+    its seeds; boards of one seed have none and do not count) of the best method's mean, which is chosen with hindsight;
+    and its rank among all methods, ties sharing theirs.
 
     Args:
         rows: of `no_regret.csv`; numbers may be text.
@@ -30,11 +30,11 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for board, found in boards.items():
         methods = [name for name in found if name != DENSE]
         means = np.array([np.mean(found[name]) for name in methods])
-        spreads = np.array([np.std(found[name], ddof=1) if len(found[name]) > 1 else 0.0 for name in methods])
+        spreads = [float(np.std(found[name], ddof=1)) if len(found[name]) > 1 else None for name in methods]
         best = int(np.argmax(sign[board] * means))
         ranks = rankdata(-sign[board] * means.round(6), method="min")
         table.append({
-            "board": board, "best": methods[best], "spread": float(spreads[best]),
+            "board": board, "seeds": len(found[methods[best]]), "best": methods[best], "spread": spreads[best],
             "dense": float(np.mean(found[DENSE])) if DENSE in found else None,
             "mean": dict(zip(methods, means.tolist(), strict=True)),
             "behind": dict(zip(methods, (sign[board] * (means[best] - means)).tolist(), strict=True)),
@@ -44,11 +44,12 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     overall = {}
     for name in names:
         own = [board for board in table if name in board["rank"]]
+        within = [b["behind"][name] <= b["spread"] for b in own if b["spread"] is not None]
         overall[name] = {
             "boards": len(own),
             "mean_rank": float(np.mean([b["rank"][name] for b in own])),
             "wins": float(np.mean([b["rank"][name] == 1 for b in own])),
-            "within_one_deviation": float(np.mean([b["behind"][name] <= b["spread"] for b in own])),
+            "within_one_deviation": float(np.mean(within)) if within else None,
             "mean_behind": float(np.mean([b["behind"][name] for b in own])),
             "worst_behind": float(np.max([b["behind"][name] for b in own])),
             "label_cost_forward_macs": float(np.mean(costs[name])),

@@ -15,14 +15,16 @@ _EXPLANATION = """Every method gets the same budget (MACs), the same repair and 
 network at one budget, and every method runs with the same seeds (examples, repair, training). *Rank* is among all
 methods by mean test metric, ties sharing the better rank; *behind* is the distance in points to the board's best
 method, chosen with hindsight; *within 1 sd* counts boards where that distance is at most one standard deviation of the
-best method over its seeds. *Label cost* is what choosing the plan took on the judged network itself, in forward MACs
-(statistics, and for a race its trainings), before the repair and the fine-tuning that all share. `labeler/search` is
+best method over its seeds (boards of one seed do not count). *Label cost* is what choosing the plan took on the judged
+network itself, in forward MACs (statistics, and for a race its trainings), before the repair and the fine-tuning that
+all share. `labeler/search` is
 the plan that a plan labeler likes best among hundreds, nothing being run; `labeler/race` lets the favourites of three
 searches and five plans of formulas, those that the labeler likes best, compete in brief trainings that are judged on
 validation examples. `refit_loss/search` and `refit_loss/race` are the same with a formula in the labeler's place (the
 error in nats that a refit leaves): what learning adds is the difference between the two. The labeler of a zoo network
 never saw its family or its task; its few settings were chosen while looking at networks of the same zoo. On networks
-whose data the zoo has nothing of (`experiment=no_regret_trained`) it is the labeler that ships with the package."""
+whose data the zoo has nothing of (`results/no_regret/trained.csv`, `experiment=no_regret_trained`) it is the labeler
+that ships with the package."""
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:
@@ -42,9 +44,10 @@ def write_page(rows: Sequence[Mapping[str, Any]], command: str) -> str:
     """A Markdown page: all methods over all boards, then each board."""
     found = summarize(rows)
     boards = found["boards"]
-    seeds = len({row["seed"] for row in rows})
+    least, most = (bound(board["seeds"] for board in boards) for bound in (min, max))
+    seeds = f"{least} to {most} seeds" if least < most else f"{most} seed{'s' * (most > 1)}"
     page = ["# No regret: the learned plan against formulas", "",
-            f"{len(boards)} boards, {seeds} seeds; drawn from `results/no_regret/raw.csv` ({command}).", "",
+            f"{len(boards)} boards, {seeds}; drawn from `results/no_regret/raw.csv` ({command}).", "",
             _EXPLANATION, "", "![Ranks and distances](no_regret.svg)", ""]  # fmt: skip
     page += [
         "| method | mean rank | best on | within 1 sd | mean behind | worst behind | label cost |",
@@ -53,7 +56,7 @@ def write_page(rows: Sequence[Mapping[str, Any]], command: str) -> str:
     for name, line in found["overall"].items():
         page.append(
             f"| {name} | {line['mean_rank']:.2f} | {100 * line['wins']:.0f} % | "
-            f"{100 * line['within_one_deviation']:.0f} % | {line['mean_behind']:.2f} | {line['worst_behind']:.2f} | "
+            f"{_part(line['within_one_deviation'])} | {line['mean_behind']:.2f} | {line['worst_behind']:.2f} | "
             f"{line['label_cost_forward_macs']:.2g} |"
         )
     ours = [name for name in found["overall"] if name.startswith("labeler/")]
@@ -65,10 +68,15 @@ def write_page(rows: Sequence[Mapping[str, Any]], command: str) -> str:
         "|" + "---|" * (3 + len(ours)),
     ]
     for board in boards:
-        best = f"{board['mean'][board['best']]:.2f} {board['best']} ({board['spread']:.2f})"
+        spread = "one seed" if board["spread"] is None else f"{board['spread']:.2f}"
+        best = f"{board['mean'][board['best']]:.2f} {board['best']} ({spread})"
         cells = [f"{board['mean'][name]:.2f} (rank {board['rank'][name]:.0f})" for name in ours]
         page.append(f"| {board['board']} | {board['dense']:.2f} | {best} | " + " | ".join(cells) + " |")
     return "\n".join([*page, ""])
+
+
+def _part(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
 
 
 def draw_regret(rows: Sequence[Mapping[str, Any]]) -> Figure:

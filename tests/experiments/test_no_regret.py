@@ -167,6 +167,15 @@ def test_ranks_and_distances_by_hand():
     assert overall["x"]["worst_behind"] == 1.0
     assert overall["y"]["label_cost_forward_macs"] == 2.5
     assert "dense" not in overall
+    # One seed says nothing of a spread.
+    rows += [row("c", m, 0, v) for m, v in {"x": 5, "y": 4}.items()]
+    again = summarize(rows)
+    page = write_page([*rows, row("b", "dense", 0, 1, "False"), row("c", "dense", 0, 9)], "a command")
+    assert (again["boards"][2]["seeds"], again["boards"][2]["spread"]) == (1, None)
+    assert again["overall"]["x"]["within_one_deviation"] == 0.5
+    assert summarize(rows[-2:])["overall"]["y"]["within_one_deviation"] is None
+    assert "3 boards, 1 to 2 seeds" in page
+    assert "5.00 x (one seed)" in page
 
 
 @pytest.mark.parametrize(
