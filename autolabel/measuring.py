@@ -49,8 +49,8 @@ def measure(
         sample: how many units, or ids of units; None for all.
         seed, strategy: how units are drawn, see `sample_units`.
         rows_file: a JSON-lines file that takes each row as soon as it is known. When it holds rows of the same model,
-            data and oracle already, they are not measured again: a killed run loses at most the row in hand (all of an
-            oracle that knows its rows only at once).
+            data and oracle already, they are not measured again: a killed run loses at most the row in hand (of an
+            oracle that knows its rows only at once, the mask or the batch in hand).
         on_row: called with (rows done, rows in all) after each row, for a progress bar.
 
     Returns:
@@ -75,9 +75,11 @@ def measure(
     wanted = [(structure.units.ids[row], choice) for row in rows for choice in oracle.choices]
     known = {cell for cell in wanted if cell in log.rows}
     done = len(known)
+    if log.notes and done < len(wanted):
+        _LOG.info("%d notes of the oracle found in %s", len(log.notes), rows_file)
     if done:
         _LOG.info("%d of %d measured rows found in %s", done, len(wanted), rows_file)
-    for measurement in oracle.measure(structure, replay, rows, known):
+    for measurement in oracle.measure(structure, replay, rows, known, log.notes):
         log.add(measurement)
         done += 1
         if on_row is not None:

@@ -1,6 +1,6 @@
 """The seam of oracles: they measure the damage that one choice does."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -47,12 +47,15 @@ class Oracle(Protocol):
     choices: tuple[str, ...]
 
     def measure(
-        self, structure: Structure, replay: Replay, rows: np.ndarray, done: Collection[tuple[str, str]] = ()
-    ) -> Iterator[Measurement]:
+        self, structure: Structure, replay: Replay, rows: np.ndarray, done: Collection[tuple[str, str]] = (),
+        notes: MutableMapping[str, list[float]] | None = None,
+    ) -> Iterator[Measurement]:  # fmt: skip
         """Measurements of the units in these rows, each as soon as it is known.
 
         Args:
             done: `(unit id, choice)` of what was measured before and is left out.
+            notes: name -> numbers that an oracle which knows its rows only at once found on the way, also in an earlier
+                process; what is set is kept at once.
         """
 
 

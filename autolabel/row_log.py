@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,24 @@ from autolabel.oracle import Measurement
 from compress.errors import ArtifactError
 
 
+class Notes(dict[str, list[float]]):
+    """Numbers by name, each written as soon as it is set.
+
+    Args:
+        append: writes one line.
+    """
+
+    def __init__(self, append: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__()
+        self._append = append
+
+    def __setitem__(self, name: str, values: list[float]) -> None:
+        super().__setitem__(name, values)
+        self._append({"note": name, "values": values})
+
+
 class RowLog:
-    """Appended rows; a torn last line, left by a kill, is dropped.
+    """Appended rows and notes; a torn last line, left by a kill, is dropped.
 
     Args:
         path: a JSON-lines file, or None to keep the rows in memory only.
@@ -22,6 +38,7 @@ class RowLog:
 
     Attributes:
         rows: `(unit id, choice)` -> what was measured, also by an earlier process.
+        notes: what an oracle found on the way to its rows, also in an earlier process.
 
     Raises:
         ArtifactError: if the file is damaged, was written under another key, or cannot be used.
@@ -30,6 +47,7 @@ class RowLog:
     def __init__(self, path: str | Path | None, key: str, known: Collection[str], choices: Collection[str]) -> None:
         self.path = None if path is None else Path(path)
         self.rows: dict[tuple[str, str], Measurement] = {}
+        self.notes = Notes(self._append)
         if self.path is None:
             return
         try:
@@ -48,7 +66,9 @@ class RowLog:
     def _read(self, lines: list[bytes], key: str, known: Collection[str], choices: Collection[str]) -> None:
         try:
             found = json.loads(lines[0])["key"]
-            measurements = [Measurement(**json.loads(line)) for line in lines[1:]]
+            entries = [json.loads(line) for line in lines[1:]]
+            notes = {entry["note"]: [float(v) for v in entry["values"]] for entry in entries if "note" in entry}
+            measurements = [Measurement(**entry) for entry in entries if "note" not in entry]
             for m in measurements:
                 if found == key and m.unit_id not in known:
                     raise ValueError(f"there is no unit {m.unit_id!r}")
@@ -62,12 +82,15 @@ class RowLog:
                 f"{self.path} holds labels of another model, data set or oracle. Delete it or take another folder."
             )
         self.rows = {(m.unit_id, m.choice): m for m in measurements}
+        self.notes.update(notes)
 
     def _rewrite(self, lines: list[bytes]) -> None:
         with open(self.path, "r+b") as file:
             file.truncate(sum(map(len, lines)))
 
     def _append(self, value: dict[str, Any]) -> None:
+        if self.path is None:
+            return
         try:
             with open(self.path, "ab") as file:
                 file.write((json.dumps(value) + "\n").encode())
@@ -79,5 +102,4 @@ class RowLog:
     def add(self, measurement: Measurement) -> None:
         """Keep a row, on disk too."""
         self.rows[measurement.unit_id, measurement.choice] = measurement
-        if self.path is not None:
-            self._append(asdict(measurement))
+        self._append(asdict(measurement))

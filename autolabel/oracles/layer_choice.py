@@ -1,6 +1,6 @@
 """Damage of storing one layer's weight in fewer bits, with fewer weights or at a lower rank, looked at at once."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, MutableMapping, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -65,8 +65,9 @@ class LayerChoiceOracle:
         self.activation_aware = activation_aware
 
     def measure(
-        self, structure: Structure, replay: Replay, rows: np.ndarray, done: Collection[tuple[str, str]] = ()
-    ) -> Iterator[Measurement]:
+        self, structure: Structure, replay: Replay, rows: np.ndarray, done: Collection[tuple[str, str]] = (),
+        notes: MutableMapping[str, list[float]] | None = None,
+    ) -> Iterator[Measurement]:  # fmt: skip
         """One measurement per row and choice."""
         layers = {layer.name: layer for layer in structure.traced.layers()}
         left = {

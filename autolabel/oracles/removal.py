@@ -1,6 +1,6 @@
 """Damage of removing one channel or head at a time, looked at at once."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, MutableMapping
 
 import numpy as np
 
@@ -41,8 +41,9 @@ class RemovalOracle:
         self.hard_fraction = hard_fraction
 
     def measure(
-        self, structure: Structure, replay: Replay, rows: np.ndarray, done: Collection[tuple[str, str]] = ()
-    ) -> Iterator[Measurement]:
+        self, structure: Structure, replay: Replay, rows: np.ndarray, done: Collection[tuple[str, str]] = (),
+        notes: MutableMapping[str, list[float]] | None = None,
+    ) -> Iterator[Measurement]:  # fmt: skip
         """One measurement per row, group by group."""
         n_hard = len(replay.batches)
         if self.relative_error > 0:

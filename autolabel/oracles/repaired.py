@@ -1,6 +1,6 @@
 """Damage of removing one channel or head in thinned company, after the rest was refitted."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, MutableMapping
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ class RepairedOracle:
     """Marginal effect of each unit on the loss after a least-squares refit, among random masks around the target size.
 
     Half of the batches repair each masked network and the other half, which the repair has not seen, tells its loss;
-    then the halves change places. One mask tells of all units at once. Rows come when all masks are done.
+    then the halves change places. One mask tells of all units at once. Rows come when all masks are done; a killed
+    measuring goes on with the next mask.
 
     Args:
         kept: fraction of each group that stays on average.
@@ -44,8 +45,9 @@ class RepairedOracle:
         self.kept, self.masks, self.ridge, self.max_rows, self.seed = kept, masks, ridge, max_rows, seed
 
     def measure(
-        self, structure: Structure, replay: Replay, rows: np.ndarray, done: Collection[tuple[str, str]] = ()
-    ) -> Iterator[Measurement]:
+        self, structure: Structure, replay: Replay, rows: np.ndarray, done: Collection[tuple[str, str]] = (),
+        notes: MutableMapping[str, list[float]] | None = None,
+    ) -> Iterator[Measurement]:  # fmt: skip
         """One measurement per row. Raises CompressError for a single batch, which cannot be halved."""
         rows = [row for row in rows if (structure.units.ids[row], "removed") not in done]
         if not len(rows):
@@ -55,8 +57,12 @@ class RepairedOracle:
         rng = np.random.default_rng([self.seed, 5])
         removed = random_masks(structure.units, self.kept, self.masks, rng)
         costs, macs, losses = unit_costs(structure), 0.0, []
-        for mask in removed:
-            losses.append(self._loss(structure, replay, mask))
+        notes = {} if notes is None else notes
+        for number, mask in enumerate(removed):
+            note = f"mask {number}"
+            if note not in notes:
+                notes[note] = [self._loss(structure, replay, mask)]
+            losses.append(notes[note][0])
             # The refit runs both networks, the judgement the small one.
             macs += (costs.dense_macs + 2 * costs.total(mask)[0]) * replay.n_examples
         effect, std_err = marginal_effects(removed, np.array(losses))

@@ -44,10 +44,10 @@ class CountingOracle(RemovalOracle):
         super().__init__(relative_error)
         self.asked = []
 
-    def measure(self, structure, replay, rows, done=()):
+    def measure(self, structure, replay, rows, done=(), notes=None):
         ids = [structure.units.ids[row] for row in rows]
         self.asked += [unit for unit in ids if (unit, "removed") not in done]
-        yield from super().measure(structure, replay, rows, done)
+        yield from super().measure(structure, replay, rows, done, notes)
 
 
 def assert_same(first, second):

@@ -22,6 +22,20 @@ from compress.task import ClassificationTask
 TASK = ClassificationTask()
 
 
+class Countdown(ClassificationTask):
+    """Counts losses, and is interrupted instead of the last."""
+
+    def __init__(self, until=None):
+        super().__init__()
+        self.losses, self.until = 0, until
+
+    def loss(self, outputs, batch):
+        self.losses += 1
+        if self.losses == self.until:
+            raise KeyboardInterrupt
+        return super().loss(outputs, batch)
+
+
 def implementations():
     found = []
     for module in pkgutil.walk_packages(autolabel.oracles.__path__, "autolabel.oracles."):
@@ -103,6 +117,19 @@ class TestOracle:
         for row in rows[:3]:
             for m in oracle.measure(structure, Replay(structure, TASK, batches), np.array([row])):
                 assert m.damage == pytest.approx(together[m.unit_id, m.choice], abs=1e-6)
+
+    def test_a_killed_measuring_goes_on(self, kind, case, tmp_path):
+        model, batches, path = case[0], [*case[1], *case[1]], tmp_path / "rows.jsonl"
+        oracle = kind(masks=8) if "masks" in inspect.signature(kind).parameters else kind()
+        whole, rest = Countdown(), Countdown()
+        undisturbed = measure(model, None, whole, batches, oracle)
+        with pytest.raises(KeyboardInterrupt):
+            measure(model, None, Countdown(whole.losses * 2 // 3), batches, oracle, rows_file=path)
+        found = measure(model, None, rest, batches, oracle, rows_file=path)
+        # The dense losses are computed anew, and what was in hand.
+        assert rest.losses < 0.75 * whole.losses
+        for name in ("damage", "std_err", "forward_macs", "naive_macs"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(undisturbed, name), err_msg=name)
 
     @pytest.mark.parametrize("training", [True, False])
     def test_the_model_stays_as_it_was(self, kind, case, training):
