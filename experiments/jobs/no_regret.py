@@ -47,6 +47,8 @@ class NoRegretJob:
             `"refit_loss/race"`) or the labeler (`"labeler/search"`, `"labeler/race"`) leads.
         seeds: of data, repair and training.
         race_steps, candidates, searches: see `PlanRace` and `BoardSettings`.
+        damages: whether the damage of the plans is predicted too, for which more plans of each board are repaired and
+            measured.
         workers: processes.
     """
 
@@ -67,11 +69,12 @@ class NoRegretJob:
         race_steps: Sequence[int] = (16, 48),
         candidates: int = 5,
         searches: int = 3,
+        damages: bool = True,
         workers: int = 2,
     ) -> None:
         self.zoo, self.per_family, self.trained = zoo, per_family, tuple(trained)
         self.fractions, self.trained_fractions = tuple(fractions), tuple(trained_fractions)
-        self.seeds, self.workers = tuple(seeds), workers
+        self.seeds, self.damages, self.workers = tuple(seeds), damages, workers
         self.settings = BoardSettings(
             str(zoo or ""), None if bank is None else str(bank), labeler, tuple(methods), PlanRace(tuple(race_steps)),
             candidates, searches,
@@ -118,9 +121,11 @@ class NoRegretJob:
         with progress("comparing plans") as on_row:
             rows = run_boards(boards, self.seeds, self.settings, run_dir.path, self.workers, on_row)
         write_raw(run_dir, "no_regret.csv", COLUMNS, rows)
-        with progress("predicting damage") as on_board:
-            damages = judge_boards(boards, self.settings, run_dir.path, self.workers, on_board)
-        write_raw(run_dir, "plan_damage.csv", [field.name for field in fields(DamageRow)], map(asdict, damages))
-        found = {**summarize(rows), "plan_damage": summarize_damages(damages)}
+        found = summarize(rows)
+        if self.damages:
+            with progress("predicting damage") as on_board:
+                damages = judge_boards(boards, self.settings, run_dir.path, self.workers, on_board)
+            write_raw(run_dir, "plan_damage.csv", [field.name for field in fields(DamageRow)], map(asdict, damages))
+            found["plan_damage"] = summarize_damages(damages)
         write_json(run_dir.file("summary.json"), found)
         return {"no_regret": found["overall"]}

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -137,6 +138,13 @@ def test_the_job_writes_its_tables(zoo, bank, tmp_path, monkeypatch):
     assert all(0 < row.low < row.predicted < row.high for row in damages)
     assert len({row.realised for row in damages}) > 3
     assert [line["measured"] for line in summary["plan_damage"]] == list(MEASURED)
+    # The rows alone, in another folder: nothing is repaired for the damages.
+    shutil.copytree(tmp_path / "run" / "rows", tmp_path / "short" / "rows")
+    job.damages = False
+    with RunDir(tmp_path / "short", {"command": "x"}) as run_dir:
+        job.run(Config(), run_dir, NullTracker(RunInfo("test", tmp_path)))
+    assert (tmp_path / "short" / "no_regret.csv").read_text().splitlines() == lines
+    assert not (tmp_path / "short" / "plan_damage.csv").exists()
     monkeypatch.setattr(plan_damages, "measure_losses", None)
     assert judge_boards(zoo_boards(zoo, 1, [0.5]), job.settings, tmp_path / "run", 1) == [
         DamageRow(**row) for path in sorted((tmp_path / "run" / "damages").iterdir()) for row in read_json(path)["rows"]
