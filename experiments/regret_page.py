@@ -17,14 +17,13 @@ methods by mean test metric, ties sharing the better rank; *behind* is the dista
 method, chosen with hindsight; *within 1 sd* counts boards where that distance is at most one standard deviation of the
 best method over its seeds (boards of one seed do not count). *Label cost* is what choosing the plan took on the judged
 network itself, in forward MACs (statistics, and for a race its trainings), before the repair and the fine-tuning that
-all share. `labeler/search` is
-the plan that a plan labeler likes best among hundreds, nothing being run; `labeler/race` lets the favourites of three
-searches and five plans of formulas, those that the labeler likes best, compete in brief trainings that are judged on
-validation examples. `refit_loss/search` and `refit_loss/race` are the same with a formula in the labeler's place (the
-error in nats that a refit leaves): what learning adds is the difference between the two. The labeler of a zoo network
-never saw its family or its task; its few settings were chosen while looking at networks of the same zoo. On networks
-whose data the zoo has nothing of (`results/no_regret/trained.csv`, `experiment=no_regret_trained`) it is the labeler
-that ships with the package."""
+all share. `labeler/search` is the plan that a plan labeler likes best among hundreds, nothing being run;
+`labeler/race` lets the favourites of three searches and five plans of formulas, those that the labeler likes best,
+compete in brief trainings that are judged on validation examples. `refit_loss/search` and `refit_loss/race` are the
+same with a formula in the labeler's place (the error in nats that a refit leaves): what learning adds is the
+difference between the two. The labeler of a zoo network never saw its family or its task; its few settings were chosen
+while looking at networks of the same zoo. On networks whose data the zoo has nothing of
+(`results/no_regret/trained_*.csv`, `experiment=no_regret_trained`) it is the labeler that ships with the package."""
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:
