@@ -65,6 +65,8 @@ class ReaderErrors:
             columns.append(own)
             counts.append(counts[-1] + len(own))
             keys.append(_keys(stays[None])[0])
+        if self._prefixes.keys() >= set(keys):
+            return
         for key, count in zip(keys, counts, strict=True):
             self._prefixes.setdefault(key, (len(self._orders), count))
         self._orders.append(NestedErrors(self, torch.from_numpy(np.concatenate(columns))))

@@ -55,7 +55,7 @@ def write_page(rows: Sequence[Mapping[str, Any]], command: str) -> str:
     for name, line in found["overall"].items():
         page.append(
             f"| {name} | {line['mean_rank']:.2f} | {100 * line['wins']:.0f} % | "
-            f"{_part(line['within_one_deviation'])} | {line['mean_behind']:.2f} | {line['worst_behind']:.2f} | "
+            f"{_percent(line['within_one_deviation'])} | {line['mean_behind']:.2f} | {line['worst_behind']:.2f} | "
             f"{line['label_cost_forward_macs']:.2g} |"
         )
     ours = [name for name in found["overall"] if name.startswith("labeler/")]
@@ -74,7 +74,7 @@ def write_page(rows: Sequence[Mapping[str, Any]], command: str) -> str:
     return "\n".join([*page, ""])
 
 
-def _part(value: float | None) -> str:
+def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f} %"
 
 

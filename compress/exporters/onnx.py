@@ -14,7 +14,7 @@ from onnxscript.optimizer import optimize
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from compress.capture import at_least_two, fixed_batch, free_sizes
+from compress.capture import FAILURES, at_least_two, fixed_batch, free_sizes
 from compress.errors import CompressError, ExportError, first_line
 from compress.exporter import ExportedFile
 from compress.files import write_atomic
@@ -162,8 +162,7 @@ def _export_program(module: fx.GraphModule, args: tuple, kwargs: dict) -> tuple[
                 program = torch.export.export(module, a, k, dynamic_shapes=shapes, strict=False)
             if not dynamic or fixed_batch(program.graph_module) is None:
                 return program, a, k, dynamic
-        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError,
-                NotImplementedError, torch._dynamo.exc.TorchDynamoException) as reason:  # fmt: skip
+        except FAILURES as reason:
             error = reason
     raise ExportError(f"The module could not be exported by torch.export: {_first_line(error)}") from error
 
@@ -189,7 +188,7 @@ def _translate(program: Any) -> onnx.ModelProto:
             # Shapes fold; weights must not: a folded low-bit weight is a float one again.
             optimize(exported.model, input_size_limit=_FOLD_ELEMENTS, output_size_limit=_FOLD_ELEMENTS)
             return exported.model_proto
-    except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+    except (torch.onnx.OnnxExporterError, *FAILURES) as error:
         raise ExportError(f"The module could not be written as ONNX: {_first_line(error)}") from error
 
 

@@ -55,6 +55,9 @@ def test_an_order_is_factorised_once_and_strangers_plan_by_plan(scores, monkeypa
     reader.expect(scores[0])
     reader.errors(masks(scores[0]))
     assert calls == [len(reader.rows)]
+    # A second search with the same order brings nothing new.
+    reader.expect(2 * scores[0])
+    assert len(reader._orders) == 1
     stranger = masks(scores[1])[[5, 9]]
     reader.errors(stranger)
     assert len(calls) == 3
