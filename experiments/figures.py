@@ -25,7 +25,7 @@ from experiments.figures_units import (
 )
 from experiments.run_files import RunFiles, read_run
 
-FOLDER = "figures"
+FIGURES = "figures"
 DRAWINGS: Mapping[str, Callable[[RunFiles], Figure | None]] = {
     "comparison": draw_comparison,
     "accuracy_against_macs": draw_accuracy_against_macs,
@@ -43,27 +43,22 @@ DRAWINGS: Mapping[str, Callable[[RunFiles], Figure | None]] = {
 }
 
 
-def write_figures(folder: str | Path) -> dict[str, Path]:
-    """Name -> path of the PNG figures written into `figures/` of a run folder; those without data are left out.
+def write_figures(run: RunFiles) -> dict[str, str]:
+    """Name -> `<svg>` element of every figure for which the run has data; each is in `figures/` of its folder as PNG.
 
     Raises:
         ArtifactError: if a file of the run is damaged, or the folder cannot be written.
     """
-    run, written = read_run(folder), {}
+    found = {}
     with figure_style():
         for name, draw in DRAWINGS.items():
-            figure = draw(run)
-            if figure is not None:
-                written[name] = run.folder / FOLDER / f"{name}.png"
-                _write(written[name], render_png(figure))
-    return written
-
-
-def render_figures(run: RunFiles) -> dict[str, str]:
-    """Name -> `<svg>` element of every figure for which the run has data."""
-    with figure_style():
-        drawn = {name: draw(run) for name, draw in DRAWINGS.items()}
-        return {name: render_page_svg(figure) for name, figure in drawn.items() if figure is not None}
+            path, figure = run.folder / FIGURES / f"{name}.png", draw(run)
+            if figure is None:
+                path.unlink(missing_ok=True)
+                continue
+            found[name] = render_page_svg(figure)
+            _write(path, render_png(figure))
+    return found
 
 
 def write_overview(folder: str | Path, path: str | Path) -> None:

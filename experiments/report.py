@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.files import write_atomic, write_json
-from experiments.figures import render_figures, write_figures
+from experiments.figures import write_figures
 from experiments.figures_labeler import ranked_scores
 from experiments.figures_units import realised_damages
 from experiments.methods import Method, compared_stages, gather_methods, judge
@@ -13,14 +13,12 @@ from experiments.quantities import STAGES, metric_unit
 from experiments.report_page import render_page
 from experiments.run_files import RunFiles, number, pick, read_run
 
-__all__ = ["summarize", "write_figures", "write_report"]
-
 SCHEMA_VERSION = 1
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 
 
 def write_report(folder: str | Path) -> dict[str, Any]:
-    """Write `report.json` and `report.html` into a run folder and return what `report.json` holds.
+    """Write `report.json`, `report.html` and `figures/` into a run folder and return what `report.json` holds.
 
     A stage that left no file is told as not run (None in `report.json`).
 
@@ -30,7 +28,7 @@ def write_report(folder: str | Path) -> dict[str, Any]:
     run = read_run(folder)
     report = summarize(run)
     write_json(run.folder / REPORT_JSON, report)
-    page = render_page(run, report, render_figures(run))
+    page = render_page(run, report, write_figures(run))
     write_atomic(run.folder / REPORT_HTML, lambda file: file.write(page.encode()))
     return report
 

@@ -23,10 +23,11 @@ from experiments.components import OPTIONAL
 from experiments.config_names import names_of
 from experiments.data import ShuffledBatches
 from experiments.exporting import export_run
+from experiments.figures import FIGURES
 from experiments.placement import PlacedBatches, placed
 from experiments.plan_prediction import predict_recovered
 from experiments.progress import progress
-from experiments.report import write_figures, write_report
+from experiments.report import write_report
 from experiments.run_dir import RunDir
 from experiments.run_files import JOINT_FILE
 from experiments.settings import Config
@@ -53,8 +54,8 @@ def run_experiment(config: Config, run_dir: RunDir, tracker: Tracker) -> dict[st
     experiment.run()
     report = write_report(run_dir.path)
     run_dir.add_output(run_dir.file("report.json"))
-    for name, path in write_figures(run_dir.path).items():
-        tracker.log_figure(name, path)
+    for path in sorted(run_dir.file(FIGURES).glob("*.png")):
+        tracker.log_figure(path.stem, path)
     tracker.log_artifact(run_dir.path / "artifact")
     return {name: value for name, value in report.items() if name not in VOLATILE}
 

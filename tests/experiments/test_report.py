@@ -17,10 +17,11 @@ from compress.errors import ArtifactError
 from compress.files import read_json, write_json
 from compress.plan import CompressionPlan, LayerFormat
 from compress.units import UnitTable
+from experiments import figures
 from experiments.figure_style import figure_style
-from experiments.figures import DRAWINGS, write_overview
+from experiments.figures import DRAWINGS, write_figures, write_overview
 from experiments.methods import gather_methods, judge
-from experiments.report import summarize, write_figures, write_report
+from experiments.report import summarize, write_report
 from experiments.report_page import render_page
 from experiments.run_files import Trial, read_run
 
@@ -261,7 +262,7 @@ class _Tags(HTMLParser):
 def test_low_bit_bytes_never_stand_beside_the_accuracy_of_the_float_file(run):
     files = read_json(run / "export.json")["files"]
     change(run, "export.json", files=[{**entry, "ok": entry["format"] == "fp32"} for entry in files])
-    compressed = write_report(run)["compressed"]
+    compressed = summarize(read_run(run))["compressed"]
     assert (compressed["file"], compressed["file_bytes"]) == (None, None)
     assert compressed["stage"] == "quantized"
     assert compressed["metric"]["value"] == 90.55
@@ -311,12 +312,20 @@ def test_page_is_whole_and_needs_nothing_from_outside(written):
     assert len(page) < 2_000_000
 
 
-def test_every_figure_is_written_as_png(run):
-    written = write_figures(run)
-    assert set(written) == EVERY_FIGURE
-    for path in written.values():
-        assert path.parent == run / "figures"
+def test_every_figure_is_written_as_png(written):
+    drawn = {path.stem: path for path in (written / "figures").iterdir()}
+    assert set(drawn) == EVERY_FIGURE
+    for path in drawn.values():
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_figure_without_data_does_not_stay(run, monkeypatch):
+    monkeypatch.setattr(figures, "DRAWINGS", {name: DRAWINGS[name] for name in ("sizes", "bits")})
+    (run / "figures").mkdir()
+    (run / "figures" / "sizes.png").write_bytes(b"of another time")
+    (run / "export.json").unlink()
+    assert set(write_figures(read_run(run))) == {"bits"}
+    assert [path.name for path in (run / "figures").iterdir()] == ["bits.png"]
 
 
 def test_a_tensor_in_fewer_bits_than_planned_is_explained(run):
@@ -378,7 +387,7 @@ def test_an_empty_folder_says_not_run_everywhere(tmp_path):
     assert set(report["stages"].values()) == {None}
     assert page_of(tmp_path).count("not run") >= 12
     assert "<svg" not in page_of(tmp_path)
-    assert write_figures(tmp_path) == {}
+    assert not (tmp_path / "figures").exists()
 
 
 FILES = (
