@@ -41,6 +41,7 @@ from experiments.data import load_digits
 from experiments.join import join_run
 from experiments.manifest import hash_file
 from experiments.models import DigitsCNN
+from experiments.packed_evaluation import evaluate_file
 from experiments.plan_prediction import predict_recovered
 from experiments.quantities import REPORTED
 from experiments.raw_table import read_raw
@@ -220,7 +221,8 @@ def test_single_labels_are_explained(run):
 def test_half_of_the_measurements_may_go_where_the_plan_hangs_on_them(tmp_path):
     folder = tmp_path / "run"
     call_here(*SHORT, "measure.sampling=active", "quantize.enabled=false", "criterion=ziplm",
-              "budget.weight_bytes=null", "export.formats=[]", f"hydra.run.dir={folder}")  # fmt: skip
+              "budget.weight_bytes=null", "compare.methods=[random]", "finetune.epochs=0", "export.formats=[]",
+              f"hydra.run.dir={folder}")  # fmt: skip
     labels, told = LabelTable.load(folder / "labels.npz"), read(folder / "labeler.json")
     assert (labels.source == "measured").sum() == told["n_measured"] == 24
     # The labeler is judged on those that were drawn.
@@ -547,7 +549,7 @@ def test_the_packed_file_is_told_layer_by_layer_and_scored_again(run, tmp_path):
     assert whole.coded_bytes == sum(row.coded_bytes for row in layers) < whole.file_bytes
     assert whole.metric == pytest.approx(read(run / "result.json")["stages"]["quantized"]["metric"], abs=1e-4)
     assert all(0 < row.kept_weights <= row.dense_weights for row in layers)
-    told = json.loads(call(packed, module="experiments.evaluate").splitlines()[-1])
+    told = evaluate_file(packed)
     assert told["file_bytes"] == whole.file_bytes
     assert told["error_percent"] == pytest.approx(100 - whole.metric, abs=1e-4)
 
@@ -588,7 +590,7 @@ def test_the_files_are_scored_again_by_the_runtime_alone(run):
 
 def test_a_student_is_scored_from_its_file(tmp_path):
     call_here(*SHORT, "model@student=digits_mlp", "export.formats=[]", f"hydra.run.dir={tmp_path}")
-    told = json.loads(call(tmp_path / "artifact" / "weights.packed", module="experiments.evaluate").splitlines()[-1])
+    told = evaluate_file(tmp_path / "artifact" / "weights.packed")
     assert (told["model"], told["data"]) == ("digits_mlp", "digits")
     assert told["metric"] == pytest.approx(read(tmp_path / "result.json")["stages"]["quantized"]["metric"])
 
@@ -604,16 +606,17 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(run, resumed):
     assert read(resumed / "result.json")["stages"] == read(run / "result.json")["stages"]
 
 
-def test_a_run_is_reproduced_from_its_folder(resumed, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", str(resumed), "--into", str(tmp_path / "again")])
+def test_a_run_is_reproduced_from_its_folder(measured_again, tmp_path, monkeypatch, capsys):
+    folder, again = measured_again[0], tmp_path / "again"
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", str(folder), "--into", str(again)])
     with pytest.raises(SystemExit) as stop:
         reproduce()
     assert not stop.value.code
     assert "0 differences" in capsys.readouterr().out.splitlines()[-1]
-    comparison = compare_runs(resumed, tmp_path / "again")
+    comparison = compare_runs(folder, again)
     assert not comparison.differences
     assert comparison.compared["metrics"] > 20
-    assert (resumed / "plan.json").read_bytes() == (tmp_path / "again" / "plan.json").read_bytes()
+    assert (folder / "plan.json").read_bytes() == (again / "plan.json").read_bytes()
 
 
 @pytest.fixture
