@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from autolabel.plan_sampling import PlanDraw
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import FEATURES_VERSION
 from autolabel.pretrained import CARD_FILE, PRETRAINED, load_plan_labeler
+from autolabel.row_log import RowLog
 from compress.allocation import allocate
 from compress.budget import Budget
 from compress.criteria import (
@@ -221,9 +222,12 @@ def run_board(board: Board, seed: int, settings: BoardSettings, folder: str) -> 
             return found["rows"]
     torch.use_deterministic_algorithms(True, warn_only=True)
     labeler = load_plan_labeler(fit_for(board, settings, Path(folder)))
-    rows = BoardRunner(board, network, seed, settings, labeler, Path(folder)).rows()
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    done = RowLog(path.with_name(f"{path.stem}.{digest[:12]}.jsonl"), digest, (), ())
+    rows = BoardRunner(board, network, seed, settings, labeler, Path(folder), done.notes).rows()
     made = {"commit": str(describe_code().get("commit", "")), "versions": library_versions()}
     write_json(path, {"key": key, "made": made, "rows": rows})
+    done.path.unlink()
     return rows
 
 
@@ -245,13 +249,20 @@ def run_boards(
 
 
 class BoardRunner:
-    """One board with one seed."""
+    """One board with one seed.
+
+    Args:
+        board, network, seed, settings, labeler: what is compared.
+        folder: of downloaded and trained networks.
+        done: plans that were found and trainings that were judged before a kill, and from now on.
+    """
 
     def __init__(
         self, board: Board, network: BoardNetwork, seed: int, settings: BoardSettings, labeler: PlanLabeler,
-        folder: Path,
+        folder: Path, done: MutableMapping[str, list[float]] | None = None,
     ) -> None:  # fmt: skip
         self.board, self.seed, self.settings, self.labeler = board, seed, settings, labeler
+        self._done = {} if done is None else done
         self._scores: dict[str, Scores] = {}
         model, data, task = network.load(folder / "networks")
         repair = network.repair
@@ -267,13 +278,13 @@ class BoardRunner:
         bench = self.subject.bench
         dense = evaluate(self.subject.structure.traced.module, bench.task, bench.judged["test"])[0]
         found = [self._row(DENSE, dense, 0.0)]
-        known: dict[bytes, float] = {}
         for name, (mask, macs) in self.plans().items():
-            key = mask.tobytes()
-            if key not in known:
+            key = f"finetuned {hashlib.sha256(mask.tobytes()).hexdigest()}"
+            if key not in self._done:
                 (outcome,) = replace(self.subject.oracle, moments=("finetuned",)).measure(bench, mask)
-                known[key] = outcome.metric["test"]
-            found.append(self._row(name, known[key], macs))
+                self._done[key] = [outcome.metric["test"]]
+                log.info("%s, seed %d: %s ends at %.2f", self.board.name, self.seed, name, outcome.metric["test"])
+            found.append(self._row(name, self._done[key][0], macs))
         return found
 
     def plans(self) -> dict[str, tuple[np.ndarray, float]]:
@@ -317,8 +328,9 @@ class BoardRunner:
     ) -> dict[str, tuple[np.ndarray, float]]:
         """The favourite of several searches, and the winner among their favourites and the formulas' liked best."""
         subject, settings = self.subject, self.settings
-        if not set(names) & set(settings.methods):
-            return {}
+        wanted = set(names) & set(settings.methods)
+        if wanted <= self._done.keys():
+            return {name: self._noted(name) for name in names if name in wanted}
         search, race = names
         found = []
         for number in range(settings.searches):
@@ -332,15 +344,25 @@ class BoardRunner:
         plans = {search: (found[int(np.argmin(score[: len(found)]))], features)}
         if race in settings.methods:
             entrants = {mask.tobytes(): mask for mask in found}
-            wanted = len(entrants) + settings.candidates
+            most = len(entrants) + settings.candidates
             for i in len(found) + np.argsort(score[len(found) :]):
-                if len(entrants) < wanted:
+                if len(entrants) < most:
                     entrants.setdefault(masks[i].tobytes(), masks[i])
             candidates = list(entrants.values())
             brief = [max(1, round(steps * subject.settings.steps / 128)) for steps in settings.race.steps]
             result = replace(settings.race, steps=tuple(brief)).run(subject.bench, subject.oracle, candidates)
             plans[race] = candidates[result.winner], features + result.forward_macs
-        return {name: plan for name, plan in plans.items() if name in settings.methods}
+        for name in wanted:
+            mask, macs = plans[name]
+            self._done[name] = [float(macs), *map(float, np.flatnonzero(mask))]
+        return {name: plan for name, plan in plans.items() if name in wanted}
+
+    def _noted(self, name: str) -> tuple[np.ndarray, float]:
+        """A plan that was found before, and the MACs that it took."""
+        macs, *removed = self._done[name]
+        mask = np.zeros(len(self.subject.structure.units), dtype=bool)
+        mask[np.asarray(removed, dtype=np.int64)] = True
+        return mask, macs
 
 
 def _plain(value: Any) -> Any:

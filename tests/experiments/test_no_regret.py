@@ -11,7 +11,7 @@ import torch
 
 from autolabel.label_bank import LabelBank
 from autolabel.plan_board import boards_of
-from autolabel.plan_oracle import MOMENTS
+from autolabel.plan_oracle import MOMENTS, PlanOracle
 from autolabel.plan_race import PlanRace
 from autolabel.pretrained import PRETRAINED
 from compress.errors import ArtifactError, CompressError
@@ -106,8 +106,26 @@ def test_every_method_has_a_row_and_nothing_is_done_twice(zoo, bank, tmp_path, m
     assert 0 < cost["taylor/mac"] < cost["labeler/search"] < cost["labeler/race"]
     assert cost["refit_loss/search"] == cost["labeler/search"] < cost["refit_loss/race"]
     assert all(0 <= row["metric"] <= 100 for row in rows)
-    other = run_board(board, 1, settings, str(tmp_path))
-    assert {row["seed"] for row in other} == {1}
+    assert {row["seed"] for row in rows} == {0}
+    # A kill loses the training in hand alone.
+    measured, measure = [], PlanOracle.measure
+
+    def dies_at_the_third(oracle, bench, mask, *arguments, **settings):
+        if oracle.moments == ("finetuned",):
+            if len(measured) == 2:
+                raise KeyboardInterrupt
+            measured.append(mask.tobytes())
+        return measure(oracle, bench, mask, *arguments, **settings)
+
+    monkeypatch.setattr(PlanOracle, "measure", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run_board(board, 0, settings, str(tmp_path / "killed"))
+    monkeypatch.setattr(PlanOracle, "measure", lambda oracle, bench, mask, *a, **k: (
+        measured.append(mask.tobytes()), measure(oracle, bench, mask, *a, **k))[1])  # fmt: skip
+    monkeypatch.setattr(PlanRace, "run", None)
+    assert run_board(board, 0, settings, str(tmp_path / "killed")) == rows
+    assert len(measured) == len(set(measured))
+    assert [path.name for path in (tmp_path / "killed" / "rows").iterdir()] == [f"{board.name}_0.json"]
     monkeypatch.setattr(no_regret, "BoardRunner", None)
     assert run_board(board, 0, settings, str(tmp_path)) == rows
     with pytest.raises(TypeError):
