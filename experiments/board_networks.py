@@ -76,7 +76,8 @@ def _minilm(folder: Path) -> Loaded:
     return load_minilm().eval(), load_stsb(), EmbeddingTask()
 
 
-_LOGITS: Mapping[str, Any] = {"optimizer": "sgd", "lr": 0.02, "weight_decay": 5e-4, "alpha": 1.0, "temperature": 20.0,
+# At a rate of 0.02 the training of some plans breaks (validation 21 % where 0.005 gives 85 %); others end alike.
+_LOGITS: Mapping[str, Any] = {"optimizer": "sgd", "lr": 0.005, "weight_decay": 5e-4, "alpha": 1.0, "temperature": 20.0,
                               "precision": "float32"}  # fmt: skip
 BOARD_NETWORKS: Mapping[str, BoardNetwork] = {
     # The residual streams stay: only channels inside the blocks go.
