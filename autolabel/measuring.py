@@ -1,20 +1,19 @@
 """Measures labels: samples units, asks an oracle, keeps every row as soon as it is known."""
 
-import hashlib
-import json
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from autolabel.oracle import Measurement, Oracle
 from autolabel.row_log import RowLog
 from autolabel.sampling import sample_units
 from autolabel.tables import LabelTable
 from compress.errors import DataError
+from compress.hashing import hash_state, hash_values
 from compress.replay import Replay
 from compress.statistics import check_batches
 from compress.structure import Structure, analyze
@@ -22,6 +21,7 @@ from compress.task import Batch, Task
 from compress.units import UnitTable
 
 _LOG = logging.getLogger(__name__)
+_PLAIN = (bool, int, float, str)
 
 
 def measure(
@@ -88,18 +88,24 @@ def measure(
 
 
 def _key(structure: Structure, oracle: Oracle, replay: Replay) -> str:
-    """Hash of everything that a row depends on: weights, data (through the dense losses) and the oracle's settings."""
-    digest = hashlib.sha256(structure.traced.fingerprint.encode())
-    for losses in replay.dense:
-        digest.update(np.round(losses, 5).tobytes())
-    settings = {k: v for k, v in vars(oracle).items() if isinstance(v, (int, float, str, tuple))}
+    """Hash of everything that a row depends on: weights, task, data and the oracle's settings."""
+    settings = {name: _told(value) for name, value in sorted(vars(oracle).items())}
     if not settings.get("relative_error"):
         settings.pop("hard_fraction", None)  # of adaptive measuring alone
-    quantizer = getattr(oracle, "quantizer", None)
-    digest.update(
-        json.dumps([oracle.name, settings, getattr(quantizer, "name", None)], sort_keys=True, default=str).encode()
-    )
-    return digest.hexdigest()
+    # Of a task its class: what it holds besides may be counters of its own.
+    return hash_values(
+        structure.traced.fingerprint, hash_state(structure.traced.module), replay.batches,
+        type(replay.task).__name__, oracle.name, list(settings.items()),
+    )  # fmt: skip
+
+
+def _told(value: Any) -> Any:
+    """A setting as plain values; of a component its type and its own settings."""
+    if isinstance(value, Mapping):
+        return [(str(key), _told(item)) for key, item in value.items()]
+    if value is None or isinstance(value, (bool, int, float, str, tuple, list, Tensor, np.ndarray)):
+        return value
+    return [type(value).__name__, sorted((name, own) for name, own in vars(value).items() if isinstance(own, _PLAIN))]
 
 
 def _table(units: UnitTable, oracle: Oracle, rows: dict[tuple[str, str], Measurement], replay: Replay) -> LabelTable:

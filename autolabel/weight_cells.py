@@ -1,6 +1,5 @@
 """Labels at the level of weights: damage measured on cells of alike weights, learned, and told of every weight."""
 
-import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from autolabel.oracle import Measurement, Moments
 from autolabel.row_log import RowLog
 from autolabel.tables import FeatureTable, LabelTable
 from compress.errors import CompressError, DataError
+from compress.hashing import hash_state, hash_values
 from compress.prunable_weights import PrunableWeight, prunable_weights
 from compress.replay import Replay
 from compress.statistics import check_batches
@@ -122,7 +122,10 @@ def measure_cells(
     check_batches(structure, task, batches)
     replay = Replay(structure, task, batches)
     weights = prunable_weights(model)
-    log = RowLog(rows_file, _key(structure.traced.fingerprint, replay, cells), cells.ids, (CHOICE,))
+    key = hash_values(
+        structure.traced.fingerprint, hash_state(structure.traced.module), batches, list(cells.of.items())
+    )
+    log = RowLog(rows_file, key, cells.ids, (CHOICE,))
     for name in cells.of:
         missing = [i for i in np.flatnonzero(cells.layer == name) if (cells.ids[i], CHOICE) not in log.rows]
         for measurement in _measure_layer(replay, weights[name], cells, missing) if missing else ():
@@ -221,14 +224,3 @@ def _measure_layer(
             moments.add(replay.layer_losses(suffix, value, number) - replay.dense[number])
         yield Measurement(cells.ids[row], CHOICE, moments.mean, moments.std_err, moments.n,
                           suffix.macs * moments.n, replay.full_macs * replay.n_examples)  # fmt: skip
-
-
-def _key(fingerprint: str, replay: Replay, cells: WeightCells) -> str:
-    """Hash of what a row depends on: weights and data through the dense losses, and the cells."""
-    digest = hashlib.sha256(fingerprint.encode())
-    for losses in replay.dense:
-        digest.update(np.round(losses, 5).tobytes())
-    for name, places in cells.of.items():
-        digest.update(name.encode())
-        digest.update(places.numpy().tobytes())
-    return digest.hexdigest()

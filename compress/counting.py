@@ -110,6 +110,13 @@ def example_count(structure: Structure, node: fx.Node) -> int:
         for labels in value.batch:
             if labels is not None:
                 return len(np.unique(labels))
+    seen, todo = {node}, [node]
+    while todo:
+        fresh = set(todo.pop().all_input_nodes) - seen
+        seen |= fresh
+        todo += fresh
+    if not any(other.op == "placeholder" for other in seen):
+        return 1
     return next(
         (
             s[0]

@@ -19,6 +19,7 @@ from compress.distillations.logits import distillation_loss as distillation_loss
 from compress.distiller import Distiller
 from compress.errors import CompressError, DataError
 from compress.graph import fingerprint
+from compress.hashing import hash_state
 from compress.optimizers import make_optimizer, relative_step
 from compress.task import Batch, Task, evaluate, losses_of, outputs_of
 from compress.training_bar import TrainingBar
@@ -129,6 +130,7 @@ def finetune_(
         "schedule": schedule, "warmup": warmup, "temperature": temperature, "alpha": alpha, "clip_norm": clip_norm,
         "patience": patience, "seed": seed, "precision": precision, "range_rate": range_rate,
         "distilled": teacher is not None, "validated": validation is not None, "model": fingerprint(model),
+        "teacher": None if teacher is None else hash_state(getattr(teacher, "source_model", teacher)),
         "hooks": [{"name": hook.name, **hook.settings()} for hook in hooks],
     }  # fmt: skip
     if distillation is not None:

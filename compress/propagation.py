@@ -215,11 +215,14 @@ class Propagation:
                 if not is_parameter(source):
                     todo.append(source)
                 elif isinstance(known, Value):
-                    found += [(np.prod(known.shape), source.target, d) for d, labels in enumerate(known.labels)
-                              if labels is not None and np.array_equal(self.atoms.roots(labels), wanted)]  # fmt: skip
+                    roots = [None if labels is None else self.atoms.roots(labels) for labels in known.labels]
+                    # A part of a weight may make them: packed projections of attention are cut into q, k and v.
+                    whole = [own is not None and np.isin(wanted, own).all() for own in roots]
+                    found += [(np.array_equal(roots[d], wanted), np.prod(known.shape), source.target, d)
+                              for d in np.flatnonzero(whole).tolist()]  # fmt: skip
         if found:
             # The weight itself is larger than what it is scaled by.
-            _, name, d = max(found)
+            _, _, name, d = max(found)
             self.producers.append(Producer(name, d, node))
 
     def merge(self, node: fx.Node, key: str = "") -> Merge:

@@ -42,3 +42,18 @@ class Scores:
     def removal(self) -> np.ndarray:
         """`(n_units,)`: the column of the choice `"removed"`."""
         return self.values[:, self.choices.index("removed")]
+
+
+def as_damage(scores: Scores, damages: Scores) -> Scores:
+    """Scores that only order, to be spent as if they were damages: all of them times one factor.
+
+    With it the geometric means of what is positive are equal, so that a criterion's own unit (a norm, a count, a
+    gradient) decides nothing where removals are weighed against formats, whose damages are in nats.
+
+    Args:
+        scores: of any scale, with the choice `"removed"`.
+        damages: of the same units in nats, with the choice `"removed"`.
+    """
+    own, wanted = (np.log(values[values > 0]) for values in (scores.removal, damages.removal))
+    factor = np.exp(wanted.mean() - own.mean()) if len(own) and len(wanted) else 1.0
+    return Scores(scores.unit_ids, scores.choices, scores.values * factor, "nats")

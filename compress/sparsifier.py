@@ -1,14 +1,13 @@
 """Masks in a training: removes weights by a schedule, and holds every zero under any optimizer."""
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from compress.errors import CompressError
+from compress.hashing import hash_values
 from compress.masking import apply_masks_, check_selection, choose_masks
 from compress.normalization import check_normalization
 from compress.pattern import SparsityPattern
@@ -68,10 +67,11 @@ class Sparsifier:
 
     def settings(self) -> dict[str, Any]:
         """Plain JSON of everything but the calibration data; given scores by their hash."""
+        given = None if self.scores is None else hash_values(sorted(self.scores.items()))
         return {
             "density": self.density, "pattern": self.pattern.text, "scope": self.scope, "overrides": self.overrides,
             "floor": self.floor, "skip": list(self.skip), "normalize": self.normalize,
-            "score": {"name": self.score.name, **vars(self.score)} if self.scores is None else _digest(self.scores),
+            "score": given or {"name": self.score.name, **vars(self.score)},
             "schedule": {"name": self.schedule.name, **vars(self.schedule)},
         }  # fmt: skip
 
@@ -144,11 +144,3 @@ class Sparsifier:
         names = list(prunable_weights(model, self.skip))
         for text in self.overrides:
             matching_layers(names, text)
-
-
-def _digest(scores: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(scores):
-        digest.update(name.encode())
-        digest.update(scores[name].detach().cpu().to(torch.float64).contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -224,8 +224,8 @@ def _formats(menu: Menu, taken: Mapping[str, LayerChoice]) -> dict[str, LayerFor
     return found
 
 
-def stopped_by(ledger: Ledger, cost: Mapping[str, float]) -> str:
-    """Why the plan does not keep more.
+def stopped_by(ledger: Ledger, cost: Mapping[str, float], step: str = "single step back") -> str:
+    """Why the plan does not keep more; `step` is what the allocator would have to do for that.
 
     Names of bounds such as `"macs"` when these are spent to within 1 %; `"nothing left to keep"` when all
     that may stay as it is does; `"step size: ..."` when the smallest step back would exceed a bound.
@@ -236,4 +236,4 @@ def stopped_by(ledger: Ledger, cost: Mapping[str, float]) -> str:
         return " and ".join(spent)
     if not ledger.group_level.any() and not ledger.layer_level.any():
         return "nothing left to keep"
-    return f"step size: no single step back fits into {' and '.join(bounds)}"
+    return f"step size: no {step} fits into {' and '.join(bounds)}"

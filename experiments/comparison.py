@@ -20,12 +20,13 @@ from autolabel.plan_search import PlanSearch
 from autolabel.pretrained import load_competence, load_plan_labeler
 from autolabel.tables import LabelTable
 from compress.allocation import allocate
+from compress.criteria import FisherCriterion
 from compress.criterion import score_units
 from compress.errors import ArtifactError, BudgetError, CompressError
 from compress.files import read_json, write_atomic, write_json
 from compress.plan import CompressionPlan
 from compress.quantizer import FLOAT_BITS
-from compress.scores import Scores
+from compress.scores import Scores, as_damage
 from compress.statistics import Statistics
 from compress.task import evaluate
 from experiments.compared_methods import CRITERION, LABELER, PLANS, Method, methods_of
@@ -277,19 +278,15 @@ class _Seed:
     def _removal_damage(self, plan: CompressionPlan, method: Method) -> float:
         """Sum of the scores of what a plan removes, as they are spent."""
         structure = self.comparison.experiment.structure
-        scores = join_scores(structure, self._scores(method)).removal
+        scores = join_scores(structure, self._as_spent(self._scores(method), method.allocator)).removal
         return float(np.nansum(scores[plan.removed_mask(structure.units)]))
 
     def _added_plan(self, method: Method, formats: LabelTable | None) -> CompressionPlan:
         """The plan of least added damage."""
         experiment = self.comparison.experiment
-        scores = join_scores(experiment.structure, self._scores(method), formats)
-        allocator: Any = method.allocator
-        adds = allocator in ("greedy", "knapsack")
-        damages = scores.scale == "nats"
-        if adds and not damages:
-            # A criterion that only orders is spent as if it were damage: that is what comparing it per MAC means.
-            scores = replace(scores, scale="nats")
+        own, allocator = self._scores(method), method.allocator
+        damages = isinstance(own, LabelTable) or own.scale == "nats"
+        scores = join_scores(experiment.structure, self._as_spent(own, allocator), formats)
         # Formats follow one rule for all methods, that of the configured allocator.
         configured: Any = experiment.parts.allocator
         always = formats is not None and configured.always_quantize
@@ -338,6 +335,13 @@ class _Seed:
         if hasattr(criterion, "seed"):
             criterion = replace(criterion, seed=self.seed)
         return score_units(self.comparison.experiment.structure, criterion, self.statistics)
+
+    def _as_spent(self, scores: Scores | LabelTable, allocator: str) -> Scores | LabelTable:
+        """A criterion that only orders is spent as if it were damage: that is what comparing it per MAC means."""
+        if isinstance(scores, LabelTable) or scores.scale == "nats" or allocator not in ("greedy", "knapsack"):
+            return scores
+        structure = self.comparison.experiment.structure
+        return as_damage(scores, score_units(structure, FisherCriterion(), self.statistics))
 
     @property
     def statistics(self) -> Statistics:

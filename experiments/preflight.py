@@ -23,7 +23,8 @@ from experiments.placement import is_available
 from experiments.settings import Config, QuantizeSettings, SparsifySettings
 
 FORMATS = ("onnx",)
-ORACLES = ("removal", "layer_choice")
+# Name in the group -> what it measures.
+ORACLES = {"removal": "removable", "layer_choice": "layer"}
 
 
 def check_settings(config: Config, parts: Components) -> None:
@@ -37,6 +38,9 @@ def check_settings(config: Config, parts: Components) -> None:
     _require("device", is_available(config.device), "a torch device that is here, such as 'cpu'", config.device)
     missing = [name for name in ORACLES if name not in parts.oracles]
     _require("oracles", not missing, f"a group that holds {missing}", sorted(parts.oracles))
+    for name, kind in ORACLES.items():
+        found: Any = parts.oracles[name]
+        _require(f"oracles.{name}", found.kind == kind, f"an oracle that measures units of kind {kind!r}", found.name)
     _one_of("measure.sampling", [measure.sampling], (*STRATEGIES, ACTIVE))
     for name in ("images", "batch_size"):
         _at_least(f"measure.{name}", getattr(measure, name), 1)

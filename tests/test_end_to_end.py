@@ -29,6 +29,7 @@ from autolabel import FeatureTable, LabelTable
 from autolabel.joint_damage import JointDamage
 from compress import CompressionPlan, UnitTable, analyze
 from compress.artifact import verify_artifact
+from compress.criteria import MagnitudeCriterion
 from compress.errors import ArtifactError
 from compress.files import write_json
 from compress.splitting import find_splits
@@ -388,6 +389,21 @@ def test_widths_are_priced_by_what_they_do_together(run, tmp_path, exponent, sca
     found = seed.plan(method)
     assert found.predicted_damage == pytest.approx(damage(found))
     assert damage(found) <= damage(added)
+
+
+def test_the_unit_of_a_criterion_does_not_decide_between_channels_and_widths(run, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    experiment = Experiment(config_of(folder), RunDir(folder), NullTracker(RunInfo("x", folder)))
+    experiment.load_dense()
+    seed, method, raw = _Seed(experiment.comparison(), 0), Method("magnitude/mac"), MagnitudeCriterion.raw
+    plan = seed.plan(method)
+    monkeypatch.setattr(MagnitudeCriterion, "raw", lambda self, statistics: 1000 * raw(self, statistics))
+    again = seed.plan(method)
+    assert again.remove_channels == plan.remove_channels
+    assert again.layer_formats == plan.layer_formats
+    # Of its own size, a norm would leave every layer the fewest bits.
+    assert {layer_format.bits for layer_format in plan.layer_formats.values()} != {4}
 
 
 def test_the_budget_is_met(run):

@@ -11,7 +11,7 @@ from compress.ledger import Ledger
 from compress.menu import open_menu
 from compress.plan import CompressionPlan
 from compress.scores import Scores
-from compress.spending import exceeds, require_feasible, write_plan
+from compress.spending import exceeds, require_feasible, stopped_by, write_plan
 from compress.strictest_plan import take_strictest
 from compress.units import UnitTable
 
@@ -55,7 +55,9 @@ class ThresholdAllocator:
             ledger.set_levels(*min(found, key=lambda choice: choice[:2])[2:])
         else:
             take_strictest(ledger)
-        return write_plan(ledger, self.name, budget, constraints, {"always_quantize": self.always_quantize})
+        stopped = stopped_by(ledger, ledger.exact_cost(), "lower threshold")
+        details = {"always_quantize": self.always_quantize, "stopped_by": stopped}
+        return write_plan(ledger, self.name, budget, constraints, details)
 
     def _lowest(
         self, ledger: Ledger, ordered: list[np.ndarray], thresholds: np.ndarray, formats: np.ndarray

@@ -57,7 +57,8 @@ class UniformAllocator:
             _fill(ledger)
             details = {"kept_fraction": fractions[rank]}
         details["always_quantize"] = self.always_quantize
-        details["stopped_by"] = _stopped_by(ledger)
+        step = f"larger {'kept fraction' if menu.groups else 'format'}"
+        details["stopped_by"] = stopped_by(ledger, ledger.exact_cost(), step)
         return write_plan(ledger, self.name, budget, constraints, details)
 
 
@@ -106,10 +107,3 @@ def _fill(ledger: Ledger) -> None:
             ledger.set_group(int(group), old - 1)
             if exceeds(ledger):
                 ledger.set_group(int(group), old)
-
-
-def _stopped_by(ledger: Ledger) -> str:
-    reason = stopped_by(ledger, ledger.exact_cost())
-    if not reason.startswith("step"):
-        return reason
-    return f"step size: the next larger {'kept fraction' if ledger.menu.groups else 'format'} exceeds the budget"

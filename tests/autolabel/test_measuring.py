@@ -19,6 +19,7 @@ from autolabel.oracles import LayerChoiceOracle, RemovalOracle
 from autolabel.strata import StratifiedMoments, hardest_first
 from compress.errors import ArtifactError, CompressError, DataError
 from compress.quantizer import dequantize_weight, quantize_weight
+from compress.quantizers import PercentileQuantizer
 from compress.replay import Replay
 from compress.task import ClassificationTask
 
@@ -163,6 +164,15 @@ def test_rows_of_exact_measuring_do_not_depend_on_what_is_adaptive_alone(tmp_pat
     assert file.read_bytes() == written
     with pytest.raises(ArtifactError, match="another model, data set or oracle"):
         measure(model, None, TASK, batches, RemovalOracle(0.3, hard_fraction=0.5), rows_file=file)
+
+
+def test_rows_of_other_settings_of_a_component_are_refused(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    measure(make_model(), None, TASK, make_batches(), LayerChoiceOracle(quantizer=PercentileQuantizer(99.9)), 1,
+            rows_file=file)  # fmt: skip
+    with pytest.raises(ArtifactError, match="another model, data set or oracle"):
+        measure(make_model(), None, TASK, make_batches(), LayerChoiceOracle(quantizer=PercentileQuantizer(60)), 1,
+                rows_file=file)  # fmt: skip
 
 
 def test_a_sample_measures_only_its_units():

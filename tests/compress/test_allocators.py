@@ -398,7 +398,15 @@ def test_coarse_units_say_what_stopped_them():
     units, costs = separate([2], [50])
     plan = allocate(units, make_scores(units, [1, 2]), costs, Budget(macs=0.7))
     assert plan.predicted_cost["macs"] == 50
-    assert plan.provenance["stopped_by"].startswith("step size")
+    assert plan.provenance["stopped_by"] == "step size: no single step back fits into macs"
+
+
+def test_a_threshold_says_that_a_lower_one_does_not_fit():
+    # At the lowest threshold that fits, units of another group would still fit one by one.
+    units, costs = separate([4], [10])
+    plan = allocate(units, make_scores(units, [1, 1, 1, 2]), costs, Budget(macs=0.6), allocator="threshold")
+    assert plan.predicted_cost["macs"] == 10
+    assert plan.provenance["stopped_by"] == "step size: no lower threshold fits into macs"
 
 
 # -- the optimum

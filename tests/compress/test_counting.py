@@ -235,3 +235,19 @@ def test_predicted_cost_of_a_plan_is_that_of_the_sliced_model(name: str) -> None
     assert macs == pytest.approx(count_macs(small, kwargs or args), rel=1e-12)
     single = compress.unit_costs(structure).macs[np.flatnonzero(removed), 0]
     assert (single >= 0).all()
+
+
+class _Positions(nn.Module):
+    """Adds a product of weights alone to one of its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions, self.a, self.b = nn.Parameter(torch.zeros(5, 6)), nn.Linear(4, 8), nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.b(self.positions)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_what_does_not_depend_on_the_inputs_is_done_once_for_each_example(batch: int) -> None:
+    assert costs_of(_Positions(), batch, 5, 4).dense_macs == 5 * 4 * 8 + 5 * 6 * 8

@@ -232,6 +232,13 @@ def test_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
         finetune_(make_model(), TASK, train_batches, epochs=1, lr=0.5, checkpoint=file)
     with pytest.raises(ArtifactError, match="other settings"):
         finetune_(nn.Linear(6, 3), TASK, train_batches, epochs=1, checkpoint=file)
+    file.unlink()
+    teacher = make_model()
+    finetune_(make_model(), TASK, train_batches, teacher=teacher, epochs=1, checkpoint=file)
+    with torch.no_grad():
+        next(teacher.parameters()).add_(1e-3)
+    with pytest.raises(ArtifactError, match=r"other settings \(teacher"):
+        finetune_(make_model(), TASK, train_batches, teacher=teacher, epochs=1, checkpoint=file)
     content = file.read_bytes()
     for damaged in (content[: len(content) // 2], b"", json.dumps({}).encode()):
         file.write_bytes(damaged)

@@ -101,6 +101,8 @@ def names(*overrides):
         ("finetune.optimizer=lion", "finetune: The 'optimizer' parameter"),
         ("train.lr=0", "train: The 'lr' parameter"),
         ("~oracles.removal", "oracles must be a group that holds"),
+        ("oracle@oracles.removal=layer_choice", "oracles.removal must be an oracle that measures units of kind"),
+        ("oracle@oracles.layer_choice=removal", "oracles.layer_choice must be an oracle that measures units of kind"),
     ],
 )
 def test_a_setting_that_no_stage_could_use_is_refused(override, message):

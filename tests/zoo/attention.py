@@ -344,6 +344,35 @@ class CrossAttention(nn.Module):
         return self.out(y), x.mean(1)
 
 
+@ZOO.add(_two_sequences, groups={"a:out": 8, "attn:head": 2, "attn.out_proj:out": 8}, heads=("attn:head",))
+class PackedCrossAttention(nn.Module):
+    """nn.MultiheadAttention whose packed projections are cut for queries of one tensor and keys of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.attn = nn.Linear(8, 8), nn.Linear(5, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        return self.out(self.attn(self.a(x), self.b(memory), F.relu(self.b(memory)), need_weights=False)[0])
+
+
+@ZOO.add(_two_sequences, groups={"a:out": 8, "decoder.self_attn:head": 2,
+                                 "decoder.multihead_attn.in_proj_weight:out": 4, "decoder.linear1:out": 12},
+         heads=("decoder.self_attn:head",))  # fmt: skip
+class Decoder(nn.Module):
+    """nn.TransformerDecoderLayer: keys and values of its cross attention are made in one product and then cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.decoder = nn.Linear(8, 8), nn.Linear(5, 8), nn.TransformerDecoderLayer(8, 2, 12, 0.1)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        x, memory = self.a(x).transpose(0, 1), self.b(memory).transpose(0, 1)
+        return self.out(self.decoder(x, memory).transpose(0, 1))
+
+
 @ZOO.add(image(3, 8, 8), groups={"patch:out": 6, "tokens.fc1:out": 8, "channels.fc1:out": 10})
 class MlpMixer(nn.Module):
     """MLPs over tokens and over channels."""
