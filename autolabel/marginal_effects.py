@@ -5,6 +5,9 @@ import numpy as np
 from compress.errors import CompressError
 from compress.units import UnitTable
 
+# Fewer say too little of how much blocks differ.
+_ENOUGH_BLOCKS = 8
+
 
 def random_masks(units: UnitTable, kept: float, n_masks: int, rng: np.random.Generator) -> np.ndarray:
     """`(n_masks, n_units)` bool, True where a unit is removed: each stays by itself with probability `kept`.
@@ -56,7 +59,7 @@ def marginal_effects(
         means = np.zeros((n_blocks, gone.shape[1]))
         np.add.at(means, block, gone)
         within = y - (np.bincount(block, y) / size)[block]
-        return _regression(gone - (means / size[:, None])[block], within, known, free)
+        return _regression(gone - (means / size[:, None])[block], within, known, free, block)
     means, errors = [], []
     for part, n in ((gone, n_gone), (1 - gone, n_there)):
         mean = (y @ part) / np.maximum(n, 1)
@@ -67,10 +70,21 @@ def marginal_effects(
     return effect, np.where(known, np.sqrt(errors[0] + errors[1]), np.inf)
 
 
-def _regression(x: np.ndarray, y: np.ndarray, known: np.ndarray, free: int) -> tuple[np.ndarray, np.ndarray]:
+def _regression(
+    x: np.ndarray, y: np.ndarray, known: np.ndarray, free: int, block: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     effect, error = np.zeros(len(known)), np.full(len(known), np.inf)
-    inverse = np.linalg.pinv(x[:, known].T @ x[:, known], hermitian=True)
-    effect[known] = inverse @ (x[:, known].T @ y)
-    left = float(((y - x[:, known] @ effect[known]) ** 2).sum())
-    error[known] = np.sqrt(np.maximum(inverse.diagonal(), 0.0) * left / free)
+    x = x[:, known]
+    inverse = np.linalg.pinv(x.T @ x, hermitian=True)
+    effect[known] = inverse @ (x.T @ y)
+    left = y - x @ effect[known]
+    variance = np.maximum(inverse.diagonal(), 0.0) * float((left**2).sum()) / free
+    n_blocks = int(block.max()) + 1
+    if n_blocks >= _ENOUGH_BLOCKS:
+        # A unit's effect differs between examples, so that masks of one block err together: the sandwich estimator of
+        # clusters (Liang and Zeger 1986, Biometrika 73).
+        scores = np.zeros((n_blocks, x.shape[1]))
+        np.add.at(scores, block, x * left[:, None])
+        variance = (((inverse @ scores.T) ** 2).sum(axis=1)) * n_blocks / (n_blocks - 1)
+    error[known] = np.sqrt(variance)
     return effect, error

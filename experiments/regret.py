@@ -21,11 +21,11 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     boards: dict[str, dict[str, list[float]]] = {}
     sign: dict[str, float] = {}
-    costs: dict[str, list[float]] = {}
+    costs: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         boards.setdefault(row["board"], {}).setdefault(row["method"], []).append(float(row["metric"]))
         sign[row["board"]] = 1.0 if str(row["higher_is_better"]) == "True" else -1.0
-        costs.setdefault(row["method"], []).append(float(row["label_cost_forward_macs"]))
+        costs.setdefault((row["board"], row["method"]), []).append(float(row["label_cost_forward_macs"]))
     table: list[dict[str, Any]] = []
     for board, found in boards.items():
         methods = [name for name in found if name != DENSE]
@@ -48,10 +48,34 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         overall[name] = {
             "boards": len(own),
             "mean_rank": float(np.mean([b["rank"][name] for b in own])),
+            "mean_rank_interval": mean_interval([b["rank"][name] for b in own]),
             "wins": float(np.mean([b["rank"][name] == 1 for b in own])),
             "within_one_deviation": float(np.mean(within)) if within else None,
             "mean_behind": float(np.mean([b["behind"][name] for b in own])),
             "worst_behind": float(np.max([b["behind"][name] for b in own])),
-            "label_cost_forward_macs": float(np.mean(costs[name])),
+            "label_cost_forward_macs": float(np.median([np.mean(costs[b["board"], name]) for b in own])),
         }
     return {"boards": table, "overall": dict(sorted(overall.items(), key=lambda item: item[1]["mean_rank"]))}
+
+
+def compare_pair(boards: Sequence[Mapping[str, Any]], first: str, second: str) -> dict[str, Any]:
+    """By how much `first` is ahead of `second` on the boards of `summarize` that have both.
+
+    Returns:
+        `boards`, `ahead` and `alike` (numbers of boards), and the means of what `second` is worse by, `points` and
+        `ranks`, each with its 95 % interval, `points_interval` and `ranks_interval`.
+    """
+    both = [board for board in boards if {first, second} <= board["rank"].keys()]
+    points, ranks = ([float(board[what][second] - board[what][first]) for board in both] for what in ("behind", "rank"))
+    return {
+        "boards": len(both), "ahead": sum(p > 0 for p in points), "alike": sum(p == 0 for p in points),
+        "points": float(np.mean(points)), "points_interval": mean_interval(points),
+        "ranks": float(np.mean(ranks)), "ranks_interval": mean_interval(ranks),
+    }  # fmt: skip
+
+
+def mean_interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of a mean over boards."""
+    drawn = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
+    low, high = np.quantile(np.asarray(values, dtype=float)[drawn].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)

@@ -9,20 +9,21 @@ from matplotlib.figure import Figure
 
 from compress.errors import ArtifactError
 from experiments.figure_style import FAINT, SERIES, dots_and_mean, new_figure, plain_rows
-from experiments.regret import summarize
+from experiments.regret import compare_pair, summarize
 
 _EXPLANATION = """Every method gets the same budget (MACs), the same repair and the same fine-tuning; each board is one
 network at one budget, and every method runs with the same seeds (examples, repair, training). *Rank* is among all
 methods by mean test metric, ties sharing the better rank; *behind* is the distance in points to the board's best
 method, chosen with hindsight; *within 1 sd* counts boards where that distance is at most one standard deviation of the
-best method over its seeds (boards of one seed do not count). *Label cost* is what choosing the plan took on the judged
-network itself, in forward MACs (statistics, and for a race its trainings), before the repair and the fine-tuning that
-all share. `labeler/search` is the plan that a plan labeler likes best among hundreds, nothing being run;
-`labeler/race` lets the favourites of three searches and five plans of formulas, those that the labeler likes best,
-compete in brief trainings that are judged on validation examples. `refit_loss/search` and `refit_loss/race` are the
-same with a formula in the labeler's place (the error in nats that a refit leaves): what learning adds is the
-difference between the two. The labeler of a zoo network never saw its family or its task; its few settings were chosen
-while looking at networks of the same zoo. On networks whose data the zoo has nothing of
+best method over its seeds (boards of one seed do not count). Intervals are of 95 %, by resampling boards. *Label cost*
+is what choosing the plan took on the judged network itself, in forward MACs (statistics, and for a race its trainings),
+before the repair and the fine-tuning that all share, on the median board. `labeler/search` is the plan that a plan
+labeler likes best among hundreds, nothing being run; `labeler/race` lets the favourites of three searches and five
+plans of formulas, those that the labeler likes best, compete in brief trainings that are judged on validation examples.
+`refit_loss/search` and `refit_loss/race` are the same with a formula in the labeler's place (the error in nats that a
+refit leaves): what learning adds is the difference between the two. The labeler of a zoo network never saw its family
+or its task; its few settings were chosen while looking at networks of the same zoo. The network of a zoo board is the
+one of its family and task with the best dense test accuracy. On networks whose data the zoo has nothing of
 (`results/no_regret/trained_*.csv`, `experiment=no_regret_trained`) it is the labeler that ships with the package."""
 
 
@@ -54,11 +55,20 @@ def write_page(rows: Sequence[Mapping[str, Any]], command: str) -> str:
     ]
     for name, line in found["overall"].items():
         page.append(
-            f"| {name} | {line['mean_rank']:.2f} | {100 * line['wins']:.0f} % | "
+            f"| {name} | {line['mean_rank']:.2f} ({_interval(line['mean_rank_interval'], 1)}) | "
+            f"{100 * line['wins']:.0f} % | "
             f"{_percent(line['within_one_deviation'])} | {line['mean_behind']:.2f} | {line['worst_behind']:.2f} | "
             f"{line['label_cost_forward_macs']:.2g} |"
         )
     ours = [name for name in found["overall"] if name.startswith("labeler/")]
+    for name in ours:
+        formula = name.replace("labeler/", "refit_loss/")
+        if formula in found["overall"]:
+            pair = compare_pair(boards, name, formula)
+            page += ["", f"`{name}` is {pair['points']:.2f} points ({_interval(pair['points_interval'], 2)}) and "
+                     f"{pair['ranks']:.2f} ranks ({_interval(pair['ranks_interval'], 2)}) ahead of "
+                     f"`{formula}` on the mean, ahead on {pair['ahead']} of {pair['boards']} boards, alike on "
+                     f"{pair['alike']}."]  # fmt: skip
     page += [
         "",
         "## Boards",
@@ -72,6 +82,10 @@ def write_page(rows: Sequence[Mapping[str, Any]], command: str) -> str:
         cells = [f"{board['mean'][name]:.2f} (rank {board['rank'][name]:.0f})" for name in ours]
         page.append(f"| {board['board']} | {board['dense']:.2f} | {best} | " + " | ".join(cells) + " |")
     return "\n".join([*page, ""])
+
+
+def _interval(interval: tuple[float, float], digits: int) -> str:
+    return f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}"
 
 
 def _percent(value: float | None) -> str:

@@ -72,6 +72,19 @@ def test_what_examples_differ_by_is_no_noise():
     assert marginal_effects(masks, losses)[1].min() > 1
 
 
+def test_effects_that_differ_between_examples_have_the_error_of_so_many_examples():
+    rng, found = np.random.default_rng(0), []
+    for _ in range(60):
+        blocks = np.repeat(np.arange(64), 16)
+        masks, slopes = rng.random((len(blocks), 3)) < 0.5, 1.0 + 0.6 * rng.standard_normal((64, 3))
+        losses = (masks * slopes[blocks]).sum(axis=1) + 0.1 * rng.standard_normal(len(blocks))
+        found.append(marginal_effects(masks, losses, blocks))
+    effect, std_err = (np.stack(part) for part in zip(*found, strict=True))
+    # The error of a mean over 64 examples: .6 / 8.
+    assert effect.std() == pytest.approx(0.075, rel=0.15)
+    assert std_err.mean() == pytest.approx(0.075, rel=0.15)
+
+
 def test_a_unit_that_never_goes_is_not_known():
     masks = np.array([[True, False], [False, False], [True, False], [False, False]])
     effect, std_err = marginal_effects(masks, np.arange(4.0))

@@ -26,7 +26,7 @@ from experiments.jobs.no_regret import NoRegretJob
 from experiments.no_regret import BoardSettings, fit_for, run_board, zoo_boards
 from experiments.plan_damages import MEASURED, DamageRow, judge_boards
 from experiments.raw_table import read_raw
-from experiments.regret import summarize
+from experiments.regret import compare_pair, summarize
 from experiments.regret_page import draw_regret, read_rows, write_page
 from experiments.run_dir import RunDir
 from experiments.settings import Config
@@ -192,7 +192,15 @@ def test_ranks_and_distances_by_hand():
     assert overall["z"]["boards"] == 1
     assert overall["x"]["worst_behind"] == 1.0
     assert overall["y"]["label_cost_forward_macs"] == 2.5
+    assert overall["y"]["mean_rank_interval"] == (1.0, 2.0)
     assert "dense" not in overall
+    pair = compare_pair(found["boards"], "x", "y")
+    assert (pair["boards"], pair["ahead"], pair["alike"]) == (2, 1, 0)
+    assert (pair["points"], pair["points_interval"]) == (-0.25, (-1.0, 0.5))
+    assert pair["ranks"] == 0
+    # Many seeds of one board weigh no more than one: costs are of boards.
+    more = [{**row("a", "y", s, 90), "label_cost_forward_macs": 8} for s in range(2, 9)]
+    assert summarize([*rows, *more])["overall"]["y"]["label_cost_forward_macs"] == pytest.approx((56 / 9 + 5) / 2)
     # One seed says nothing of a spread.
     rows += [row("c", m, 0, v) for m, v in {"x": 5, "y": 4}.items()]
     again = summarize(rows)
@@ -232,7 +240,8 @@ def test_the_page_tells_methods_by_rank_and_every_board(tmp_path):
     page = write_page(rows, "`command`")
     lines = [line for line in page.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in lines] == ["| method", "| labeler/race", "| taylor", "| board", "| a"]
-    assert "| taylor | 2.00 | 0 % | 0 % | 2.00 | 2.00 | 0 |" in page
+    assert "| taylor | 2.00 (2.0 to 2.0) | 0 % | 0 % | 2.00 | 2.00 | 0 |" in page
+    assert "ahead of" not in page
     assert "| a | 99.00 | 92.50 labeler/race (0.71) | 92.50 (rank 1) |" in page
     with figure_style():
         svg = render_file_svg(draw_regret(rows)).decode()
