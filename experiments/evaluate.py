@@ -70,7 +70,7 @@ def evaluate_run(folder: str | Path, repeats: int = 100, limit: int | None = Non
     """Everything that can be checked again, as plain JSON: `metric_name`, `files`, `altered`, `ok` and the machine.
 
     Args:
-        folder: of a run that exported its files.
+        folder: of a finished run. One that exported nothing (`export.formats=[]`) is judged by its packed weights.
         repeats: timed runs of each file.
         limit: score the first so many test examples only; the metrics are then not compared with the run's.
 
@@ -88,20 +88,26 @@ def evaluate_run(folder: str | Path, repeats: int = 100, limit: int | None = Non
     data = build(config.data, "data", within="experiments.data")
     task: Task = build(config.task, "task")
     batches = make_batches(data.test, SCORING_BATCH, limit)
-    paths = [folder / DENSE, *sorted((folder / "artifact").glob("*.onnx"))]
-    missing = [path for path in paths if not path.is_file()]
-    if missing or len(paths) < 2:
-        raise ArtifactError(f"{missing[0] if missing else folder / 'artifact'} has no ONNX file. Finish the run first.")
+    paths = [path for path in (folder / DENSE, *sorted((folder / "artifact").glob("*.onnx"))) if path.is_file()]
+    if config.export.formats and (len(paths) < 2 or paths[0] != folder / DENSE):
+        lacks = folder / DENSE if folder / DENSE not in paths else folder / "artifact"
+        raise ArtifactError(f"{lacks} has no ONNX file. Finish the run first.")
+    packed = _score_packed(folder, config, task, batches, compared=limit is None)
+    if not paths and packed is None:
+        raise ArtifactError(f"{folder} has neither exported files nor {PACKED}: there is nothing to score.")
     reported = _reported_metrics(folder) if limit is None else {}
     runtime = build(config.runtime, "runtime", within="compress.runtimes")
     metrics = [score_file(path, task, batches) for path in paths]
-    rows, machine = _latencies(paths, tuple(task.inputs(batches[0])), config.export.latency_batches, repeats, runtime)
+    inputs = tuple(task.inputs(batches[0]))
+    rows, machine = _latencies(paths, inputs, config.export.latency_batches if paths else (), repeats, runtime)
     files = []
     for path, metric, times in zip(paths, metrics, rows, strict=True):
         name, size = path.relative_to(folder).as_posix(), path.stat().st_size
         ratios = {key: rows[0][key] / value for key, value in times.items()}
         files.append(FileResult(name, metric, reported.get(name), size, paths[0].stat().st_size / size, times, ratios))
-    packed = _score_packed(folder, config, task, batches)
+    disagreeing = [file.path for file in files if not file.agrees]
+    if packed is not None and not packed.pop("agrees"):
+        disagreeing.append(packed["path"])
     return {
         "run": folder.name,
         "packed": packed,
@@ -109,19 +115,28 @@ def evaluate_run(folder: str | Path, repeats: int = 100, limit: int | None = Non
         "examples": sum(len(task.inputs(batch)[0]) for batch in batches),
         "files": [asdict(file) for file in files],
         "altered": altered,
-        "disagreeing": [file.path for file in files if not file.agrees],
-        "ok": not altered and all(file.agrees for file in files),
+        "disagreeing": disagreeing,
+        "ok": not altered and not disagreeing,
         **machine,
     }
 
 
-def _score_packed(folder: Path, config: Config, task: Task, batches: Sequence[Any]) -> dict[str, Any] | None:
-    """Bytes and metric of the coded weights, decoded here and run by torch; None where the run left none."""
+def _score_packed(
+    folder: Path, config: Config, task: Task, batches: Sequence[Any], compared: bool
+) -> dict[str, Any] | None:
+    """Bytes and metric of the coded weights, decoded here and run by torch; None where the run left none.
+
+    `agrees` says whether the metric is what the run came to, where the two are `compared` and the run told it.
+    """
     path = folder / "artifact" / PACKED
     if not path.exists():
         return None
     metric = score_packed(path, build(config.final_model, "model", within="experiments.models"), task, batches)
-    return {"path": f"artifact/{PACKED}", "file_bytes": path.stat().st_size, "metric": metric}
+    told = read_json(folder / "result.json") if compared and (folder / "result.json").exists() else {}
+    stages = told.get("stages") or {}
+    reported = (stages.get("quantized") or stages.get("fine_tuned") or {}).get("metric")
+    agrees = reported is None or abs(metric - reported) <= _METRIC_TOLERANCE
+    return {"path": f"artifact/{PACKED}", "file_bytes": path.stat().st_size, "metric": metric, "agrees": agrees}
 
 
 def score_file(path: Path, task: Task, batches: Sequence[Any]) -> float:
@@ -193,10 +208,11 @@ def _latencies(
 
 def _table(result: Mapping[str, Any]) -> Table:
     threads = "1 thread" if result.get("threads", 1) == 1 else f"{result['threads']} threads"
-    caption = f"{result['examples']} test examples; {result.get('runtime')}, {threads}, {result.get('cpu')}"
+    runtime = f"; {result['runtime']}, {threads}, {result['cpu']}" if result["files"] else ", decoded and run by torch"
+    caption = f"{result['examples']} test examples{runtime}"
     table = Table(title=f"Run {result['run']}", caption=caption)
     table.add_column("file", overflow="fold")
-    for column in (result["metric_name"], "bytes", *result["files"][0]["latency_ms"]):
+    for column in (result["metric_name"], "bytes", *(result["files"][0]["latency_ms"] if result["files"] else ())):
         table.add_column(column, justify="right")
     for file in result["files"]:
         reported = "" if file["reported_metric"] is None else f"\n(run: {file['reported_metric']:.2f})"
@@ -204,8 +220,9 @@ def _table(result: Mapping[str, Any]) -> Table:
         cells += [f"{ms:.3f} ms\n({file['latency_ratio'][key]:.2f}x)" for key, ms in file["latency_ms"].items()]
         table.add_row(file["path"], *cells)
     if result["packed"]:
-        packed, dense = result["packed"], result["files"][0]["file_bytes"]
-        size = f"{packed['file_bytes']:,}\n({dense / packed['file_bytes']:.1f}x smaller)"
+        packed, size = result["packed"], f"{result['packed']['file_bytes']:,}"
+        if result["files"]:
+            size += f"\n({result['files'][0]['file_bytes'] / packed['file_bytes']:.1f}x smaller)"
         table.add_row(packed["path"], f"{packed['metric']:.2f}", size)
     return table
 

@@ -164,6 +164,9 @@ class QuantizeSettings:
     `activation_ranges` of activations in few bits: `"static"` from calibration data, or `"dynamic"` of each input of
     a quantised layer at run time, see `compress.dynamic_ranges`.
 
+    `reduce_range` keeps 8-bit weights of integer layers to 7 bits, whose sums no processor saturates; without it they
+    use all 8, and files store them as `exporter.int8_encoding` says.
+
     `joint_plans` random plans of widths are measured beside the single ones, to learn what widths do together; with 0
     damages of widths are added as they are.
     """
@@ -178,6 +181,7 @@ class QuantizeSettings:
     trained_ranges: bool = False
     activation_bits: int | None = 8
     activation_ranges: str = "static"
+    reduce_range: bool = True
     joint_plans: int = 0
     range_rate: float = 10.0
     epochs: int = 1

@@ -196,7 +196,8 @@ class Shrinking(Labelling):
         errors: list[Any] = []
         if rounds and settings.trained_ranges:
             small, errors = self._rounded(small, replace(plan, activation_bits=None), inputs)
-        prepared = prepare_quantized(small, plan, inputs, quantizer, trained_ranges=settings.trained_ranges)
+        prepared = prepare_quantized(small, plan, inputs, quantizer, reduce_range=settings.reduce_range,
+                                     trained_ranges=settings.trained_ranges)  # fmt: skip
         if rounds and not settings.trained_ranges:
             errors = self._round(prepared, inputs)
         if rounds and told is not None:
@@ -234,7 +235,8 @@ class Shrinking(Labelling):
         self, small: fx.GraphModule, plan: CompressionPlan, inputs: list[Any]
     ) -> tuple[fx.GraphModule, list[Any]]:
         """The model, batch norms folded, with rounded weights: where the training of their ranges begins."""
-        fixed = prepare_quantized(small, plan, inputs, self.parts.quantizer)
+        fixed = prepare_quantized(small, plan, inputs, self.parts.quantizer,
+                                  reduce_range=self.config.quantize.reduce_range)  # fmt: skip
         errors = self._round(fixed, inputs)
         folded, values = fold_batch_norm(small, inputs[0]), dict(fixed.named_parameters())
         with torch.no_grad():

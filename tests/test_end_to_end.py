@@ -39,6 +39,7 @@ from experiments.compared_methods import Method
 from experiments.comparison import _Seed
 from experiments.config import config_of
 from experiments.data import load_digits
+from experiments.evaluate import evaluate_run
 from experiments.join import join_run
 from experiments.manifest import hash_file
 from experiments.models import DigitsCNN
@@ -605,10 +606,19 @@ def test_the_files_are_scored_again_by_the_runtime_alone(run):
 
 
 def test_a_student_is_scored_from_its_file(tmp_path):
-    call_here(*SHORT, "model@student=digits_mlp", "export.formats=[]", f"hydra.run.dir={tmp_path}")
+    call_here(*SHORT, "model@student=digits_mlp", "quantize.bits=[8]", "quantize.reduce_range=false",
+              "export.formats=[]", f"hydra.run.dir={tmp_path}")  # fmt: skip
     told = evaluate_file(tmp_path / "artifact" / "weights.packed")
     assert (told["model"], told["data"]) == ("digits_mlp", "digits")
     assert told["metric"] == pytest.approx(read(tmp_path / "result.json")["stages"]["quantized"]["metric"])
+    # All 8 bits, which was asked for; and a run that exported nothing is judged by this file.
+    assert read(tmp_path / "artifact" / "manifest.json")["quantized"]["reduce_range"] is False
+    again = evaluate_run(tmp_path)
+    assert (again["files"], again["packed"]["metric"], again["ok"]) == ([], told["metric"], True)
+    result = read(tmp_path / "result.json")
+    result["stages"]["quantized"]["metric"] -= 1
+    write_json(tmp_path / "result.json", result)
+    assert evaluate_run(tmp_path)["disagreeing"] == ["artifact/weights.packed"]
 
 
 def test_a_killed_run_ends_like_an_uninterrupted_one(run, resumed):
