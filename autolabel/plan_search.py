@@ -1,4 +1,4 @@
-"""Searches plans of one size with a plan labeler: thousands are summarised and judged, none is run."""
+"""Searches plans of one size with a plan labeler: hundreds are summarised and judged, none is run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -29,7 +29,7 @@ class Method:
     `"taylor"` removes below one threshold; `"taylor/mac"` spends by score per cost; `"taylor/uniform"` keeps the same
     fraction of every group; `"labeler/knapsack"` solves for everything together; `"labeler/knapsack@0.1"` too, with a
     tenth of all damages of formats; `"criterion/bits"` removes nothing, and `"criterion/uniform_bits"` stores
-    all layers alike; `"plans/search"` asks a plan labeler about thousands of whole plans.
+    all layers alike; `"plans/search"` asks a plan labeler about hundreds of whole plans.
     """
 
     name: str
@@ -92,13 +92,13 @@ class Method:
         return not settings.formats_for or self.spending in settings.formats_for
 
 
-def _check_search(config: Config) -> None:
-    """A plan labeler compares plans of one size that removes units and nothing else."""
+def _check_search(config: Config, formats: bool) -> None:
+    """A plan labeler compares plans of one size that removes units; formats are chosen around what it removes."""
     bounds = [name for name, value in vars(config.budget).items() if value is not None]
-    if len(bounds) != 1 or config.quantize.enabled or config.constraints.round_to > 1:
+    if (not formats and len(bounds) != 1) or (formats and "macs" not in bounds) or config.constraints.round_to > 1:
         raise ConfigError(
-            "compare.methods: 'plans/search' needs exactly one bound in budget, quantize.enabled=false and "
-            f"constraints.round_to=1. Got {bounds}, {config.quantize.enabled} and {config.constraints.round_to}."
+            "compare.methods: 'plans/search' needs constraints.round_to=1, and budget.macs, or exactly one bound where "
+            f"it chooses no formats. Got {config.constraints.round_to} and {bounds}."
         )
 
 
@@ -127,9 +127,9 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
             raise ConfigError(f"compare.methods: no scores are called {method.source!r}. Known: {sorted(known)}.")
         if (method.source == PLANS) != (method.allocator == SEARCH):
             raise ConfigError(f"compare.methods: only plans are searched, as 'plans/search'. Got {method.name!r}.")
-        if method.source == PLANS:
-            _check_search(config)
         formats = config.quantize.enabled and method.chooses_formats(compare)
+        if method.source == PLANS:
+            _check_search(config, formats)
         if method.keeps_units and not formats:
             raise ConfigError(
                 f"compare.methods: {method.name!r} has nothing to choose without quantize.enabled, and where "

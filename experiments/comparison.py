@@ -12,12 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from autolabel.allocators import LearnedSearchAllocator
 from autolabel.joint_damage import JointDamage
 from autolabel.joint_widths import joint_labels
 from autolabel.learning import join_scores, learn_labels
-from autolabel.plan_search import PlanSearch
-from autolabel.pretrained import load_competence, load_plan_labeler
 from autolabel.tables import LabelTable
 from compress.allocation import allocate
 from compress.criteria import FisherCriterion
@@ -33,6 +30,7 @@ from experiments.compared_methods import CRITERION, LABELER, PLANS, Method, meth
 from experiments.components import build_components
 from experiments.manifest import describe_code, library_versions, typed_command
 from experiments.progress import progress
+from experiments.searched_plan import search_plan
 
 if TYPE_CHECKING:
     from experiments.workbench import Workbench
@@ -240,10 +238,10 @@ class _Seed:
 
     def plan(self, method: Method) -> CompressionPlan:
         """The plan of a method on this seed's data."""
-        if method.source == PLANS:
-            return self._searched_plan()
         formats, joint = self.comparison.formats, self.comparison.joint
         formats = formats if method.chooses_formats(self.comparison.settings) else None
+        if method.source == PLANS:
+            return search_plan(self.comparison.experiment, self.statistics, self._pool()[0], self.seed, formats)
         if method.healing != 1:
             return self._healed_plan(method, formats)
         if formats is None or joint is None:
@@ -304,29 +302,6 @@ class _Seed:
             always_quantize=always,
         )
         return plan if damages else replace(plan, predicted_damage=None)
-
-    def _searched_plan(self) -> CompressionPlan:
-        """The favourite of the plan labeler among plans of the budget's size. No label is measured for it."""
-        experiment = self.comparison.experiment
-        labeler = load_plan_labeler(experiment.config.plan_labeler)
-        summarizer = experiment.plan_summarizer(self.statistics, self._pool()[0], self.seed)
-        verdict = load_competence(experiment.config.plan_labeler).judge(
-            summarizer.summarize(np.zeros((1, len(experiment.structure.units)), dtype=bool))
-        )
-        log.info("This network lies %s.", verdict)
-        if not verdict.inside and self.seed == experiment.config.seed:
-            experiment.warnings.append(
-                f"This network lies {verdict}. The searched plan competes, and validation chooses among all methods."
-            )
-        with progress("searching plans") as on_round:
-            search = LearnedSearchAllocator(summarizer, labeler, PlanSearch(seed=self.seed), on_round)
-            return search.allocate(
-                experiment.structure.units,
-                None,
-                experiment.costs,
-                experiment.parts.budget,
-                experiment.parts.constraints,
-            )
 
     def _scores(self, method: Method) -> Scores | LabelTable:
         if method.source == LABELER:

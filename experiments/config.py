@@ -161,6 +161,8 @@ def explain_composition(error: Exception, arguments: Iterable[str] = ()) -> str:
     found = re.search(r"Could not (?:override|append to config\. An item is already at) '([^']+)'", text)
     if found and "append" not in found.group(0):
         key = found.group(1)
+        if OmegaConf.select(OmegaConf.structured(Config), key) is not None:
+            return f"{key!r} has no value yet that could be overridden. Add it: '+{key}=...'"
         # The error carries the node that lacks the key; a component's keys stand in no schema.
         parent = getattr(error.__cause__, "parent_node", None)
         prefix = key.rpartition(".")[0]

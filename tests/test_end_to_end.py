@@ -692,18 +692,23 @@ def test_a_folder_that_cannot_be_written_is_one_line(refuse, tmp_path):
     assert "Cannot write into the run folder" in told[0]
 
 
-def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(tmp_path):
+@pytest.mark.parametrize("formats", [False, True])
+def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(tmp_path, formats):
     run = tmp_path / "run"
-    call_here(*FAST, "compare.methods=[plans/search,random]", "quantize.enabled=false",
-              "quantize.joint_plans=0", "budget.weight_bytes=null", "budget.macs=0.5", "export.formats=[]",
-              f"hydra.run.dir={run}")  # fmt: skip
+    budget = [] if formats else ["quantize.enabled=false", "budget.weight_bytes=null"]
+    call_here(*FAST, *budget, "compare.methods=[plans/search,random]", "quantize.joint_plans=0", "finetune.epochs=0",
+              "quantize.epochs=0", "budget.macs=0.5", "export.formats=[]", f"hydra.run.dir={run}")  # fmt: skip
     with (run / "comparison.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["method"] == "plans/search"]
     assert {row["stage"] for row in rows} == {"pruned", "recovered"}
     (path,) = run.glob("comparison/*/plans-search_0.plan.json")
     plan, units = CompressionPlan.load(path), UnitTable.load(run / "units.npz")
     assert plan.removed_mask(units).any()
+    assert plan.predicted_damage is None
     assert plan.predicted_cost["macs"] <= 0.5 * read(run / "costs.json")["dense_macs"] * (1 + 1e-9)
     assert plan.provenance["plan_labeler"] == "blend"
     assert plan.provenance["search"]["judged"] > 500
     assert "plans/search" in (run / "report.html").read_text()
+    assert bool(plan.layer_formats) == formats
+    if formats:
+        assert plan.predicted_cost["weight_bytes"] <= 0.07 * read(run / "costs.json")["dense_weight_bytes"]

@@ -1,4 +1,4 @@
-"""The plan that a plan labeler likes best among thousands of one size."""
+"""The plan that a plan labeler likes best among hundreds of one size."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -148,6 +148,7 @@ def test_the_same_command_resumes(call):
     ("argument", "message"),
     [
         ("labelr=ridge", "Unknown configuration key 'labelr'. Did you mean 'labeler'?"),
+        ("constraints.floors={a: 0.5}", "Add it: '+constraints.floors=...'"),
         ("budget.mcas=0.5", "Unknown configuration key 'budget.mcas'. Did you mean 'budget.macs'?"),
         ("+budget.mcas=0.5", "Unknown configuration key 'budget.mcas'. Did you mean 'budget.macs'?"),
         ("+sede=1", "Unknown configuration key 'sede'. Did you mean 'seed'?"),
