@@ -58,6 +58,10 @@ class Structure:
         return int(self.units.removable.sum())
 
 
+# Cuts of reshapes that are tried alone: a propagation of each takes up to a second on large graphs.
+_MOST_TRIED = 32
+
+
 def find_units(model: nn.Module, example_inputs: Any) -> UnitTable:
     """Coupled channel groups, attention heads and layers of any model that `torch.export` can trace.
 
@@ -88,18 +92,31 @@ def _propagate(traced: TracedGraph) -> Propagation:
 
     Where nothing attends over that factor, a longer one is taken instead if it leaves more units in all.
     """
+    found, together = _cut(traced, frozenset())
+    kept: frozenset[str] = frozenset()
+    # What was cut anew beside others may have been right all along: the cut that gives heads is.
+    for key in together[:_MOST_TRIED]:
+        other, _ = _cut(traced, kept | {key})
+        if len(other.atoms.attention) > len(found.atoms.attention):
+            found, kept = other, kept | {key}
+    return _refine(traced, found)
+
+
+def _cut(traced: TracedGraph, kept: frozenset[str]) -> tuple[Propagation, list[str]]:
+    """The propagation when all reshapes but `kept` leave removable units, and which were cut anew beside others."""
     choices: dict[str, int] = {}
+    together: dict[str, None] = {}
     for _ in range(MAX_ROUNDS):
         propagation = Propagation(traced, dict(choices)).run()
-        changed = False
-        for key, (sizes, atoms) in propagation.splits.items():
-            current = choices.get(key, 0)
-            if current + 1 < len(sizes) and _live(propagation, atoms) < 2:
-                choices[key] = current + 1
-                changed = True
-        if not changed:
+        open_keys = [key for key, (sizes, _) in propagation.splits.items()
+                     if key not in kept and choices.get(key, 0) + 1 < len(sizes)]  # fmt: skip
+        dead = [key for key in open_keys if _live(propagation, propagation.splits[key][1]) < 2]
+        for key in dead:
+            choices[key] = choices.get(key, 0) + 1
+        together |= dict.fromkeys(dead) if len(dead) > 1 else {}
+        if not dead:
             break
-    return _refine(traced, propagation)
+    return propagation, list(together)
 
 
 def _refine(traced: TracedGraph, outermost: Propagation) -> Propagation:

@@ -24,7 +24,9 @@ plans of formulas, those that the labeler likes best, compete in brief trainings
 refit leaves): what learning adds is the difference between the two. The labeler of a zoo network never saw its family
 or its task; its few settings were chosen while looking at networks of the same zoo. The network of a zoo board is the
 one of its family and task with the best dense test accuracy. On networks whose data the zoo has nothing of
-(`results/no_regret/trained_*.csv`, `experiment=no_regret_trained`) it is the labeler that ships with the package."""
+(`results/no_regret/trained_*.csv`, `experiment=no_regret_trained`) it is the labeler that ships with the package.
+ResNet-20 trains at a rate of 0.005: at 0.02 the training of some plans broke, good ones among them
+(`at_rate_0.02_*.csv`)."""
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:

@@ -357,9 +357,9 @@ class PackedCrossAttention(nn.Module):
         return self.out(self.attn(self.a(x), self.b(memory), F.relu(self.b(memory)), need_weights=False)[0])
 
 
-@ZOO.add(_two_sequences, groups={"a:out": 8, "decoder.self_attn:head": 2,
-                                 "decoder.multihead_attn.in_proj_weight:out": 4, "decoder.linear1:out": 12},
-         heads=("decoder.self_attn:head",))  # fmt: skip
+@ZOO.add(_two_sequences, groups={"a:out": 8, "decoder.self_attn:head": 2, "decoder.multihead_attn:head": 2,
+                                 "decoder.linear1:out": 12},
+         heads=("decoder.self_attn:head", "decoder.multihead_attn:head"))  # fmt: skip
 class Decoder(nn.Module):
     """nn.TransformerDecoderLayer: keys and values of its cross attention are made in one product and then cut."""
 
