@@ -105,7 +105,10 @@ def _told(value: Any) -> Any:
         return [(str(key), _told(item)) for key, item in value.items()]
     if value is None or isinstance(value, (bool, int, float, str, tuple, list, Tensor, np.ndarray)):
         return value
-    return [type(value).__name__, sorted((name, own) for name, own in vars(value).items() if isinstance(own, _PLAIN))]
+    if isinstance(value, np.generic):
+        return value.item()
+    own = getattr(value, "__dict__", {})
+    return [type(value).__name__, sorted((name, one) for name, one in own.items() if isinstance(one, _PLAIN))]
 
 
 def _table(units: UnitTable, oracle: Oracle, rows: dict[tuple[str, str], Measurement], replay: Replay) -> LabelTable:

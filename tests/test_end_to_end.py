@@ -133,7 +133,8 @@ def resumed(tmp_path_factory):
         process.communicate()
     assert read(folder / "stages" / "compress.json")["status"] == "running"
     assert not (folder / "result.json").exists()
-    log = call(*arguments)
+    call_here(*arguments)
+    log = (folder / "run.log").read_text()
     assert log.count("already done, skipped") == len(STAGES - {"compress", "pack", "export"})
     assert "stage compress: resumed" in log
     assert "goes on from" in log
