@@ -89,26 +89,26 @@ def measure(
 
 def _key(structure: Structure, oracle: Oracle, replay: Replay) -> str:
     """Hash of everything that a row depends on: weights, task, data and the oracle's settings."""
-    settings = {name: _told(value) for name, value in sorted(vars(oracle).items())}
+    settings = _told(vars(oracle))
     if not settings.get("relative_error"):
         settings.pop("hard_fraction", None)  # of adaptive measuring alone
     # Of a task its class: what it holds besides may be counters of its own.
     return hash_values(
         structure.traced.fingerprint, hash_state(structure.traced.module), replay.batches,
-        type(replay.task).__name__, oracle.name, list(settings.items()),
+        type(replay.task).__name__, oracle.name, settings,
     )  # fmt: skip
 
 
 def _told(value: Any) -> Any:
     """A setting as plain values; of a component its type and its own settings."""
     if isinstance(value, Mapping):
-        return [(str(key), _told(item)) for key, item in value.items()]
+        return {str(key): _told(item) for key, item in value.items()}
     if value is None or isinstance(value, (bool, int, float, str, tuple, list, Tensor, np.ndarray)):
         return value
     if isinstance(value, np.generic):
         return value.item()
     own = getattr(value, "__dict__", {})
-    return [type(value).__name__, sorted((name, one) for name, one in own.items() if isinstance(one, _PLAIN))]
+    return [type(value).__name__, {name: one for name, one in own.items() if isinstance(one, _PLAIN)}]
 
 
 def _table(units: UnitTable, oracle: Oracle, rows: dict[tuple[str, str], Measurement], replay: Replay) -> LabelTable:

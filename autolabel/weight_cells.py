@@ -122,9 +122,7 @@ def measure_cells(
     check_batches(structure, task, batches)
     replay = Replay(structure, task, batches)
     weights = prunable_weights(model)
-    key = hash_values(
-        structure.traced.fingerprint, hash_state(structure.traced.module), batches, list(cells.of.items())
-    )
+    key = hash_values(structure.traced.fingerprint, hash_state(structure.traced.module), batches, cells.of)
     log = RowLog(rows_file, key, cells.ids, (CHOICE,))
     for name in cells.of:
         missing = [i for i in np.flatnonzero(cells.layer == name) if (cells.ids[i], CHOICE) not in log.rows]

@@ -110,12 +110,7 @@ def example_count(structure: Structure, node: fx.Node) -> int:
         for labels in value.batch:
             if labels is not None:
                 return len(np.unique(labels))
-    seen, todo = {node}, [node]
-    while todo:
-        fresh = set(todo.pop().all_input_nodes) - seen
-        seen |= fresh
-        todo += fresh
-    if not any(other.op == "placeholder" for other in seen):
+    if not _depends_on_inputs(node):
         return 1
     return next(
         (
@@ -125,6 +120,18 @@ def example_count(structure: Structure, node: fx.Node) -> int:
         ),
         1,
     )
+
+
+def _depends_on_inputs(node: fx.Node) -> bool:
+    seen, todo = {node}, [node]
+    while todo:
+        current = todo.pop()
+        if current.op == "placeholder":
+            return True
+        fresh = set(current.all_input_nodes) - seen
+        seen |= fresh
+        todo += fresh
+    return False
 
 
 def _share(rows: np.ndarray, n_units: int) -> np.ndarray:

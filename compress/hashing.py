@@ -10,12 +10,13 @@ from torch.utils import _pytree as pytree
 
 
 def hash_values(*values: Any) -> str:
-    """SHA-256 of tensors (type, shape and bytes), arrays and plain values in nested lists, tuples and dicts.
+    """SHA-256 of tensors (type, shape and bytes), arrays and plain values, and of their places in lists, tuples, dicts.
 
     Of any other object the type counts alone: what of it matters is given as plain values.
     """
     digest = hashlib.sha256()
-    for leaf in pytree.tree_leaves(values):
+    for place, leaf in pytree.tree_leaves_with_path(values):
+        digest.update(pytree.keystr(place).encode())
         if isinstance(leaf, Tensor):
             flat = leaf.detach().cpu().contiguous()
             digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
@@ -31,4 +32,4 @@ def hash_values(*values: Any) -> str:
 
 def hash_state(module: torch.nn.Module) -> str:
     """SHA-256 of the names and values of a module's parameters and buffers."""
-    return hash_values(list(module.state_dict().items()))
+    return hash_values(dict(module.state_dict()))

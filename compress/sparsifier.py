@@ -67,7 +67,7 @@ class Sparsifier:
 
     def settings(self) -> dict[str, Any]:
         """Plain JSON of everything but the calibration data; given scores by their hash."""
-        given = None if self.scores is None else hash_values(sorted(self.scores.items()))
+        given = None if self.scores is None else hash_values(dict(sorted(self.scores.items())))
         return {
             "density": self.density, "pattern": self.pattern.text, "scope": self.scope, "overrides": self.overrides,
             "floor": self.floor, "skip": list(self.skip), "normalize": self.normalize,

@@ -19,6 +19,8 @@ SEARCH = "search"
 ALLOCATORS = {"mac": "greedy", "uniform": "uniform", "threshold": "threshold", "knapsack": "knapsack", SEARCH: SEARCH}
 # Formats alone, every unit stays: in one solve, and the same for every layer.
 FORMATS_ALONE = {"bits": "knapsack", "uniform_bits": "uniform"}
+# Allocators that sum damages over what is chosen.
+ADDING = ("greedy", "knapsack")
 STAGES = ("pruned", "recovered", "fine_tuned", "tried")
 
 
@@ -135,7 +137,7 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
                 f"compare.methods: {method.name!r} has nothing to choose without quantize.enabled, and where "
                 "compare.formats_for leaves it out."
             )
-        adds = method.allocator in ("greedy", "knapsack") and not config.quantize.joint_plans
+        adds = method.allocator in ADDING and not config.quantize.joint_plans
         if method.healing != 1 and not (formats and adds):
             raise ConfigError(
                 f"compare.methods: {method.name!r} needs damages of formats that add up: quantize.enabled, no "

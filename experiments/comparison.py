@@ -26,7 +26,7 @@ from compress.quantizer import FLOAT_BITS
 from compress.scores import Scores, as_damage
 from compress.statistics import Statistics
 from compress.task import evaluate
-from experiments.compared_methods import CRITERION, LABELER, PLANS, Method, methods_of
+from experiments.compared_methods import ADDING, CRITERION, LABELER, PLANS, Method, methods_of
 from experiments.components import build_components
 from experiments.manifest import describe_code, library_versions, typed_command
 from experiments.progress import progress
@@ -283,7 +283,6 @@ class _Seed:
         """The plan of least added damage."""
         experiment = self.comparison.experiment
         own, allocator = self._scores(method), method.allocator
-        damages = isinstance(own, LabelTable) or own.scale == "nats"
         scores = join_scores(experiment.structure, self._as_spent(own, allocator), formats)
         # Formats follow one rule for all methods, that of the configured allocator.
         configured: Any = experiment.parts.allocator
@@ -301,7 +300,7 @@ class _Seed:
             constraints=constraints,
             always_quantize=always,
         )
-        return plan if damages else replace(plan, predicted_damage=None)
+        return plan if _in_nats(own) else replace(plan, predicted_damage=None)
 
     def _scores(self, method: Method) -> Scores | LabelTable:
         if method.source == LABELER:
@@ -313,7 +312,7 @@ class _Seed:
 
     def _as_spent(self, scores: Scores | LabelTable, allocator: str) -> Scores | LabelTable:
         """A criterion that only orders is spent as if it were damage: that is what comparing it per MAC means."""
-        if isinstance(scores, LabelTable) or scores.scale == "nats" or allocator not in ("greedy", "knapsack"):
+        if _in_nats(scores) or allocator not in ADDING:
             return scores
         structure = self.comparison.experiment.structure
         return as_damage(scores, score_units(structure, FisherCriterion(), self.statistics))
@@ -372,3 +371,7 @@ class _Seed:
         return [b for i, b in enumerate(noisy) if i not in label_part], [
             b for i, b in enumerate(plain) if i in label_part
         ]
+
+
+def _in_nats(scores: Scores | LabelTable) -> bool:
+    return isinstance(scores, LabelTable) or scores.scale == "nats"

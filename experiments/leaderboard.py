@@ -37,8 +37,9 @@ judged network; all others need no forward pass per plan. Regret: points of accu
 favourite plan instead of the best one of the board. The settings of the labelers were chosen while looking at these
 networks. The row *loss_finetuned* is the truth itself on other examples: what noise leaves to be predicted. Damage
 after a refit in thinned company is measured with standard errors larger than most units' damage, so there none of
-these orders single units well; no labeler was tried on it. Labelers of units are judged within layers alone. Of each
-scope and truth the best 14 are shown. The networks are the first 102 of the zoo's 252 (`job.limit=102` of the bank)."""
+these orders single units well; no labeler was tried on it. Labelers of units are judged within layers alone. Of
+units, the best 14 predictors of each table are shown. The networks are the first 102 of the zoo's 252
+(`job.limit=102` of the bank)."""
 
 
 def write_page(rows: Sequence[Row], command: str) -> str:

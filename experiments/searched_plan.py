@@ -54,7 +54,8 @@ def search_plan(
         plan = search.allocate(units, None, experiment.costs, size, experiment.parts.constraints)
     if formats is None:
         return plan
-    # What stays is not on the menu; what goes does no damage that a sum over units could tell.
+    # What stays is not on the menu, so that whichever allocator is configured must let go what the search found, as far
+    # as the MACs want it; what goes does no damage that a sum over units could tell.
     going = np.where(plan.removed_mask(units), 0.0, np.nan)
     scores = join_scores(experiment.structure, Scores(units.ids, ("removed",), going[:, None], "nats"), formats)
     whole = allocate(

@@ -1,11 +1,12 @@
 """The dense model as a teacher that is asked once about each batch."""
 
-import hashlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from compress.hashing import hash_values
 
 _MOST_BYTES = 1 << 28
 
@@ -24,7 +25,7 @@ class RememberingTeacher(nn.Module):
         super().__init__()
         self.model = model
         self.asked = self.computed = 0
-        self._known: dict[bytes, Any] = {}
+        self._known: dict[str, Any] = {}
         self._bytes = 0
 
     @property
@@ -34,7 +35,8 @@ class RememberingTeacher(nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         self.asked += 1
-        key = _digest(inputs)
+        # Everything that the outputs depend on.
+        key = hash_values(torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"), inputs)
         if key not in self._known:
             self.computed += 1
             outputs = self.model(*inputs)
@@ -44,16 +46,3 @@ class RememberingTeacher(nn.Module):
                 return outputs
             self._known[key], self._bytes = outputs, self._bytes + size
         return self._known[key]
-
-
-def _digest(inputs: Any) -> bytes:
-    """Hash of everything that the outputs depend on."""
-    precision = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-    digest = hashlib.blake2b(repr(precision).encode(), digest_size=16)
-    for leaf in pytree.tree_leaves(inputs):
-        if isinstance(leaf, Tensor):
-            digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
-            digest.update(leaf.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        else:
-            digest.update(repr(leaf).encode())
-    return digest.digest()

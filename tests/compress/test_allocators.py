@@ -402,7 +402,7 @@ def test_coarse_units_say_what_stopped_them():
 
 
 def test_a_threshold_says_that_a_lower_one_does_not_fit():
-    # At the lowest threshold that fits, units of another group would still fit one by one.
+    # Units of one score go together: one of them alone could stay.
     units, costs = separate([4], [10])
     plan = allocate(units, make_scores(units, [1, 1, 1, 2]), costs, Budget(macs=0.6), allocator="threshold")
     assert plan.predicted_cost["macs"] == 10

@@ -18,6 +18,8 @@ SAME = [torch.tensor([1.0, 2.0]), {"a": 1, "b": (None, True, "x")}, np.arange(3)
         [torch.tensor([[1.0, 2.0]]), *SAME[1:]],
         [SAME[0], {"a": 1, "b": (None, True, "y")}, SAME[2]],
         [SAME[0], SAME[1], np.arange(3) + 1],
+        [SAME[0], {"c": 1, "b": (None, True, "x")}, SAME[2]],
+        [SAME[0], {"a": 1, "b": (None, (True, "x"))}, SAME[2]],
     ],
 )
 def test_any_difference_counts(other):

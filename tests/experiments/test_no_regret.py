@@ -99,14 +99,14 @@ def test_a_labeler_saw_nothing_like_its_board(zoo, bank, tmp_path, monkeypatch):
 def test_every_method_has_a_row_and_nothing_is_done_twice(zoo, bank, tmp_path, monkeypatch):
     settings = settings_of(zoo, bank)
     board = zoo_boards(zoo, 1, [0.5])[-1]
-    rows = run_board(board, 0, settings, str(tmp_path))
+    rows = run_board(board, 1, settings, str(tmp_path))
     assert [row["method"] for row in rows] == ["dense", *METHODS]
     cost = {row["method"]: row["label_cost_forward_macs"] for row in rows}
     assert cost["magnitude"] == cost["random/uniform"] == cost["dense"] == 0
     assert 0 < cost["taylor/mac"] < cost["labeler/search"] < cost["labeler/race"]
     assert cost["refit_loss/search"] == cost["labeler/search"] < cost["refit_loss/race"]
     assert all(0 <= row["metric"] <= 100 for row in rows)
-    assert {row["seed"] for row in rows} == {0}
+    assert {row["seed"] for row in rows} == {1}
     # A kill loses the training in hand alone.
     measured, measure = [], PlanOracle.measure
 
@@ -119,18 +119,18 @@ def test_every_method_has_a_row_and_nothing_is_done_twice(zoo, bank, tmp_path, m
 
     monkeypatch.setattr(PlanOracle, "measure", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        run_board(board, 0, settings, str(tmp_path / "killed"))
+        run_board(board, 1, settings, str(tmp_path / "killed"))
     monkeypatch.setattr(PlanOracle, "measure", lambda oracle, bench, mask, *a, **k: (
         measured.append(mask.tobytes()), measure(oracle, bench, mask, *a, **k))[1])  # fmt: skip
     monkeypatch.setattr(PlanRace, "run", None)
-    assert run_board(board, 0, settings, str(tmp_path / "killed")) == rows
+    assert run_board(board, 1, settings, str(tmp_path / "killed")) == rows
     assert len(measured) == len(set(measured))
-    assert [path.name for path in (tmp_path / "killed" / "rows").iterdir()] == [f"{board.name}_0.json"]
+    assert [path.name for path in (tmp_path / "killed" / "rows").iterdir()] == [f"{board.name}_1.json"]
     monkeypatch.setattr(no_regret, "BoardRunner", None)
-    assert run_board(board, 0, settings, str(tmp_path)) == rows
+    assert run_board(board, 1, settings, str(tmp_path)) == rows
     with pytest.raises(TypeError):
         # Other settings are measured anew.
-        run_board(board, 0, dataclasses.replace(settings, candidates=1), str(tmp_path))
+        run_board(board, 1, dataclasses.replace(settings, candidates=1), str(tmp_path))
 
 
 def test_the_job_writes_its_tables(zoo, bank, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from compress import finetuning
 from compress.artifact import load_artifact
 from compress.errors import BudgetError, CompressError
 from compress.plan import CompressionPlan
@@ -63,6 +64,22 @@ def test_the_files_are_those_of_the_student(folder, tmp_path):
     files = {file["format"]: file for file in read(folder / "export.json")["files"]}
     assert files["int8"]["ok"]
     assert files["int8"]["file_bytes"] < 10_000
+
+
+def test_a_killed_training_ends_in_the_same_file(folder, tmp_path, monkeypatch):
+    save = finetuning.save_state
+
+    def dies_after(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetuning, "save_state", dies_after)
+    with pytest.raises(KeyboardInterrupt):
+        begin(tmp_path / "run")
+    monkeypatch.undo()
+    begin(tmp_path / "run")
+    name = "artifact/weights.packed"
+    assert (tmp_path / "run" / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_a_run_is_checked_again_from_its_folder(folder):
