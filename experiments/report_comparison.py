@@ -55,7 +55,8 @@ def render_comparison(run: RunFiles, report: Report, figures: Figures) -> str:
                 "Mean ± standard deviation over n seeds; n=1 has no spread. How the budget is spent over the scores: a "
                 "plain name removes below one threshold, “/mac” spends by score per MAC, “/uniform” keeps the same "
                 "fraction of every group, “/knapsack” solves for everything together, “/bits” too but removes nothing, "
-                "“/uniform_bits” neither, and stores all layers alike; “@0.1” counts a tenth of the damage of formats."
+                "“/uniform_bits” neither, and stores all layers alike; “@0.1” counts a tenth of the damage of formats; "
+                "“plans/search” is what a labeler of whole plans likes best among hundreds."
                 + (f" “criterion” is {report['criterion']}." if report["criterion"] else "")
             ),
             figure(
