@@ -1,12 +1,18 @@
 """A race of candidate plans: brief trainings that grow longer tell which plan is best."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from autolabel.plan_formula import PlanFormula
+from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_oracle import PlanBench, PlanOracle
+from autolabel.plan_summary import PlanSummarizer
 from compress.errors import CompressError
+
+# A `(n_units,)` bool mask and a number of optimizer steps -> loss on the data that choose, and the MACs that it took.
+BriefTraining = Callable[[np.ndarray, int], tuple[float, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +40,10 @@ class PlanRace:
     Args:
         steps: optimizer steps of each round.
         keep: part of the candidates that stays after each round but the last, at least two.
-        part: of the bench's data that chooses.
     """
 
     steps: tuple[int, ...] = (16, 48)
     keep: float = 0.34
-    part: str = "validation"
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1 or not 0 < self.keep < 1:
@@ -47,8 +51,20 @@ class PlanRace:
                 f"PlanRace needs 'steps' of at least 1 and 'keep' in (0, 1). Got {self.steps} and {self.keep}."
             )
 
-    def run(self, bench: PlanBench, oracle: PlanOracle, candidates: np.ndarray | Sequence[np.ndarray]) -> RaceResult:
+    def scaled(self, factor: float) -> "PlanRace":
+        """The same race in longer or briefer trainings, of one step at least."""
+        return replace(self, steps=tuple(max(1, round(steps * factor)) for steps in self.steps))
+
+    def run(
+        self, train: BriefTraining, candidates: np.ndarray | Sequence[np.ndarray],
+        on_plan: Callable[[int, int], None] | None = None,
+    ) -> RaceResult:  # fmt: skip
         """The best of `(n_candidates, n_units)` bool masks. One candidate alone wins without running.
+
+        Args:
+            train: repairs a plan, trains it for so many steps and judges it.
+            candidates: what each plan removes.
+            on_plan: called with the number of trainings done and of all.
 
         Raises:
             CompressError: without candidates, or if a plan cannot be applied.
@@ -56,20 +72,62 @@ class PlanRace:
         masks = [np.asarray(mask, dtype=bool) for mask in candidates]
         if not masks:
             raise CompressError("A race needs at least one candidate. Got none.")
-        # Others are not looked at: their examples must not choose.
-        bench = replace(bench, judged={self.part: bench.judged[self.part]})
-        judged = sum(len(bench.task.inputs(batch)[0]) for batch in bench.judged[self.part])
-        alive, losses, spent = list(range(len(masks))), [], 0.0
-        for number, steps in enumerate(self.steps):
+        sizes = self._sizes(len(masks))
+        alive, losses, spent, done = list(range(len(masks))), [], 0.0, 0
+        for steps, left in zip(self.steps, [*sizes[1:], 1], strict=False):
             if len(alive) == 1:
                 break
-            brief = replace(oracle, moments=("briefly_tuned",), brief_steps=steps)
             found = np.full(len(masks), np.nan)
             for i in alive:
-                (outcome,) = brief.measure(bench, masks[i])
-                found[i] = outcome.loss[self.part]
-                spent += outcome.training_macs + judged * bench.costs.total(masks[i])[0]
+                found[i], macs = train(masks[i], steps)
+                spent, done = spent + macs, done + 1
+                if on_plan is not None:
+                    on_plan(done, sum(sizes))
             losses.append(found)
             alive.sort(key=lambda i: (not np.isfinite(found[i]), found[i]))
-            alive = alive[: 1 if number == len(self.steps) - 1 else max(2, round(self.keep * len(alive)))]
+            alive = alive[:left]
         return RaceResult(alive[0], tuple(losses), spent)
+
+    def _sizes(self, candidates: int) -> list[int]:
+        """How many plans are trained in each round."""
+        sizes = [candidates]
+        for _ in self.steps[1:]:
+            sizes.append(max(min(2, sizes[-1]), round(self.keep * sizes[-1])))
+        return sizes
+
+
+def brief_training(bench: PlanBench, oracle: PlanOracle, part: str = "validation") -> BriefTraining:
+    """What a race does to a plan on a bench, judged on one part of its data."""
+    # Others are not looked at: their examples must not choose.
+    bench = replace(bench, judged={part: bench.judged[part]})
+    judged = sum(len(bench.task.inputs(batch)[0]) for batch in bench.judged[part])
+
+    def train(removed: np.ndarray, steps: int) -> tuple[float, float]:
+        (outcome,) = replace(oracle, moments=("briefly_tuned",), brief_steps=steps).measure(bench, removed)
+        return outcome.loss[part], outcome.training_macs + judged * bench.costs.total(removed)[0]
+
+    return train
+
+
+def choose_entrants(
+    labeler: PlanLabeler | PlanFormula, summarizer: PlanSummarizer, favourites: Sequence[np.ndarray],
+    others: Sequence[np.ndarray], candidates: int,
+) -> list[np.ndarray]:  # fmt: skip
+    """Who takes part in a race: what searches found, the labeler's favourite first, and the others it likes best.
+
+    Args:
+        labeler: judges all of them, compared with one another.
+        summarizer: of their network.
+        favourites: `(n_units,)` bool each, at least one; all of them enter.
+        others: plans of formulas, for instance.
+        candidates: how many of the others enter beside the favourites, each plan once.
+    """
+    masks = np.stack([*favourites, *others])
+    score, _ = labeler.predict(summarizer.summarize(masks))
+    own = len(favourites)
+    entrants = {masks[i].tobytes(): masks[i] for i in np.argsort(score[:own], kind="stable")}
+    most = len(entrants) + candidates
+    for i in own + np.argsort(score[own:]):
+        if len(entrants) < most:
+            entrants.setdefault(masks[i].tobytes(), masks[i])
+    return list(entrants.values())

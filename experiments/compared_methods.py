@@ -15,8 +15,10 @@ log = logging.getLogger(__name__)
 LABELER = "labeler"
 CRITERION = "criterion"
 PLANS = "plans"
-SEARCH = "search"
-ALLOCATORS = {"mac": "greedy", "uniform": "uniform", "threshold": "threshold", "knapsack": "knapsack", SEARCH: SEARCH}
+SEARCH, RACE = "search", "race"
+SEARCHES = (SEARCH, RACE)
+ALLOCATORS = {"mac": "greedy", "uniform": "uniform", "threshold": "threshold", "knapsack": "knapsack",
+              SEARCH: SEARCH, RACE: RACE}  # fmt: skip
 # Formats alone, every unit stays: in one solve, and the same for every layer.
 FORMATS_ALONE = {"bits": "knapsack", "uniform_bits": "uniform"}
 # Allocators that sum damages over what is chosen.
@@ -31,7 +33,8 @@ class Method:
     `"taylor"` removes below one threshold; `"taylor/mac"` spends by score per cost; `"taylor/uniform"` keeps the same
     fraction of every group; `"labeler/knapsack"` solves for everything together; `"labeler/knapsack@0.1"` too, with a
     tenth of all damages of formats; `"criterion/bits"` removes nothing, and `"criterion/uniform_bits"` stores
-    all layers alike; `"plans/search"` asks a plan labeler about hundreds of whole plans.
+    all layers alike; `"plans/search"` asks a plan labeler about hundreds of whole plans, and `"plans/race"`
+    lets its favourites and those of formulas compete in brief trainings.
     """
 
     name: str
@@ -99,8 +102,8 @@ def _check_search(config: Config, formats: bool) -> None:
     bounds = [name for name, value in vars(config.budget).items() if value is not None]
     if (not formats and len(bounds) != 1) or (formats and "macs" not in bounds) or config.constraints.round_to > 1:
         raise ConfigError(
-            "compare.methods: 'plans/search' needs constraints.round_to=1, and budget.macs, or exactly one bound where "
-            f"it chooses no formats. Got {config.constraints.round_to} and {bounds}."
+            "compare.methods: a search of plans needs constraints.round_to=1, and budget.macs, or exactly one bound "
+            f"where it chooses no formats. Got {config.constraints.round_to} and {bounds}."
         )
 
 
@@ -117,7 +120,7 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
     methods = [Method(name) for name in dict.fromkeys(compare.methods)]
     if not methods:
         raise ConfigError("compare.methods must name at least one method.")
-    ways = [way for way in ALLOCATORS | FORMATS_ALONE if way != SEARCH]
+    ways = [way for way in ALLOCATORS | FORMATS_ALONE if way not in SEARCHES]
     for way in compare.formats_for:
         if way not in ways:
             raise ConfigError(f"compare.formats_for: {way!r} is not one of {ways}.")
@@ -127,11 +130,14 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
     for method in methods:
         if method.source not in known:
             raise ConfigError(f"compare.methods: no scores are called {method.source!r}. Known: {sorted(known)}.")
-        if (method.source == PLANS) != (method.allocator == SEARCH):
-            raise ConfigError(f"compare.methods: only plans are searched, as 'plans/search'. Got {method.name!r}.")
+        if (method.source == PLANS) != (method.allocator in SEARCHES):
+            ways = " or ".join(f"'{PLANS}/{way}'" for way in SEARCHES)
+            raise ConfigError(f"compare.methods: only plans are searched, as {ways}. Got {method.name!r}.")
         formats = config.quantize.enabled and method.chooses_formats(compare)
         if method.source == PLANS:
             _check_search(config, formats)
+        if method.spending == RACE and not compare.finetune_epochs and not config.finetune.epochs:
+            raise ConfigError(f"compare.methods: {method.name!r} needs compare.finetune_epochs or finetune.epochs.")
         if method.keeps_units and not formats:
             raise ConfigError(
                 f"compare.methods: {method.name!r} has nothing to choose without quantize.enabled, and where "

@@ -26,11 +26,11 @@ from compress.quantizer import FLOAT_BITS
 from compress.scores import Scores, as_damage
 from compress.statistics import Statistics
 from compress.task import evaluate
-from experiments.compared_methods import ADDING, CRITERION, LABELER, PLANS, Method, methods_of
+from experiments.compared_methods import ADDING, CRITERION, LABELER, PLANS, RACE, Method, methods_of
 from experiments.components import build_components
 from experiments.manifest import describe_code, library_versions, typed_command
 from experiments.progress import progress
-from experiments.searched_plan import search_plan
+from experiments.searched_plan import PlanFinder
 
 if TYPE_CHECKING:
     from experiments.workbench import Workbench
@@ -199,6 +199,8 @@ class Comparison:
         reason = f"lowest validation loss after the stage '{stage}', mean over {len(self._seeds())} seed(s)"
         if Method(best["method"]).solves_formats:
             reason += "; it removes no unit, and has its formats from measured labels"
+        elif Method(best["method"]).source == PLANS:
+            reason += "; it was found by looking at whole plans, not by adding labels of units"
         elif own and not Method(best["method"]).learned:
             gap = min(c["validation_loss"] for c in own) - best["validation_loss"]
             reason += f"; the labeler loses by {gap:.4f}, so the plan falls back to {best['method']}"
@@ -241,7 +243,9 @@ class _Seed:
         formats, joint = self.comparison.formats, self.comparison.joint
         formats = formats if method.chooses_formats(self.comparison.settings) else None
         if method.source == PLANS:
-            return search_plan(self.comparison.experiment, self.statistics, self._pool()[0], self.seed, formats)
+            finder = PlanFinder(self.comparison.experiment, self.statistics, self._pool()[0], self.seed, formats)
+            notes = self.comparison.folder / f"race_{self.seed}.jsonl"
+            return finder.race(notes) if method.spending == RACE else finder.search()
         if method.healing != 1:
             return self._healed_plan(method, formats)
         if formats is None or joint is None:

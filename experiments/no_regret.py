@@ -17,7 +17,7 @@ from autolabel.plan_formula import PlanFormula
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_labeler_files import INDEX_FILE
 from autolabel.plan_oracle import MOMENTS
-from autolabel.plan_race import PlanRace
+from autolabel.plan_race import PlanRace, brief_training, choose_entrants
 from autolabel.plan_sampling import PlanDraw
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import FEATURES_VERSION
@@ -337,21 +337,14 @@ class BoardRunner:
             own = replace(_SEARCH, seed=derive_seed(f"{self.board.name}/{number}", self.seed))
             limits = subject.settings.constraints
             found.append(own.run(subject.summarizer, labeler, "macs", self.fraction, limits).removed)
-        masks = np.stack([*found, *formulas.values()])
         # All of them compared with one another: each search knows its own random plans only.
-        score, _ = labeler.predict(subject.summarizer.summarize(masks))
+        entrants = choose_entrants(labeler, subject.summarizer, found, list(formulas.values()), settings.candidates)
         features = subject.statistics.forward_macs + subject.summarizer.forward_macs
-        plans = {search: (found[int(np.argmin(score[: len(found)]))], features)}
+        plans = {search: (entrants[0], features)}
         if race in settings.methods:
-            entrants = {mask.tobytes(): mask for mask in found}
-            most = len(entrants) + settings.candidates
-            for i in len(found) + np.argsort(score[len(found) :]):
-                if len(entrants) < most:
-                    entrants.setdefault(masks[i].tobytes(), masks[i])
-            candidates = list(entrants.values())
-            brief = [max(1, round(steps * subject.settings.steps / 128)) for steps in settings.race.steps]
-            result = replace(settings.race, steps=tuple(brief)).run(subject.bench, subject.oracle, candidates)
-            plans[race] = candidates[result.winner], features + result.forward_macs
+            brief = settings.race.scaled(subject.settings.steps / 128)
+            result = brief.run(brief_training(subject.bench, subject.oracle), entrants)
+            plans[race] = entrants[result.winner], features + result.forward_macs
         for name in wanted:
             mask, macs = plans[name]
             self._done[name] = [float(macs), *map(float, np.flatnonzero(mask))]

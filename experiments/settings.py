@@ -88,10 +88,12 @@ class CompareSettings:
     Methods are `"labeler"`, `"criterion"` (the configured one) or the name of a baseline: alone they remove below one
     threshold, with `/mac` they spend by score per cost, with `/uniform` the same fraction of every group, with
     `/knapsack` in one solve, with `/bits` no unit but formats in one solve, with `/uniform_bits` no unit but the same
-    format of all layers. `formats_for` names those of these ways that may choose formats and ranks of layers, e.g.
-    `["knapsack", "bits"]`; the others leave every layer as it is (empty: all may). If the labeler takes part, but not
-    with the configured allocator, it joins with that; and the configured criterion, if it does not, per MAC. The plan
-    is that of the method with the lowest validation loss after `choose_after`.
+    format of all layers. `"plans/search"` is the favourite of a labeler of whole plans, and `"plans/race"` the winner
+    of brief trainings among its favourites and those of formulas (an eighth and three eighths of the fine-tuning's
+    steps, together the price of about two fine-tunings). `formats_for` names those of these ways that may choose
+    formats and ranks of layers, e.g. `["knapsack", "bits"]`; the others leave every layer as it is (empty: all may).
+    If the labeler takes part, but not with the configured allocator, it joins with that; and the configured criterion,
+    if it does not, per MAC. The plan is that of the method with the lowest validation loss after `choose_after`.
 
     With `trial_steps` each repaired model is trained so many steps in the formats, masks and ranks of its plan, after
     which it is `"tried"`: few bits heal in training, removed units less so. `"labeler/knapsack@0.1"` is a method that
@@ -218,7 +220,7 @@ class Config:
         threads: of torch; results repeat bit for bit only at the same number.
         device: of torch, for training; everything else is computed on the CPU.
         traceback: show the whole traceback of an error instead of one line.
-        plan_labeler: folder of the plan labeler that the method `plans/search` asks; null for the pretrained one.
+        plan_labeler: folder of the plan labeler that `plans/search` and `plans/race` ask; null for the pretrained one.
         objective: dotted names in the final metrics that the run returns to a sweeper.
         job: what the run does.
         student: of another architecture, trained in the place of the pruned network; null for none.

@@ -1,6 +1,5 @@
 """The stage that makes the small network: slice, divide, repair, mask, fine-tune, quantise, and leave the artifact."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -218,10 +217,7 @@ class Shrinking(Labelling):
         plan = self.final_plan(small, plan)
         # Which holds masks too.
         model = self.in_formats(small, plan) if part_formats(plan) else small
-        size = self.config.finetune.batch_size
-        epochs = math.ceil(steps / max(1, len(self.data.train) // size))
-        examples = math.ceil(steps / epochs) * size
-        self.finetune(model, epochs, self.config.quantize.lr, name, seed=seed, examples=examples)
+        self.finetune_steps(model, steps, self.config.quantize.lr, name, seed)
         return model
 
     def with_activations(self, plan: CompressionPlan) -> CompressionPlan:

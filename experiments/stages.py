@@ -18,6 +18,7 @@ from compress.errors import ArtifactError
 from compress.files import read_json, write_atomic, write_json
 from compress.finetuning import finetune_
 from compress.plan import CompressionPlan
+from experiments.compared_methods import RACE, Method
 from experiments.comparison import Comparison
 from experiments.components import OPTIONAL
 from experiments.config_names import names_of
@@ -233,7 +234,8 @@ class Experiment(Teaching):
         names = ["data", "measure", "labeler", "oracles", "criterion", "baselines", "allocator", "budget",
                  "constraints", "recovery", "quantize", "compare", "seeds", "plan_labeler"]  # fmt: skip
         compare = self.config.compare
-        trained = ["finetune"] if compare.finetune_epochs or compare.trial_steps else []
+        races = any(Method(name).spending == RACE for name in compare.methods)
+        trained = ["finetune"] if compare.finetune_epochs or compare.trial_steps or races else []
         tried = ["quantizer", "sparsify", *OPTIONAL] if compare.trial_steps else []
         return self._settings(*names, *trained, *tried)
 

@@ -1,5 +1,6 @@
 """What the stages of a run share: components, the dense model, its batches, and the steps of a repair."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -288,13 +289,17 @@ class Workbench:
         small: fx.GraphModule,
         epochs: int,
         lr: float,
-        name: str,
+        name: str | None,
         checkpoint: Path | None = None,
         seed: int | None = None,
         hooks: Sequence[TrainingHook] = (),
         examples: int | None = None,
     ) -> None:
-        """Fine-tune with distillation from the dense model, in place, on the first `examples` or on all."""
+        """Fine-tune with distillation from the dense model, in place, on the first `examples` or on all.
+
+        Args:
+            name: what its metrics are logged as; None for a training that is not told of.
+        """
         if not epochs:
             return
         with placed([small, self.teacher], torch.device(self.config.device)):
@@ -306,9 +311,26 @@ class Workbench:
                 lr=lr,
                 hooks=hooks,
                 checkpoint=checkpoint,
-                on_metrics=self.log_as(name),
+                on_metrics=None if name is None else self.log_as(name),
+                progress=name is not None,
                 **self.training_settings(),
             )
+
+    @property
+    def finetuning_steps(self) -> int:
+        """Optimizer steps of a fine-tuning in the comparison, or of the chosen plan's where none is compared."""
+        epochs = self.config.compare.finetune_epochs or self.config.finetune.epochs
+        return epochs * self._epoch_steps
+
+    def finetune_steps(self, small: fx.GraphModule, steps: int, lr: float, name: str | None, seed: int) -> None:
+        """Fine-tune for about so many steps, see `finetune`: in equal epochs over a part of the training data."""
+        epochs = math.ceil(steps / self._epoch_steps)
+        examples = math.ceil(steps / epochs) * self.config.finetune.batch_size
+        self.finetune(small, epochs, lr, name, seed=seed, examples=examples)
+
+    @property
+    def _epoch_steps(self) -> int:
+        return max(1, len(self.data.train) // self.config.finetune.batch_size)
 
     def input_spec(self) -> dict[str, Any]:
         if self.data.layout == "tokens":

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import csv
 import html.parser
+import itertools
 import json
 import logging
 import math
@@ -693,12 +694,13 @@ def test_a_folder_that_cannot_be_written_is_one_line(refuse, tmp_path):
     assert "Cannot write into the run folder" in told[0]
 
 
-@pytest.mark.parametrize("formats", [False, True])
-def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(tmp_path, formats):
+# Seven hundredths of the bytes in 4 bits and more: half of the weights must go, more than a tenth of the MACs asks for.
+@pytest.mark.parametrize(("formats", "macs"), [(False, 0.5), (True, 0.9)])
+def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(tmp_path, formats, macs):
     run = tmp_path / "run"
     budget = [] if formats else ["quantize.enabled=false", "budget.weight_bytes=null"]
     call_here(*FAST, *budget, "compare.methods=[plans/search,random]", "quantize.joint_plans=0", "finetune.epochs=0",
-              "quantize.epochs=0", "budget.macs=0.5", "export.formats=[]", f"hydra.run.dir={run}")  # fmt: skip
+              "quantize.epochs=0", f"budget.macs={macs}", "export.formats=[]", f"hydra.run.dir={run}")  # fmt: skip
     with (run / "comparison.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["method"] == "plans/search"]
     assert {row["stage"] for row in rows} == {"pruned", "recovered"}
@@ -706,10 +708,47 @@ def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(t
     plan, units = CompressionPlan.load(path), UnitTable.load(run / "units.npz")
     assert plan.removed_mask(units).any()
     assert plan.predicted_damage is None
-    assert plan.predicted_cost["macs"] <= 0.5 * read(run / "costs.json")["dense_macs"] * (1 + 1e-9)
+    assert plan.predicted_cost["macs"] <= macs * read(run / "costs.json")["dense_macs"] * (1 + 1e-9)
     assert plan.provenance["plan_labeler"] == "blend"
     assert plan.provenance["search"]["judged"] > 500
     assert "plans/search" in (run / "report.html").read_text()
     assert bool(plan.layer_formats) == formats
     if formats:
         assert plan.predicted_cost["weight_bytes"] <= 0.07 * read(run / "costs.json")["dense_weight_bytes"]
+
+
+def test_a_killed_race_of_plans_goes_on_and_its_winner_was_the_best_of_the_last_round(tmp_path, monkeypatch):
+    run, tried, trained = tmp_path / "run", [], Experiment.finetune_steps
+
+    def counted(self, small, steps, *args):
+        if len(tried) == 4:
+            raise KeyboardInterrupt
+        tried.append(steps)
+        trained(self, small, steps, *args)
+
+    monkeypatch.setattr(Experiment, "finetune_steps", counted)
+    arguments = [*SHORT, "quantize.enabled=false", "budget.weight_bytes=null", "compare.methods=[plans/race,random]",
+                 "compare.finetune_epochs=2", "finetune.epochs=0", "export.formats=[]",
+                 f"hydra.run.dir={run}"]  # fmt: skip
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        call_here(*arguments)
+    tried.append(0)
+    call_here(*arguments)
+    tried.remove(0)
+    (path,) = run.glob("comparison/*/plans-race_0.plan.json")
+    plan = CompressionPlan.load(path)
+    told = plan.provenance["race"]
+    short, long = told["steps"]
+    assert 3 * short == pytest.approx(long, abs=2)
+    entered, stayed = map(len, told["losses"])
+    assert entered == told["entrants"]
+    assert told["winner_from"] in ("search", "formula")
+    assert 2 <= stayed < entered
+    assert tried == [short] * entered + [long] * stayed
+    assert plan.removed_mask(UnitTable.load(run / "units.npz")).any()
+    rows = (run / "comparison.csv").read_text()
+    assert "plans/race,0,fine_tuned" in rows
+    # The winner's training was judged on the validation data of the run; its loss stands in the notes.
+    (notes,) = run.glob("comparison/*/race_0.jsonl")
+    losses = [json.loads(line)["values"][0] for line in notes.read_text().splitlines()[1:]]
+    assert sorted(losses) == sorted(itertools.chain(*told["losses"]))

@@ -15,7 +15,7 @@ from autolabel.allocators import LearnedSearchAllocator
 from autolabel.label_bank import LabelBank, merge_banks
 from autolabel.plan_board import boards_of, normal_scores, plan_matrix
 from autolabel.plan_oracle import MOMENTS, PlanBench, PlanOracle
-from autolabel.plan_race import PlanRace
+from autolabel.plan_race import PlanRace, brief_training
 from autolabel.plan_sampling import sample_plans
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import PlanSummarizer, PlanSummary
@@ -333,8 +333,10 @@ def test_the_race_is_won_by_the_least_loss_of_the_last_round(case):
     structure, costs, statistics = case
     bench, oracle = bench_of(case), PlanOracle(finetune={"optimizer": "adamw", "lr": 2e-3})
     plans = sample_plans(structure.units, costs, scores_of(statistics), "macs", 0.6, 6, seed=3, tolerance=0.2).removed
-    found = PlanRace(steps=(1, 3), keep=0.5).run(bench, oracle, plans)
+    told: list[tuple[int, int]] = []
+    found = PlanRace(steps=(1, 3), keep=0.5).run(brief_training(bench, oracle), plans, lambda *done: told.append(done))
     first, second = found.losses
+    assert told == [(i, 9) for i in range(1, 10)]
     assert np.isfinite(first).all()
     stayed = np.argsort(first)[:3]
     assert sorted(np.flatnonzero(np.isfinite(second))) == sorted(stayed)
@@ -351,10 +353,10 @@ def test_the_race_is_won_by_the_least_loss_of_the_last_round(case):
 
 def test_a_race_without_rivals_costs_nothing(case):
     nothing = np.zeros((1, len(case[0].units)), dtype=bool)
-    found = PlanRace().run(bench_of(case), PlanOracle(), nothing)
+    found = PlanRace().run(brief_training(bench_of(case), PlanOracle()), nothing)
     assert (found.winner, found.losses, found.forward_macs) == (0, (), 0.0)
     with pytest.raises(CompressError, match="at least one candidate"):
-        PlanRace().run(bench_of(case), PlanOracle(), [])
+        PlanRace().run(brief_training(bench_of(case), PlanOracle()), [])
     for wrong in ({"steps": ()}, {"steps": (0,)}, {"keep": 1.0}):
         with pytest.raises(CompressError, match="PlanRace needs"):
             PlanRace(**wrong)
