@@ -241,15 +241,46 @@ def layer_steps(units: UnitTable, costs: CostTable, labels: LabelTable, group: s
     return tuple(steps)
 
 
-def explain_layer(units: UnitTable, costs: CostTable, labels: LabelTable, group: str) -> str:
-    """Words for `layer_steps`. Raises CompressError as it does."""
-    steps = layer_steps(units, costs, labels, group)
-    lines = [f"{group}: {int(((units.group == group) & units.removable).sum())} units."]
+def explain_layer(units: UnitTable, costs: CostTable, labels: LabelTable, name: str) -> str:
+    """Words: of a coupled group what fewer units would cost, see `layer_steps`; of a layer what fewer bits would.
+
+    Args:
+        units, costs: of the network.
+        labels: of its units; of its layers with the choices `"8bit"`, ... for a layer.
+        name: of a group or of a layer.
+
+    Raises:
+        CompressError: if there is neither, or no label of it.
+    """
+    if name in units.ids and units.kind[units.ids.index(name)] == "layer":
+        return _explain_widths(costs, labels, name)
+    steps = layer_steps(units, costs, labels, name)
+    lines = [f"{name}: {int(((units.group == name) & units.removable).sum())} units."]
     lines += [
         f"  {step.less} less: {step.damage:+.3g} predicted damage, {step.macs_saved:.2%} of the MACs and "
         f"{step.bytes_saved:.2%} of the bytes saved."
         for step in steps
     ]
+    return "\n".join(lines)
+
+
+def _explain_widths(costs: CostTable, labels: LabelTable, layer: str) -> str:
+    """A line for each width that has a label, the widest first, with what the step from the one before costs."""
+    row = labels.unit_ids.index(layer) if layer in labels.unit_ids else None
+    known = [
+        (float(costs.weight_bytes[costs.unit_ids.index(layer), costs.choices.index(choice)]), choice, damage)
+        for choice, damage in zip(labels.choices, [] if row is None else labels.damage[row].tolist(), strict=False)
+        if choice in costs.choices and choice != "removed" and np.isfinite(damage)
+    ]
+    if not known:
+        raise CompressError(f"No width of {layer!r} has a label. Labels have the choices {labels.choices}.")
+    lines, before = [f"{layer}: {len(known)} widths."], 0.0
+    for saved, choice, damage in sorted(known):
+        lines.append(
+            f"  {choice}: {damage:+.3g} predicted damage ({damage - before:+.3g} against the width above), "
+            f"{saved / costs.dense_weight_bytes:.2%} of the bytes saved."
+        )
+        before = damage
     return "\n".join(lines)
 
 

@@ -135,3 +135,21 @@ def test_a_layer_is_told_by_what_less_of_it_would_cost():
     unknown = LabelTable(units.ids, ("removed",), nothing, nothing, nothing, nothing, labels.source)
     with pytest.raises(CompressError, match="has a label"):
         autolabel.explain_layer(units, costs, unknown, "0:out")
+
+
+def test_a_layer_is_told_by_what_a_bit_more_would_cost():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    structure = analyze(model, (torch.randn(2, 4),))
+    units, costs = structure.units, unit_costs(structure)
+    choices = ("4bit", "8bit", "2bit")
+    nothing = np.full((2, 3), np.nan)
+    damage = np.array([[0.25, 0.125, np.nan], [np.nan, np.nan, np.nan]])
+    labels = LabelTable(("0", "2"), choices, damage, nothing, nothing, nothing, np.full(2, "measured"))
+    # 4 x 6 weights and a scale for each of 6 outputs: 24 + 24 and 12 + 24 bytes where there were 96, of 4 * 51 in all.
+    assert autolabel.explain_layer(units, costs, labels, "0").splitlines() == [
+        "0: 2 widths.",
+        "  8bit: +0.125 predicted damage (+0.125 against the width above), 23.53% of the bytes saved.",
+        "  4bit: +0.25 predicted damage (+0.125 against the width above), 29.41% of the bytes saved.",
+    ]
+    with pytest.raises(CompressError, match="No width of '2' has a label"):
+        autolabel.explain_layer(units, costs, labels, "2")
