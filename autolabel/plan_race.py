@@ -74,7 +74,7 @@ class PlanRace:
             raise CompressError("A race needs at least one candidate. Got none.")
         sizes = self._sizes(len(masks))
         alive, losses, spent, done = list(range(len(masks))), [], 0.0, 0
-        for steps, left in zip(self.steps, [*sizes[1:], 1], strict=False):
+        for steps, left in zip(self.steps, [*sizes[1:], 1], strict=True):
             if len(alive) == 1:
                 break
             found = np.full(len(masks), np.nan)

@@ -8,6 +8,7 @@ import numpy as np
 from compress.allocator import Constraints
 from compress.costs import CostTable
 from compress.errors import BudgetError, CompressError
+from compress.menu import pinned_units
 from compress.units import UnitTable
 
 SIZES = ("macs", "weight_bytes")
@@ -99,7 +100,10 @@ class PlanDraw:
     Args:
         units, costs: of one model.
         size: `"macs"` or `"weight_bytes"`.
-        constraints: `floor`, `floors` and `pinned` are respected.
+        constraints: `floor`, `floors` and `pinned` are respected; of a group with a pinned unit everything stays.
+
+    Raises:
+        CompressError: for constraints that name what does not exist, or `round_to` above 1.
     """
 
     def __init__(self, units: UnitTable, costs: CostTable, size: str, constraints: Constraints) -> None:
@@ -110,13 +114,15 @@ class PlanDraw:
         self.sizes = np.bincount(self.group)
         own = np.array([constraints.floor_of(name) for name in names])
         floors = np.maximum(np.ceil(own * self.sizes), 1).astype(int)
-        unknown = sorted({*constraints.pinned, *constraints.floors} - set(names))
+        unknown = sorted({*constraints.floors} - set(names))
         if unknown or constraints.round_to > 1:
             raise CompressError(
-                "Plans are drawn with whole groups pinned and round_to=1. Got "
+                "Plans are drawn with floors of groups that exist, and round_to=1. Got "
                 f"{f'the group {unknown[0]!r}' if unknown else f'round_to={constraints.round_to}'}."
             )
-        pinned = np.isin(names, constraints.pinned)
+        # A group is drawn as a whole: where some of it must stay, all of it does.
+        rows = pinned_units(units, costs, constraints.pinned)[self.removable]
+        pinned = np.bincount(self.group, rows, minlength=len(names)) > 0
         self.floors = np.where(pinned, self.sizes, floors)
 
     def cost(self, removed: np.ndarray) -> float:

@@ -118,7 +118,7 @@ def open_menu(
     _check_settings(constraints)
     columns = _columns(units, costs)
     table = _score_table(units, scores)
-    pinned = _pinned_rows(units, costs, columns, constraints.pinned)
+    pinned = pinned_units(units, costs, constraints.pinned)
     groups = _group_choices(units, costs, columns, table.get("removed"), pinned, constraints)
     prices = price_layers(costs, [*offered_choices(table).values(), LayerChoice(8)])
     bounds = budget.absolute(costs.dense)
@@ -184,9 +184,16 @@ def _score_table(units: UnitTable, scores: Scores) -> dict[str, np.ndarray]:
     return table
 
 
-def _pinned_rows(units: UnitTable, costs: CostTable, columns: np.ndarray, names: Iterable[str]) -> np.ndarray:
-    """`(n_units,)` bool: units that stay as they are. A pinned layer pins its inputs, its outputs and its format."""
-    pinned = np.zeros(len(units), dtype=bool)
+def pinned_units(units: UnitTable, costs: CostTable, names: Iterable[str]) -> np.ndarray:
+    """`(n_units,)` bool: units that stay as they are. A pinned layer pins its inputs, its outputs and its format.
+
+    Args:
+        names: see `Constraints.pinned`.
+
+    Raises:
+        CompressError: for a name that does not exist, or costs of other units.
+    """
+    pinned, columns = np.zeros(len(units), dtype=bool), _columns(units, costs)
     ids, layer_names = np.array(units.ids, dtype=str), np.array(costs.layer_names, dtype=str)
     row_of_column = np.argsort(columns)
     formatted = costs.layer_unit >= 0

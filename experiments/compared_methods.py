@@ -100,10 +100,12 @@ class Method:
 def _check_search(config: Config, formats: bool) -> None:
     """A plan labeler compares plans of one size that removes units; formats are chosen around what it removes."""
     bounds = [name for name, value in vars(config.budget).items() if value is not None]
-    if (not formats and len(bounds) != 1) or (formats and "macs" not in bounds) or config.constraints.round_to > 1:
+    fits = "macs" in bounds if formats else bounds in (["macs"], ["weight_bytes"])
+    if not fits or config.constraints.round_to > 1:
         raise ConfigError(
-            "compare.methods: a search of plans needs constraints.round_to=1, and budget.macs, or exactly one bound "
-            f"where it chooses no formats. Got {config.constraints.round_to} and {bounds}."
+            "compare.methods: a search of plans needs constraints.round_to=1, and budget.macs; or budget.weight_bytes "
+            "alone where it chooses no formats, and no other bound with either there. Got "
+            f"{config.constraints.round_to} and {bounds}."
         )
 
 
@@ -136,6 +138,8 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
         formats = config.quantize.enabled and method.chooses_formats(compare)
         if method.source == PLANS:
             _check_search(config, formats)
+            if "@" in method.name:
+                raise ConfigError(f"compare.methods: a search of plans takes no @. Got {method.name!r}.")
         if method.spending == RACE and not compare.finetune_epochs and not config.finetune.epochs:
             raise ConfigError(f"compare.methods: {method.name!r} needs compare.finetune_epochs or finetune.epochs.")
         if method.keeps_units and not formats:

@@ -80,6 +80,11 @@ class Comparison:
                 log.warning("%s takes no part: %s", method.name, reason)
         self.methods = [m for m in self.methods if all(read_rows(self._file(m, seed, "rows")) for seed in seeds)]
         plans = {m.name: CompressionPlan.load(self._file(m, seeds[0], "plan")) for m in self.methods}
+        for unlike in dict.fromkeys(plan.provenance.get("unlike") for plan in plans.values()):
+            if unlike is not None:
+                self.experiment.warnings.append(
+                    f"This network lies {unlike}. Plans that were searched compete, and validation chooses among all."
+                )
         return self._choose(rows, plans)
 
     def measure_rows(self) -> None:
@@ -199,11 +204,11 @@ class Comparison:
         reason = f"lowest validation loss after the stage '{stage}', mean over {len(self._seeds())} seed(s)"
         if Method(best["method"]).solves_formats:
             reason += "; it removes no unit, and has its formats from measured labels"
-        elif Method(best["method"]).source == PLANS:
-            reason += "; it was found by looking at whole plans, not by adding labels of units"
         elif own and not Method(best["method"]).learned:
             gap = min(c["validation_loss"] for c in own) - best["validation_loss"]
             reason += f"; the labeler loses by {gap:.4f}, so the plan falls back to {best['method']}"
+            if Method(best["method"]).source == PLANS:
+                reason += ", which looks at whole plans instead of adding labels of units"
             self.experiment.warnings.append(f"The labeler was not the best: {reason}.")
         write_json(
             self.experiment.run_dir.file("choice.json"),
@@ -235,6 +240,7 @@ class _Seed:
         self.comparison, self.seed = comparison, seed
         self._statistics: Statistics | None = None
         self._labels: LabelTable | None = None
+        self._finders: dict[bool, PlanFinder] = {}
         if seed == comparison.experiment.config.seed:
             self._labels = comparison.labels
 
@@ -243,7 +249,7 @@ class _Seed:
         formats, joint = self.comparison.formats, self.comparison.joint
         formats = formats if method.chooses_formats(self.comparison.settings) else None
         if method.source == PLANS:
-            finder = PlanFinder(self.comparison.experiment, self.statistics, self._pool()[0], self.seed, formats)
+            finder = self._finder(formats)
             notes = self.comparison.folder / f"race_{self.seed}.jsonl"
             return finder.race(notes) if method.spending == RACE else finder.search()
         if method.healing != 1:
@@ -261,6 +267,14 @@ class _Seed:
         best = int(np.argmin(damages))
         known = plans[best].predicted_damage is not None
         return replace(plans[best], predicted_damage=damages[best] if known else None)
+
+    def _finder(self, formats: LabelTable | None) -> PlanFinder:
+        """One for all methods that search."""
+        key = formats is None
+        if key not in self._finders:
+            batches = self._pool()[0]
+            self._finders[key] = PlanFinder(self.comparison.experiment, self.statistics, batches, self.seed, formats)
+        return self._finders[key]
 
     def _healed_plan(self, method: Method, formats: LabelTable) -> CompressionPlan:
         """The plan of least added damage where formats do less of it; it foretells what is measured all the same."""

@@ -33,9 +33,7 @@ def predict_recovered(
     model = load_plan_damage(bench.config.plan_labeler)
     batches = bench.batches("calibration", bench.config.measure.batch_size, noise=0.05)
     summarizer = bench.plan_summarizer(bench.statistics, batches, bench.config.seed)
-    groups = set(structure.units.group[structure.units.removable].astype(str))
-    limits = bench.parts.constraints
-    limits = replace(limits, round_to=1, pinned=tuple(name for name in limits.pinned if name in groups))
+    limits = replace(bench.parts.constraints, round_to=1)
     try:
         drawn = sample_plans(structure.units, costs, summarizer.scores, "macs", fraction, plans,
                              seed=bench.config.seed, constraints=limits).removed  # fmt: skip

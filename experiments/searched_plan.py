@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autolabel.allocators import LearnedSearchAllocator
+from autolabel.competence import Verdict
 from autolabel.learning import join_scores
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_race import PlanRace, choose_entrants
@@ -20,19 +22,22 @@ from autolabel.pretrained import load_competence, load_plan_labeler
 from autolabel.row_log import RowLog
 from autolabel.tables import LabelTable
 from compress.allocation import allocate
+from compress.allocator import Allocator
+from compress.allocators import GreedyAllocator
 from compress.budget import Budget
-from compress.errors import BudgetError
+from compress.errors import BudgetError, DataError
 from compress.plan import CompressionPlan
 from compress.scores import Scores
 from compress.statistics import Statistics
+from experiments.compared_methods import ADDING
 from experiments.progress import progress
 
 if TYPE_CHECKING:
     from experiments.workbench import Workbench
 
 log = logging.getLogger(__name__)
-# As on the boards of `no_regret`: favourites of so many searches enter a race, so many plans of formulas, and its
-# rounds take these parts of the fine-tuning.
+# Like the races of `no_regret`: favourites of so many searches enter, so many plans of formulas, and the rounds take
+# these parts of the fine-tuning.
 _SEARCHES = 3
 _FORMULAS = 5
 _ROUNDS = (1 / 8, 3 / 8)
@@ -46,8 +51,8 @@ class PlanFinder:
         experiment: with structure, costs, budget and constraints.
         statistics, batches: of calibration examples.
         seed: of searches and trainings.
-        formats: damages of layers' formats. With them the plan is found for the MACs, and one solve over what it
-            removes and over all formats meets the other bounds; units that need not go then may come back.
+        formats: damages of layers' formats. With them a plan is found for the MACs, and one solve over what it removes
+            and over all formats meets the other bounds; units that need not go then may come back.
     """
 
     def __init__(
@@ -55,26 +60,34 @@ class PlanFinder:
         formats: LabelTable | None,
     ) -> None:  # fmt: skip
         self.experiment, self.seed, self.formats = experiment, seed, formats
+        self._features_macs = statistics.forward_macs
         self._summarizer: PlanSummarizer = experiment.plan_summarizer(statistics, list(batches), seed)
         budget = experiment.parts.budget
         self._size = budget if formats is None else Budget(macs=budget.macs)
+        self._found: dict[int, CompressionPlan] = {}
 
     def search(self) -> CompressionPlan:
         """The labeler's favourite among hundreds of plans; nothing is run."""
-        return self._with_formats(self._favourite(self.seed))
+        return self._told(self._with_formats(self._favourite(self.seed)))
 
     def race(self, notes: Path) -> CompressionPlan:
         """The winner among the labeler's favourites and plans of formulas after brief trainings.
+
+        What races is what would leave: the channels that are gone after formats were chosen too, trained in float32.
 
         Args:
             notes: file of what was tried, so that a killed race goes on.
         """
         units = self.experiment.structure.units
-        found = [self._favourite(derived) for derived in (self.seed + 1000 * i for i in range(_SEARCHES))]
-        favourites = [plan.removed_mask(units) for plan in found]
-        entrants = choose_entrants(self._labeler, self._summarizer, favourites, self._formula_masks(), _FORMULAS)
+        favourites = [self._favourite(self.seed + 1000 * i).removed_mask(units) for i in range(_SEARCHES)]
+        likely = choose_entrants(self._labeler, self._summarizer, favourites, self._formula_masks(), _FORMULAS)
+        entrants: dict[bytes, CompressionPlan] = {}
+        for plan in map(self._with_formats, map(self._plan, likely)):
+            entrants.setdefault(plan.removed_mask(units).tobytes(), plan)
+        plans = list(entrants.values())
         steps = self.experiment.finetuning_steps
-        race = PlanRace(tuple(max(1, round(part * steps)) for part in _ROUNDS))
+        first = max(1, round(_ROUNDS[0] * steps))
+        race = PlanRace((first, max(first + 1, round(_ROUNDS[1] * steps))))
         known = RowLog(notes, notes.parent.name, (), ()).notes
 
         def train(mask: np.ndarray, steps: int) -> tuple[float, float]:
@@ -84,38 +97,45 @@ class PlanFinder:
             return known[name][0], known[name][1]
 
         with progress("racing plans") as on_plan:
-            result = race.run(train, entrants, on_plan)
-        log.info("The race of %d plans took %.3g MACs.", len(entrants), result.forward_macs)
-        found_by = "search" if any((entrants[result.winner] == mask).all() for mask in favourites) else "formula"
+            result = race.run(train, [plan.removed_mask(units) for plan in plans], on_plan)
+        features = self._features_macs + self._summarizer.forward_macs
+        log.info("The race of %d plans took %.3g MACs.", len(plans), result.forward_macs)
         told = {
-            "entrants": len(entrants), "winner_from": found_by, "steps": list(race.steps),
-            "forward_macs": result.forward_macs,
-            "losses": [[float(loss) for loss in row if np.isfinite(loss)] for row in result.losses],
+            "entrants": len(plans), "winner": result.winner, "steps": list(race.steps),
+            "forward_macs": features + result.forward_macs,
+            "losses": [[float(x) if np.isfinite(x) else None for x in row] for row in result.losses],
         }  # fmt: skip
-        winner = self._plan(entrants[result.winner])
-        return self._with_formats(
-            replace(winner, provenance={"allocator": "race", "plan_labeler": self._labeler.name, "race": told})
-        )
+        winner = plans[result.winner]
+        own = {"allocator": "race", "plan_labeler": self._labeler.name, "race": told}
+        return self._told(replace(winner, provenance={**winner.provenance, **own}))
 
     @cached_property
     def _labeler(self) -> PlanLabeler:
-        """The configured plan labeler; the run is told where it knows no networks like this one."""
-        experiment, folder = self.experiment, self.experiment.config.plan_labeler
-        nothing = np.zeros((1, len(experiment.structure.units)), dtype=bool)
-        verdict = load_competence(folder).judge(self._summarizer.summarize(nothing))
-        log.info("This network lies %s.", verdict)
-        warning = f"This network lies {verdict}. The searched plan competes, and validation chooses among all methods."
-        if not verdict.inside and self.seed == experiment.config.seed and warning not in experiment.warnings:
-            experiment.warnings.append(warning)
-        return load_plan_labeler(folder)
+        return load_plan_labeler(self.experiment.config.plan_labeler)
+
+    @cached_property
+    def _verdict(self) -> Verdict:
+        """Whether the labeler knows networks like this one."""
+        nothing = np.zeros((1, len(self.experiment.structure.units)), dtype=bool)
+        found = load_competence(self.experiment.config.plan_labeler).judge(self._summarizer.summarize(nothing))
+        log.info("This network lies %s.", found)
+        return found
+
+    def _told(self, plan: CompressionPlan) -> CompressionPlan:
+        """The plan, which says so where the labeler knows no networks like this one."""
+        if self._verdict.inside:
+            return plan
+        return replace(plan, provenance={**plan.provenance, "unlike": str(self._verdict)})
 
     def _favourite(self, seed: int) -> CompressionPlan:
-        experiment = self.experiment
-        with progress("searching plans") as on_round:
-            search = LearnedSearchAllocator(self._summarizer, self._labeler, PlanSearch(seed=seed), on_round)
-            return search.allocate(
-                experiment.structure.units, None, experiment.costs, self._size, experiment.parts.constraints
-            )
+        if seed not in self._found:
+            experiment = self.experiment
+            with progress("searching plans") as on_round:
+                search = LearnedSearchAllocator(self._summarizer, self._labeler, PlanSearch(seed=seed), on_round)
+                self._found[seed] = search.allocate(
+                    experiment.structure.units, None, experiment.costs, self._size, experiment.parts.constraints
+                )
+        return self._found[seed]
 
     def _formula_masks(self) -> list[np.ndarray]:
         """What each criterion removes below one threshold, and per cost."""
@@ -143,38 +163,50 @@ class PlanFinder:
     def _tried(self, removed: np.ndarray, steps: int) -> tuple[float, float]:
         """Loss on validation examples after the repair and so many steps, and the MACs that they took."""
         experiment, size = self.experiment, self.experiment.config.finetune.batch_size
-        small = experiment.repaired(self._plan(removed))
-        experiment.finetune_steps(small, steps, experiment.config.finetune.lr, None, self.seed)
-        loss = experiment.metrics_of(small, "validation")["loss"]
+        inputs = experiment.recovery_inputs()
+        small = experiment.repaired(self._plan(removed), inputs)
         dense, own = experiment.costs.dense_macs, experiment.costs.total(removed)[0]
-        repaired = sum(len(inputs[0]) for inputs in experiment.recovery_inputs())
-        macs = (dense + own) * repaired + (3 * own + dense) * steps * size + own * len(experiment.data.validation)
-        return loss, macs
+        macs = (dense + own) * sum(len(batch[0]) for batch in inputs) + own * len(experiment.data.validation)
+        try:
+            # To its end: validation examples that chose an epoch could not tell plans apart.
+            done = experiment.finetune_steps(
+                small, steps, experiment.config.finetune.lr, None, self.seed, select=False
+            )  # fmt: skip
+        except DataError as error:
+            # A training that breaks is one reason to race.
+            log.warning("A plan leaves the race: %s", error)
+            return math.inf, macs + (3 * own + dense) * steps * size
+        loss = experiment.metrics_of(small, "validation")["loss"]
+        return loss, macs + (3 * own + dense) * done * size
 
     def _with_formats(self, plan: CompressionPlan) -> CompressionPlan:
         """One solve over what a plan removes and over all formats."""
         if self.formats is None:
             return plan
+        units = self.experiment.structure.units
+        removed, removable = plan.removed_mask(units), units.removable
         # What stays is not on the menu, so that whichever allocator is configured must let go what was found, as far as
         # the MACs want it; what goes does no damage that a sum over units could tell.
-        removed = plan.removed_mask(self.experiment.structure.units)
+        damage = np.where(removed, 0.0, np.nan)
         try:
-            whole = self._solve(np.where(removed, 0.0, np.nan))
+            whole = self._solve(damage, self.experiment.parts.allocator)
         except BudgetError:
-            # The bytes want more to go than the MACs did.
-            more = np.where(removed, 0.0, np.nan)
-            rows = self.experiment.structure.units.removable & ~removed
-            more[rows] = self._summarizer.scores["fisher"][rows[self.experiment.structure.units.removable]]
-            whole = self._solve(more)
+            # The bytes want more to go than the MACs did. An allocator that does not add damages would take the same
+            # of every group, wherever they lie.
+            stays = removable & ~removed
+            damage[stays] = self._summarizer.scores["fisher"][stays[removable]]
+            configured: Any = self.experiment.parts.allocator
+            adds = type(configured).name in ADDING
+            whole = self._solve(damage, configured if adds else GreedyAllocator(configured.always_quantize))
         return replace(whole, predicted_damage=None, provenance={**whole.provenance, **plan.provenance})
 
-    def _solve(self, damage: np.ndarray) -> CompressionPlan:
+    def _solve(self, damage: np.ndarray, allocator: Allocator) -> CompressionPlan:
         """The plan of least damage, `(n_units,)` nats of what may go and the formats of layers."""
         experiment, units = self.experiment, self.experiment.structure.units
         scores = join_scores(
             experiment.structure, Scores(units.ids, ("removed",), damage[:, None], "nats"), self.formats
         )  # fmt: skip
         return allocate(
-            units, scores, experiment.costs, experiment.parts.budget, allocator=experiment.parts.allocator,
+            units, scores, experiment.costs, experiment.parts.budget, allocator=allocator,
             constraints=experiment.parts.constraints,
         )  # fmt: skip

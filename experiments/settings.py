@@ -90,7 +90,7 @@ class CompareSettings:
     `/knapsack` in one solve, with `/bits` no unit but formats in one solve, with `/uniform_bits` no unit but the same
     format of all layers. `"plans/search"` is the favourite of a labeler of whole plans, and `"plans/race"` the winner
     of brief trainings among its favourites and those of formulas (an eighth and three eighths of the fine-tuning's
-    steps, together the price of about two fine-tunings). `formats_for` names those of these ways that may choose
+    steps: two to three fine-tunings and eleven repairs in all). `formats_for` names those of these ways that may choose
     formats and ranks of layers, e.g. `["knapsack", "bits"]`; the others leave every layer as it is (empty: all may).
     If the labeler takes part, but not with the configured allocator, it joins with that; and the configured criterion,
     if it does not, per MAC. The plan is that of the method with the lowest validation loss after `choose_after`.

@@ -236,6 +236,8 @@ class Experiment(Teaching):
         compare = self.config.compare
         races = any(Method(name).spending == RACE for name in compare.methods)
         trained = ["finetune"] if compare.finetune_epochs or compare.trial_steps or races else []
+        if trained and self.config.distillation is not None:
+            trained.append("distillation")
         tried = ["quantizer", "sparsify", *OPTIONAL] if compare.trial_steps else []
         return self._settings(*names, *trained, *tried)
 

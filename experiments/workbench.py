@@ -294,11 +294,13 @@ class Workbench:
         seed: int | None = None,
         hooks: Sequence[TrainingHook] = (),
         examples: int | None = None,
+        select: bool = True,
     ) -> None:
         """Fine-tune with distillation from the dense model, in place, on the first `examples` or on all.
 
         Args:
             name: what its metrics are logged as; None for a training that is not told of.
+            select: whether the epoch is chosen that the settings ask for; else the last.
         """
         if not epochs:
             return
@@ -313,7 +315,7 @@ class Workbench:
                 checkpoint=checkpoint,
                 on_metrics=None if name is None else self.log_as(name),
                 progress=name is not None,
-                **self.training_settings(),
+                **(self.training_settings() if select else {**self.training_settings(), "validation": None}),
             )
 
     @property
@@ -322,11 +324,16 @@ class Workbench:
         epochs = self.config.compare.finetune_epochs or self.config.finetune.epochs
         return epochs * self._epoch_steps
 
-    def finetune_steps(self, small: fx.GraphModule, steps: int, lr: float, name: str | None, seed: int) -> None:
-        """Fine-tune for about so many steps, see `finetune`: in equal epochs over a part of the training data."""
+    def finetune_steps(
+        self, small: fx.GraphModule, steps: int, lr: float, name: str | None, seed: int, select: bool = True
+    ) -> int:
+        """Fine-tune for about so many steps, see `finetune`, in equal epochs over a part of the training data; return
+        how many."""
         epochs = math.ceil(steps / self._epoch_steps)
-        examples = math.ceil(steps / epochs) * self.config.finetune.batch_size
-        self.finetune(small, epochs, lr, name, seed=seed, examples=examples)
+        each = math.ceil(steps / epochs)
+        examples = each * self.config.finetune.batch_size
+        self.finetune(small, epochs, lr, name, seed=seed, examples=examples, select=select)
+        return epochs * each
 
     @property
     def _epoch_steps(self) -> int:

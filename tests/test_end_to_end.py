@@ -3,8 +3,8 @@
 import collections
 import contextlib
 import csv
+import hashlib
 import html.parser
-import itertools
 import json
 import logging
 import math
@@ -31,7 +31,7 @@ from autolabel.joint_damage import JointDamage
 from compress import Budget, CompressionPlan, UnitTable, analyze
 from compress.artifact import verify_artifact
 from compress.criteria import MagnitudeCriterion
-from compress.errors import ArtifactError
+from compress.errors import ArtifactError, DataError
 from compress.files import write_json
 from compress.splitting import find_splits
 from experiments import run as command
@@ -52,6 +52,7 @@ from experiments.reproduction import compare_runs
 from experiments.reproduction import main as reproduce
 from experiments.results import collect_results
 from experiments.run_dir import RunDir, read_manifest
+from experiments.searched_plan import PlanFinder
 from experiments.stages import Experiment
 from experiments.tracker import RunInfo, flatten
 from experiments.trackers.null import NullTracker
@@ -695,9 +696,12 @@ def test_a_folder_that_cannot_be_written_is_one_line(refuse, tmp_path):
 
 
 # Seven hundredths of the bytes in 4 bits and more: half of the weights must go, more than a tenth of the MACs asks for.
-@pytest.mark.parametrize(("formats", "macs"), [(False, 0.5), (True, 0.9)])
-def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(tmp_path, formats, macs):
-    run = tmp_path / "run"
+@pytest.mark.parametrize(("formats", "macs"), [(False, 0.5), (True, 0.9), (True, 0.3)])
+def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(tmp_path, monkeypatch, formats, macs):
+    run, widened, solve = tmp_path / "run", [], PlanFinder._solve
+    monkeypatch.setattr(PlanFinder, "_solve", lambda self, damage, allocator: (
+        widened.append(True) if np.isfinite(damage[self.experiment.structure.units.removable]).all() else None,
+        solve(self, damage, allocator))[1])  # fmt: skip
     budget = [] if formats else ["quantize.enabled=false", "budget.weight_bytes=null"]
     call_here(*FAST, *budget, "compare.methods=[plans/search,random]", "quantize.joint_plans=0", "finetune.epochs=0",
               "quantize.epochs=0", f"budget.macs={macs}", "export.formats=[]", f"hydra.run.dir={run}")  # fmt: skip
@@ -711,20 +715,25 @@ def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(t
     assert plan.predicted_cost["macs"] <= macs * read(run / "costs.json")["dense_macs"] * (1 + 1e-9)
     assert plan.provenance["plan_labeler"] == "blend"
     assert plan.provenance["search"]["judged"] > 500
+    assert widened == ([] if macs < 0.9 else [True])
     assert "plans/search" in (run / "report.html").read_text()
     assert bool(plan.layer_formats) == formats
     if formats:
         assert plan.predicted_cost["weight_bytes"] <= 0.07 * read(run / "costs.json")["dense_weight_bytes"]
 
 
-def test_a_killed_race_of_plans_goes_on_and_its_winner_was_the_best_of_the_last_round(tmp_path, monkeypatch):
-    run, tried, trained = tmp_path / "run", [], Experiment.finetune_steps
+def test_a_killed_race_of_plans_goes_on_and_its_winner_leaves(tmp_path, monkeypatch):
+    run, tried, trained, state = tmp_path / "run", [], Experiment.finetune_steps, {"killed": False}
 
-    def counted(self, small, steps, *args):
-        if len(tried) == 4:
+    def counted(self, small, steps, *args, **options):
+        if len(tried) == 4 and not state["killed"]:
+            state["killed"] = True
             raise KeyboardInterrupt
         tried.append(steps)
-        trained(self, small, steps, *args)
+        if len(tried) == 2:
+            raise DataError("The loss is not finite.")
+        assert options == {"select": False}
+        return trained(self, small, steps, *args, **options)
 
     monkeypatch.setattr(Experiment, "finetune_steps", counted)
     arguments = [*SHORT, "quantize.enabled=false", "budget.weight_bytes=null", "compare.methods=[plans/race,random]",
@@ -732,23 +741,39 @@ def test_a_killed_race_of_plans_goes_on_and_its_winner_was_the_best_of_the_last_
                  f"hydra.run.dir={run}"]  # fmt: skip
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         call_here(*arguments)
-    tried.append(0)
     call_here(*arguments)
-    tried.remove(0)
     (path,) = run.glob("comparison/*/plans-race_0.plan.json")
-    plan = CompressionPlan.load(path)
+    plan, units = CompressionPlan.load(path), UnitTable.load(run / "units.npz")
     told = plan.provenance["race"]
     short, long = told["steps"]
     assert 3 * short == pytest.approx(long, abs=2)
-    entered, stayed = map(len, told["losses"])
-    assert entered == told["entrants"]
-    assert told["winner_from"] in ("search", "formula")
-    assert 2 <= stayed < entered
-    assert tried == [short] * entered + [long] * stayed
-    assert plan.removed_mask(UnitTable.load(run / "units.npz")).any()
-    rows = (run / "comparison.csv").read_text()
-    assert "plans/race,0,fine_tuned" in rows
-    # The winner's training was judged on the validation data of the run; its loss stands in the notes.
+    first, last = told["losses"]
+    # The second broke in training.
+    assert first[1] is None
+    assert None not in [*first[:1], *first[2:]]
+    stayed = [i for i, loss in enumerate(last) if loss is not None]
+    assert stayed == sorted(sorted((loss, i) for i, loss in enumerate(first) if loss is not None)[j][1]
+                            for j in range(len(stayed)))  # fmt: skip
+    assert tried == [short] * len(first) + [long] * len(stayed)
+    # Training did something: no plan has the loss again that it had after fewer steps.
+    assert all(last[i] != first[i] for i in stayed)
+    # The plan is the one of the least loss in the notes.
     (notes,) = run.glob("comparison/*/race_0.jsonl")
-    losses = [json.loads(line)["values"][0] for line in notes.read_text().splitlines()[1:]]
-    assert sorted(losses) == sorted(itertools.chain(*told["losses"]))
+    losses = {line["note"]: line["values"][0] for line in map(json.loads, notes.read_text().splitlines()[1:])}
+    best = min((name for name in losses if name.startswith(f"{long} steps")), key=losses.get)
+    assert best.endswith(hashlib.sha256(plan.removed_mask(units).tobytes()).hexdigest())
+    assert "plans/race,0,fine_tuned" in (run / "comparison.csv").read_text()
+
+
+def test_what_races_is_what_is_left_after_formats_were_chosen(tmp_path, monkeypatch):
+    run, raced = tmp_path / "run", []
+    monkeypatch.setattr(PlanFinder, "_tried", lambda self, mask, steps: (raced.append(mask), (mask.sum(), 1.0))[1])
+    call_here(*SHORT, "compare.methods=[plans/race,random]", "budget.macs=0.3", "finetune.epochs=1",
+              "quantize.epochs=0", "export.formats=[]", f"hydra.run.dir={run}")  # fmt: skip
+    (path,) = run.glob("comparison/*/plans-race_0.plan.json")
+    plan, units = CompressionPlan.load(path), UnitTable.load(run / "units.npz")
+    assert plan.layer_formats
+    assert len({mask.tobytes() for mask in raced}) > 1
+    assert plan.removed_mask(units).sum() == min(mask.sum() for mask in raced)
+    assert any((plan.removed_mask(units) == mask).all() for mask in raced)
+    assert plan.predicted_cost["weight_bytes"] <= 0.07 * read(run / "costs.json")["dense_weight_bytes"]

@@ -39,8 +39,14 @@ def names(*overrides):
         ("compare.methods=[plans/mac]", "only plans are searched"),
         ("compare.methods=[plans/race] finetune.epochs=0 compare.finetune_epochs=0", "'plans/race' needs compare.fine"),
         ("compare.methods=[fisher/search]", "only plans are searched"),
-        ("compare.methods=[plans/search] budget.macs=null", "and budget.macs, or exactly one bound"),
-        ("compare.methods=[plans/search] quantize.enabled=false", "exactly one bound where it chooses no formats"),
+        ("compare.methods=[plans/search] budget.macs=null", "and budget.macs; or budget.weight_bytes alone"),
+        ("compare.methods=[plans/search] quantize.enabled=false", "alone where it chooses no formats"),
+        ("compare.methods=[plans/race@1]", "takes no @"),
+        (
+            "compare.methods=[plans/race,labeler/knapsack] compare.formats_for=[knapsack] budget.macs=null "
+            "budget.weight_bytes=null budget.coded_bytes=0.1",
+            "no other bound with either there",
+        ),
         ("compare.methods=[plans/search] constraints.round_to=8", "a search of plans needs constraints.round_to=1"),
         ("compare.finetune_methods=[fisher]", "compare.finetune_methods: 'fisher' is not compared"),
         ("compare.choose_after=finetuned", "compare.choose_after must be one of"),
