@@ -3,7 +3,7 @@
 from compress.allocation import allocate, check_budget, closest_feasible
 from compress.allocator import Constraints
 from compress.application import apply_plan, simulate_plan
-from compress.artifact import load_artifact, pack_artifact, save_artifact
+from compress.artifact import load_artifact, save_artifact
 from compress.budget import Budget
 from compress.counting import unit_costs
 from compress.criterion import score_units
@@ -11,6 +11,7 @@ from compress.errors import ArtifactError, BudgetError, CompressError, DataError
 from compress.finetuning import finetune_
 from compress.float_rounding import round_floats_
 from compress.formatted_weight import bake_formats
+from compress.packed_artifact import pack_artifact, repack_artifact
 from compress.pareto import pareto_front
 from compress.plan import CompressionPlan, LayerFormat
 from compress.quantization import prepare_quantized
@@ -52,6 +53,7 @@ __all__ = [
     "pareto_front",
     "prepare_quantized",
     "recover_",
+    "repack_artifact",
     "round_floats_",
     "save_artifact",
     "score_units",

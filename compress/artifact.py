@@ -12,8 +12,7 @@ An artifact folder holds
   inputs), `tensors` (shape, dtype, bits and format of each), `explicit` (names of those that are not what the plan
   makes of a float32 model), `norms` (running means of the batch norms that were not folded), `tied`, `quantized`,
   `formatted` (whether weights are in stored formats), `weight_bytes`, and under `files` sha256 and size of every file.
-- `weights.packed`, if `pack_artifact` wrote it: the model in one entropy-coded file, see `compress.packing` and
-  `compress.packed_header`.
+- `weights.packed`, if `compress.packed_artifact` wrote it: the model in one entropy-coded file.
 - exported files such as `model.onnx`, entered by `register_file`.
 """
 
@@ -21,6 +20,7 @@ import hashlib
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +46,20 @@ from compress.folding import fold_batch_norm
 from compress.formatted_weight import FormattedEntry, formatted_weights, insert_stored_formats
 from compress.graph import require_traced
 from compress.input_shapes import describe_inputs, rebuild_inputs
-from compress.packed_header import read_header, write_header
-from compress.packing import PackedFile, write_packed
+from compress.packed_header import read_header, read_plan
+from compress.packing import PackedFile
 from compress.plan import CompressionPlan
 from compress.quantizer import dequantize_weight, round_weight
 from compress.quantizers.minmax import MinMaxQuantizer
 from compress.stored_tensors import given_tensors, integer_entry, named_values, norm_names
 from compress.stored_weight import parameter_names, restore_weight, store_weight
 from compress.structure import Structure, analyze
-from compress.tensor_coding import CodedTensor, TensorForm
+from compress.tensor_coding import TensorForm
 
 SCHEMA_VERSION = 1
 WEIGHTS, PLAN, MANIFEST = "model.safetensors", "plan.json", "manifest.json"
 PACKED = "weights.packed"
+_KEYS = {"files", "tensors", "tied", "quantized", "example_inputs", "explicit", "norms", "formatted"}
 
 
 def save_artifact(
@@ -119,31 +120,6 @@ def save_artifact(
     return manifest
 
 
-def pack_artifact(folder: str | Path, coder: str = "auto", about: Mapping[str, str] | None = None) -> list[CodedTensor]:
-    """What each tensor takes in `weights.packed`, the whole artifact in one file, which is written into the folder.
-
-    Args:
-        folder: from `save_artifact`.
-        coder: see `compress.packing.write_packed`.
-        about: what the file says of itself: names of its `model`, `data` and `task`, by which `experiments.evaluate`
-            finds them.
-
-    Raises:
-        ArtifactError: if the artifact is damaged or the folder cannot be written. CompressError: for an unknown coder,
-            or example inputs that are too large.
-    """
-    folder = Path(folder)
-    # What an earlier call wrote is replaced whatever became of it since.
-    drop_files(folder, PACKED)
-    manifest = verify_artifact(folder)
-    values, plan = _stored_values(folder, manifest), CompressionPlan.load(folder / PLAN)
-    bits = {name: int(entry["bits"]) for name, entry in manifest["tensors"].items() if "bits" in entry}
-    header = write_header(manifest, plan, about or {})
-    told = write_packed(folder / PACKED, values, bits, header, coder, plan.remove_channels)
-    register_file(folder, PACKED)
-    return told
-
-
 def register_file(folder: str | Path, name: str) -> dict[str, Any]:
     """The manifest after the file `name` of the folder (such as `model.onnx`) was entered with its sha256 and size.
 
@@ -177,16 +153,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     manifest = read_json(path)
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
         raise ArtifactError(f"{path} is not an artifact manifest of schema version {SCHEMA_VERSION}.")
-    lacking = {
-        "files",
-        "tensors",
-        "tied",
-        "quantized",
-        "example_inputs",
-        "explicit",
-        "norms",
-        "formatted",
-    } - manifest.keys()
+    lacking = _KEYS - manifest.keys()
     if lacking or not isinstance(manifest["files"], dict) or not {WEIGHTS, PLAN} <= manifest["files"].keys():
         raise ArtifactError(f"{path} lacks {sorted(lacking) or 'the files of the model'}. Save the artifact again.")
     return manifest
@@ -227,17 +194,13 @@ def load_artifact(folder: str | Path, base_model: nn.Module | Structure) -> fx.G
         PlanError: if the base model is of another architecture.
     """
     folder = Path(folder)
-    packed = PackedFile(folder) if folder.is_file() else None
-    if packed is not None:
-        about, plan = read_header(packed)
+    if folder.is_file():
+        found = read_packed(folder, base_model)
+        about, module, entries, values = found.about, found.module, found.entries, found.values
     else:
         about, plan = verify_artifact(folder), CompressionPlan.load(folder / PLAN)
-    module, prepared = _rebuild_module(base_model, plan, about, folder)
-    if packed is not None:
-        entries = given_tensors(prepared, about["tied"]) | about["tensors"]
-        values = packed.tensors(_forms(entries, about["tensors"].keys(), folder))
-    else:
-        entries, values = about["tensors"], _stored_values(folder, about)
+        module, _ = _rebuild_module(_analyzed(base_model, about, folder), plan, about, folder)
+        entries, values = about["tensors"], stored_values(folder, about)
     with _damage_named(folder):
         decoded_with = parameter_names(entries)
         values = {name: _dequantized(name, entries[name], values) for name in values if name not in decoded_with}
@@ -245,8 +208,48 @@ def load_artifact(folder: str | Path, base_model: nn.Module | Structure) -> fx.G
     return module.eval()
 
 
+@dataclass(frozen=True, eq=False)
+class PackedArtifact:
+    """What a packed file holds.
+
+    Attributes:
+        about: as a manifest, see `compress.packed_header.read_header`.
+        plan: of the base model.
+        structure: of the base model.
+        module: what the plan makes of the base model, its values still to be filled in.
+        entries: name -> what a manifest says of the tensor.
+        values: name -> the tensor as stored; of quantised weights their integers.
+    """
+
+    about: Mapping[str, Any]
+    plan: CompressionPlan
+    structure: Structure
+    module: fx.GraphModule
+    entries: Mapping[str, Any]
+    values: Mapping[str, Tensor]
+
+
+def read_packed(path: Path, base_model: nn.Module | Structure) -> PackedArtifact:
+    """All that a file from `pack_artifact` holds; parameters and errors as of `load_artifact`."""
+    packed = PackedFile(path)
+    about = read_header(packed)
+    structure = _analyzed(base_model, about, path)
+    plan = read_plan(packed, structure.units)
+    module, prepared = _rebuild_module(structure, plan, about, path)
+    entries = given_tensors(prepared, about["tied"]) | about["tensors"]
+    values = packed.tensors(_forms(entries, about["tensors"].keys(), path))
+    return PackedArtifact(about, plan, structure, module, entries, values)
+
+
+def _analyzed(base_model: nn.Module | Structure, about: Mapping[str, Any], folder: Path) -> Structure:
+    """The base model, traced. The plan was checked when the artifact was saved, on real inputs; these are ramps."""
+    with _damage_named(folder):
+        example = rebuild_inputs(about["example_inputs"])
+    return analyze(base_model, example)
+
+
 def _rebuild_module(
-    base_model: nn.Module | Structure, plan: CompressionPlan, about: Mapping[str, Any], folder: Path
+    structure: Structure, plan: CompressionPlan, about: Mapping[str, Any], folder: Path
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     """`(module, prepared)`: what the plan makes of the base model, whose values are still to be filled in.
 
@@ -256,8 +259,6 @@ def _rebuild_module(
         example, quantized = rebuild_inputs(about["example_inputs"]), about["quantized"]
         ranges = plan.activation_ranges if quantized and quantized["activations"] else None
         options = (ranges, quantized["reduce_range"]) if quantized else None
-    # The plan was checked when the artifact was saved, on real inputs; these are ramps, which a model may not like.
-    structure = analyze(base_model, example)
     small = slice_model(structure, plan.removed_mask(structure.units))
     small.meta["plan"] = plan
     module, formats = factorize_plan(small, plan), part_formats(plan)
@@ -335,7 +336,7 @@ def _collect(
     return stored, described, tied
 
 
-def _stored_values(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+def stored_values(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors as stored; of quantised weights their integers."""
     with _damage_named(folder):
         stored = safetensors.torch.load((folder / WEIGHTS).read_bytes())

@@ -1,15 +1,16 @@
 """One file that holds a whole compressed model, entropy coded.
 
-Layout of version 3: the three bytes `ALP`; one byte, the version; four bytes, the CRC-32 of all that follows, little
+Layout of version 4: the three bytes `ALP`; one byte, the version; four bytes, the CRC-32 of all that follows, little
 endian; the length of the block (a number of `compress.entropy_coding`; 0 if nothing follows it); the block; then
 streams of `compress.entropy_coding`, one after another.
 
 The block is one arithmetic code (`compress.arithmetic_coding`, `compress.bit_model`) of, in this order: the header,
-JSON `[about, names of sets]` as text; each set of integers; 16 bits of a CRC-32 over name, shape, dtype and bits of
+JSON `[about, names of sets]` (`compress.json_coding`; the words of this format take a number, nothing else is known of
+it beforehand); each set of integers; 16 bits of a CRC-32 over name, shape, dtype and bits of
 every tensor; then the tensors, sorted by name: a bit that says whether the tensor follows in the block
 (`compress.context_coding`) or as a stream, and of a stream its length.
 
-Version 2, which is read too, differs in the text that a reader of headers begins with.
+Versions 2 and 3, which are read too, hold the header as text, for which the reader had learned from examples.
 
 Names, shapes and dtypes of the tensors are not in the file: who reads it knows them from the model (see
 `compress.artifact`), and the 16 bits tell whether they are those that were written.
@@ -29,11 +30,21 @@ from compress.context_coding import MOST_SET, code_set, code_text
 from compress.entropy_coding import read_number, write_number
 from compress.errors import ArtifactError
 from compress.files import write_atomic
+from compress.json_coding import code_json
 from compress.tensor_coding import CodedTensor, TensorForm, TensorReader, TensorWriter
 
-MAGIC, VERSION = b"ALP", 3
+MAGIC, VERSION = b"ALP", 4
 _PREFIX = len(MAGIC) + 5
-# Headers begin like these: a text model that has read them needs few bits for what they have in common.
+# What headers are made of, see `compress.packed_header`. New words go to the end: files hold their places.
+_WORDS = (
+    "inputs", "layers", "bits", "activation_bits", "activation_ranges", "quantized", "activations", "reduce_range",
+    "formatted", "norms", "tied", "tensors", "about", "model", "data", "task", "class_names", "input", "layout",
+    "shape", "mean", "std", "dtype", "axis", "scale", "format", "scheme", "granularity", "group_size", "density",
+    "pattern", "rank", "rank_scheme", "args", "kwargs", "items", "list", "entries", "channel", "tensor", "group",
+    "symmetric", "affine", "power_of_two", "codebook", "ternary", "binary", "float32", "float16", "bfloat16", "int64",
+    "static", "dynamic", "spatial", "unstructured", "NCHW", "tokens", "classification",
+)  # fmt: skip
+# What readers of headers of earlier versions begin with.
 _USUAL_2 = (
     b'[{"inputs":[[64,3,32,32]],"bits":{"layer1.0.conv1":4,"layer1.0.conv2":4,"layer2.1.conv1":3,"linear":8},"quantized":'
     b'{"activations":true,"reduce_range":true},"norms":["bn1.running_mean","layer1.0.bn1.running_mean"],"tied":{"'
@@ -45,7 +56,7 @@ _USUAL_2 = (
     b'false,"reduce_range":true},"about":{"model":"lenet5","data":"mnist","task":"classification"}},["conv1:out",'
     b'"conv2:out","fc1:out"]]'
 )
-_USUAL = _USUAL_2 + (
+_USUAL_3 = _USUAL_2 + (
     b'[{"inputs":[[2,3,32,32]],"bits":{"conv1":6,"layer1.0.conv1":4,"layer1.1.conv2":3,"layer2.2.conv1":4,"layer3.0.conv2"'
     b':2,"linear":6},"formatted":true,"class_names":["airplane","automobile"],"input":{"layout":"NCHW","mean":[0.485,0.456'
     b',0.406],"shape":[3,32,32],"std":[0.229,0.224,0.225]}},["layer1.0.conv1:out","layer1.2.conv1:out","layer2.1.conv1:out'
@@ -55,8 +66,8 @@ _USUAL = _USUAL_2 + (
     b'"conv2":{"bits":4,"granularity":"tensor"},"fc1":{"bits":4,"granularity":"tensor"},"fc2":{"bits":4,"granularity":'
     b'"tensor"}},"formatted":true,"about":{"model":"lenet5","data":"mnist"}},["conv1:out","conv2:out","fc1:out"]]'
 )
-# What readers of each version begin with.
-_BEGINNINGS = {2: _USUAL_2, VERSION: _USUAL}
+_BEGINNINGS = {2: _USUAL_2, 3: _USUAL_3}
+_VERSIONS = (*_BEGINNINGS, VERSION)
 
 
 def write_packed(
@@ -65,7 +76,7 @@ def write_packed(
     bits: Mapping[str, int],
     about: Any,
     coder: str = "auto",
-    sets: Mapping[str, Sequence[int]] | None = None,
+    sets: Mapping[str, Sequence[int]] | Mapping[int, Sequence[int]] | None = None,
 ) -> list[CodedTensor]:
     """Write the file, atomically, and tell what each tensor takes, sorted by name.
 
@@ -75,7 +86,7 @@ def write_packed(
         about: plain JSON.
         coder: `"auto"`: in context, or the range coder where that takes fewer bytes or context would take longer than
             about 30 seconds; `"context"`: whatever it takes; or one of `encode_integers`.
-        sets: name -> distinct non-negative integers.
+        sets: name, or number, -> distinct non-negative integers.
 
     Raises:
         ArtifactError: if the file cannot be written. CompressError: for an unknown coder.
@@ -84,8 +95,7 @@ def write_packed(
     encoder = BitEncoder()
     model = BitModel(encoder)
     writer = TensorWriter(model, coder)
-    text = json.dumps([about, list(sets)], separators=(",", ":"), allow_nan=False)
-    code_text(model, text.encode(), _USUAL)
+    code_json(model, [about, list(sets)], _WORDS)
     for members in sets.values():
         code_set(model, members)
     forms = {name: TensorForm(tuple(value.shape), str(value.dtype).removeprefix("torch."), bits.get(name))
@@ -106,7 +116,7 @@ class PackedFile:
     Attributes:
         path: of the file.
         about: the JSON that `write_packed` was given.
-        sets: name -> its members, sorted.
+        sets: name, or number, -> its members, sorted.
 
     Raises:
         ArtifactError: naming the file, if it is missing, of another kind or version, truncated or altered.
@@ -122,7 +132,7 @@ class PackedFile:
             end = place + length if length else len(body)
             self._model = BitModel(BitDecoder(body[place:end]))
             self._streams, self._place = body[end:], 0
-            self.about, names = json.loads(code_text(self._model, b"", _BEGINNINGS[version]))
+            self.about, names = self._read_header(version)
             self.sets = self._read_sets(names)
             self._checksum = self._model.plain(0, 16)
         except (ArtifactError, ValueError, TypeError, RecursionError) as error:
@@ -151,9 +161,16 @@ class PackedFile:
             raise ArtifactError(f"{self.path} is damaged ({error}). Save the artifact again.") from None
         return found
 
-    def _read_sets(self, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    def _read_header(self, version: int) -> Any:
+        if version == VERSION:
+            return code_json(self._model, None, _WORDS)
+        return json.loads(code_text(self._model, b"", _BEGINNINGS[version]))
+
+    def _read_sets(self, names: Sequence[str | int]) -> dict[str | int, tuple[int, ...]]:
         found, left = {}, MOST_SET
-        for name in map(str, names):
+        for name in names:
+            if not isinstance(name, (str, int)):
+                raise ValueError("a set has no name")
             found[name] = tuple(code_set(self._model, [], left))
             left -= max(found[name], default=0) + 1
         return found
@@ -174,8 +191,8 @@ def _checked_body(path: Path) -> tuple[int, bytes]:
         raise ArtifactError(f"Cannot read {path}: {error.strerror or error}.") from error
     if data[: len(MAGIC)] != MAGIC:
         raise ArtifactError(f"{path} is no packed model: it does not begin with {MAGIC.decode()}.")
-    if len(data) < _PREFIX or data[len(MAGIC)] not in _BEGINNINGS:
-        known = " and ".join(map(str, _BEGINNINGS))
+    if len(data) < _PREFIX or data[len(MAGIC)] not in _VERSIONS:
+        known = " and ".join(map(str, _VERSIONS))
         raise ArtifactError(f"{path} is a packed model of another version than {known}, or truncated.")
     body = data[_PREFIX:]
     if zlib.crc32(body) != int.from_bytes(data[len(MAGIC) + 1 : _PREFIX], "little"):

@@ -55,6 +55,11 @@ def evaluate_file(path: str | Path, limit: int | None = None) -> dict[str, Any]:
     }
 
 
+def model_of(path: str | Path) -> nn.Module:
+    """The dense model that a packed file names, with any weights. Raises ArtifactError as `evaluate_file` does."""
+    return _component(Path(path), "model", read_about(PackedFile(path)))
+
+
 def score_packed(path: Path, base_model: nn.Module, task: Task, batches: Sequence[Any]) -> float:
     """The task's metric of a packed file, decoded here and run by torch on the CPU."""
     module = load_artifact(path, base_model)

@@ -13,10 +13,11 @@ from autolabel.active_sampling import ACTIVE
 from autolabel.features.criteria import CRITERIA
 from autolabel.joint_damage import JointDamage
 from autolabel.tables import LabelTable
-from compress.artifact import MANIFEST, PACKED, drop_files, load_artifact, pack_artifact, register_file
+from compress.artifact import MANIFEST, PACKED, drop_files, load_artifact, register_file
 from compress.errors import ArtifactError
 from compress.files import read_json, write_atomic, write_json
 from compress.finetuning import finetune_
+from compress.packed_artifact import pack_artifact
 from compress.plan import CompressionPlan
 from experiments.compared_methods import RACE, Method
 from experiments.comparison import Comparison
@@ -343,7 +344,7 @@ class Experiment(Teaching):
     def pack(self) -> None:
         """The artifact in one entropy-coded file, and what each tensor takes in it."""
         coder = self.config.export.coder
-        coded = pack_artifact(self.run_dir.path / "artifact", coder, names_of(self.config))
+        coded = pack_artifact(self.run_dir.path / "artifact", coder, names_of(self.config), self.planned)
         tensors = [{**asdict(tensor), "packed_bytes": tensor.packed_bytes} for tensor in coded]
         size = (self.run_dir.path / "artifact" / PACKED).stat().st_size
         self.warn_of_excess({"coded_bytes": size})

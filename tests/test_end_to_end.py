@@ -767,7 +767,9 @@ def test_a_killed_race_of_plans_goes_on_and_its_winner_leaves(tmp_path, monkeypa
 
 def test_what_races_is_what_is_left_after_formats_were_chosen(tmp_path, monkeypatch):
     run, raced = tmp_path / "run", []
-    monkeypatch.setattr(PlanFinder, "_tried", lambda self, mask, steps: (raced.append(mask), (mask.sum(), 1.0))[1])
+    monkeypatch.setattr(
+        PlanFinder, "_tried", lambda self, mask, steps: (raced.append(mask), (float(mask.sum()), 1.0))[1]
+    )
     call_here(*SHORT, "compare.methods=[plans/race,random]", "budget.macs=0.3", "finetune.epochs=1",
               "quantize.epochs=0", "export.formats=[]", f"hydra.run.dir={run}")  # fmt: skip
     (path,) = run.glob("comparison/*/plans-race_0.plan.json")

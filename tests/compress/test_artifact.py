@@ -14,7 +14,6 @@ from compress.application import apply_plan
 from compress.artifact import (
     drop_files,
     load_artifact,
-    pack_artifact,
     read_manifest,
     register_file,
     save_artifact,
@@ -22,6 +21,7 @@ from compress.artifact import (
 )
 from compress.errors import ArtifactError, CompressError, PlanError
 from compress.folding import fold_batch_norm
+from compress.packed_artifact import pack_artifact, repack_artifact
 from compress.packed_header import read_about
 from compress.packing import PackedFile, write_packed
 from compress.plan import CompressionPlan, LayerFormat
@@ -203,6 +203,36 @@ def test_names_of_model_and_data_are_told_and_what_follows_from_them_is_not(x, f
         pack_artifact(tmp_path)
 
 
+@pytest.mark.parametrize("by_place", [False, True])
+def test_a_packed_file_is_packed_anew_with_the_same_content(x, plan, floats, by_place, tmp_path):
+    for name, (module, written) in _forms(x, plan, floats).items():
+        folder = tmp_path / name
+        save_artifact(folder, module, written, x, {"layout": "NCHW"}, ("a", "b"))
+        pack_artifact(folder, about={"model": "m"}, base_model=_net(seed=2) if by_place else None)
+        told = repack_artifact(folder / "weights.packed", tmp_path / "anew.packed", _net(seed=3))
+        first, second = (load_artifact(path, _net(seed=4)) for path in (folder, tmp_path / "anew.packed"))
+        assert torch.equal(first(x), second(x))
+        about = PackedFile(tmp_path / "anew.packed").about
+        assert (about["about"], about["class_names"], about["input"]) == (
+            {"model": "m"},
+            ["a", "b"],
+            {"layout": "NCHW"},
+        )
+        assert "bits" not in about
+        assert {entry.name for entry in told} == set(json.loads((folder / "manifest.json").read_text())["tensors"])
+
+
+def test_a_packed_file_of_places_is_refused_for_other_layers(x, plan, floats, tmp_path):
+    module, written = _forms(x, plan, floats)["low"]
+    save_artifact(tmp_path, module, written, x)
+    with pytest.raises(CompressError, match="is no layer of this model"):
+        pack_artifact(tmp_path, base_model=nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU()))
+    for sets, layers in (({99: (0,)}, []), ({-1: (0,)}, []), ({}, [[8, 1]]), ({}, [[8, -1], [8, 99]])):
+        write_packed(tmp_path / "m.packed", {}, {}, {"inputs": [[5, 2, 4, 4]], "layers": layers}, sets=sets)
+        with pytest.raises(ArtifactError, match=r"m\.packed is damaged"):
+            load_artifact(tmp_path / "m.packed", _net())
+
+
 @pytest.mark.parametrize("damage", ["altered", "lost"])
 def test_a_packed_file_is_written_again_whatever_became_of_it(x, floats, tmp_path, damage):
     save_artifact(tmp_path, apply_plan(_net(), floats, x), floats, x)
@@ -228,8 +258,8 @@ class LeNet(nn.Module):
         return self.fc2(F.relu(self.fc1(y.flatten(1))))
 
 
-@pytest.mark.parametrize(("scattered", "most"), [(False, 40), (True, 62)])
-def test_a_small_file_is_nearly_all_weights(scattered, most, tmp_path):
+@pytest.mark.parametrize(("scattered", "by_place", "most"), [(False, True, 56), (True, True, 77), (False, False, 80)])
+def test_a_small_file_is_nearly_all_weights(scattered, by_place, most, tmp_path):
     images = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     units = find_units(LeNet(), images)
     rng = np.random.default_rng(0)
@@ -242,7 +272,8 @@ def test_a_small_file_is_nearly_all_weights(scattered, most, tmp_path):
     plan = CompressionPlan.removing(units, removed, layer_formats=formats)
     model = prepare_quantized(apply_plan(LeNet(), plan, images), plan, [], MinMaxQuantizer())
     save_artifact(tmp_path, model, plan, images)
-    told = pack_artifact(tmp_path, about={"model": "lenet5", "data": "mnist", "task": "classification"})
+    about = {"model": "lenet5", "data": "mnist", "task": "classification"}
+    told = pack_artifact(tmp_path, about=about, base_model=LeNet() if by_place else None)
     size = (tmp_path / "weights.packed").stat().st_size
     # Everything but the symbols, scales and biases themselves.
     assert size - sum(tensor.coded_bytes for tensor in told) <= most

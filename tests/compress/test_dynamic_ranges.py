@@ -13,12 +13,13 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compress.artifact import pack_artifact, save_artifact
+from compress.artifact import save_artifact
 from compress.dynamic_ranges import ROUND_OP, dynamic_parameters, quantize_dynamically, round_dynamically
 from compress.errors import ArtifactError, PlanError
 from compress.exporters.onnx import export_onnx
 from compress.fake_quantization import ACTIVATION_OP
 from compress.graph import trace
+from compress.packed_artifact import pack_artifact
 from compress.plan import CompressionPlan, LayerFormat
 from compress.quantization import prepare_quantized
 from compress.quantizer import quantize_weight

@@ -1,5 +1,7 @@
 """Packed files: every value comes back, sizes are told truly, and every damage is named."""
 
+import contextlib
+import json
 import zlib
 
 import numpy as np
@@ -9,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from compress.arithmetic_coding import BitDecoder, BitEncoder
+from compress.bit_model import BitModel
 from compress.entropy_coding import (
     STREAM_CODERS,
     decode_bytes,
@@ -20,6 +24,7 @@ from compress.entropy_coding import (
     write_number,
 )
 from compress.errors import ArtifactError, CompressError
+from compress.json_coding import code_json
 from compress.packing import MAGIC, VERSION, PackedFile, write_packed
 from compress.tensor_coding import CODERS, TensorForm
 
@@ -68,6 +73,39 @@ def test_an_unknown_coder_is_refused():
         encode_integers(np.zeros(3, np.int8), 2, "huffman")
 
 
+WORDS = ("bits", "scheme", "tensor")
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**39), 2**39) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=9) | st.sampled_from(WORDS),
+    lambda parts: st.lists(parts, max_size=4) | st.dictionaries(st.text(max_size=4) | st.sampled_from(WORDS), parts,
+                                                                max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=80)
+@given(JSON)
+def test_json_comes_back(value):
+    encoder = BitEncoder()
+    assert code_json(BitModel(encoder), value, WORDS) == value
+    found = code_json(BitModel(BitDecoder(encoder.finish())), None, WORDS)
+    assert found == value
+    assert json.dumps(found) == json.dumps(value)
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.binary(max_size=60))
+def test_other_bytes_are_json_or_named_damage(data):
+    with contextlib.suppress(ArtifactError, ValueError):
+        json.dumps(code_json(BitModel(BitDecoder(data)), None, WORDS))
+
+
+@pytest.mark.parametrize("value", [float("nan"), b"bytes", {"a": {1}}])
+def test_what_json_cannot_hold_is_refused(value):
+    with pytest.raises((TypeError, ValueError)):
+        code_json(BitModel(BitEncoder()), value, WORDS)
+
+
 TENSORS = {
     "a.weight": torch.tensor([[-2, 1, 0], [1, 1, 0]], dtype=torch.int8),
     "codes": torch.tensor([[0, 15, 3], [9, 9, 9]], dtype=torch.uint8),
@@ -80,7 +118,7 @@ TENSORS = {
     "large": torch.linspace(-1, 1, 20_000),
 }
 BITS = {"a.weight": 2, "codes": 4}
-ABOUT, SETS = {"x": [1, "y"]}, {"conv:out": (1, 2, 5), "nothing": ()}
+ABOUT, SETS = {"x": [1, "y"]}, {"conv:out": (1, 2, 5), "nothing": (), 3: (0,)}
 
 
 def _forms(tensors=TENSORS, bits=BITS):

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from compress.application import apply_plan
-from compress.artifact import load_artifact, pack_artifact, save_artifact
+from compress.artifact import load_artifact, save_artifact
 from compress.errors import ArtifactError, CompressError
 from compress.float_rounding import round_floats_
+from compress.packed_artifact import pack_artifact, repack_artifact
 from compress.packed_header import read_about
-from compress.packing import PackedFile, write_packed
+from compress.packing import VERSION, PackedFile, write_packed
 from compress.plan import CompressionPlan, LayerFormat
 from compress.quantization import prepare_quantized
 from compress.quantizers.minmax import MinMaxQuantizer
@@ -24,7 +25,7 @@ from experiments.config import build
 from experiments.config_names import names_of
 from experiments.data import load_digits
 from experiments.models import DigitsCNN
-from experiments.packed_evaluation import evaluate_file
+from experiments.packed_evaluation import evaluate_file, model_of
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "results" / "records"
@@ -157,13 +158,27 @@ def test_the_base_model_gives_structure_only(path):
     assert evaluate_file(path) == first
 
 
-@pytest.mark.parametrize("path", sorted(RECORDS.glob("*.packed")), ids=lambda path: path.stem)
+EARLIER = sorted((ROOT / "tests" / "files").glob("*_version*.packed"))
+
+
+@pytest.mark.parametrize("path", [*sorted(RECORDS.glob("*.packed")), *EARLIER], ids=lambda path: path.stem)
 def test_a_record_says_what_it_is(path):
     """Also those that an earlier version of the format wrote."""
     about = read_about(PackedFile(path))
     assert {"model", "data"} <= set(about)
     for group, name in about.items():
         assert (ROOT / "conf" / group / f"{name}.yaml").is_file()
+
+
+@pytest.mark.parametrize("path", EARLIER, ids=lambda path: path.stem)
+def test_a_file_of_an_earlier_version_is_packed_anew(path, tmp_path):
+    assert path.read_bytes()[3] in (2, 3)
+    model = model_of(path)
+    repack_artifact(path, tmp_path / "anew.packed", model)
+    assert (tmp_path / "anew.packed").read_bytes()[3] == VERSION
+    x = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    first, second = (load_artifact(file, model) for file in (path, tmp_path / "anew.packed"))
+    assert torch.equal(first(x), second(x))
 
 
 def test_how_images_are_divided_and_varied_says_nothing_about_a_file():
