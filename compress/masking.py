@@ -1,5 +1,6 @@
 """Masks: which weights stay, chosen from scores, laid on a model and read back from its exact zeros."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ def choose_masks(
         scope: `"layer"`: the density holds in every layer. `"global"`: over all layers together, so the scores of
             different layers must be comparable.
         pattern: which weights go together, or the text of it.
-        threshold: instead of a density: cells with a score of at least this stay.
+        threshold: instead of a density, a finite number: cells with a score of at least this stay, whatever the scope.
         overrides: layer name (with wildcards) -> density of its own, apart from all others.
         skip: layers to leave as they are, with wildcards; they get no mask.
         floor: fraction of the weights of every layer that stays at least, in [0, 1].
@@ -98,6 +99,8 @@ def check_selection(
         raise CompressError(f"The pattern {pattern.text!r} has no density of its own. Set 'density' or 'threshold'.")
     if density is not None and threshold is not None:
         raise CompressError("choose_masks takes a 'density' or a 'threshold', not both.")
+    if threshold is not None and not math.isfinite(threshold):
+        raise CompressError(f"The 'threshold' parameter of choose_masks must be a finite number. Got {threshold!r}.")
     for name, value in {"density": density, **overrides}.items():
         if value is not None and not (0 < value <= 1 and value >= pattern.least_density):
             least = f"[{pattern.least_density:g}, 1] for {pattern.text!r}" if pattern.least_density else "(0, 1]"

@@ -68,7 +68,8 @@ def rewind_(
         **training: further settings of `finetune_`, for all trainings; `hooks` come after the masks.
 
     Raises:
-        CompressError: for a setting out of range. ArtifactError: if `folder` holds rounds of other settings.
+        CompressError: for a setting out of range, or if patience ends the first training before `early`. ArtifactError:
+            if `folder` holds rounds of other settings.
     """
     _check(rounds, early, rewind, {*training}, {*(pruning or {})})
     # Here a step is a round: the dense training is step 0.
@@ -89,6 +90,11 @@ def rewind_(
         checkpoint = None if folder is None else Path(folder) / f"round_{k:02d}.safetensors"
         reports.append(finetune_(model, task, train_batches, hooks=(hook, *others), checkpoint=checkpoint, **training))
         densities.append(density_of(model, pruner.skip).total)
+        if rewind == "weights" and not start.tensors:
+            raise CompressError(
+                f"The training ended after {reports[0].steps} steps, before the 'early' parameter of rewind_ "
+                f"({early!r}). Lower it, or give more patience."
+            )
     return RewindReport(tuple(densities), tuple(reports))
 
 

@@ -20,6 +20,8 @@ from compress.weight_score import WeightScore, score_weights
 from compress.weight_scores import MagnitudeWeightScore
 
 _log = logging.getLogger(__name__)
+# A density for schedules whose removal goes by a threshold.
+_ANY = 0.5
 
 
 class Sparsifier:
@@ -38,11 +40,16 @@ class Sparsifier:
         score: how weights are scored; magnitude if None.
         normalize: scale of the scores within each layer, see `score_weights`.
         schedule: when they go; all before the first step if None.
+        threshold: instead of a density, in the unit of the scores: when the schedule says so, weights (or blocks) with
+            a score below it go, all at once (Han et al. 2015, "Learning both Weights and Connections for Efficient
+            Neural Networks", arXiv:1506.02626). Those that fall below it later stay. Layers with an override keep
+            that density, every layer its floor, and what a pattern always keeps stays too.
         task, batches: calibration data of a score that needs it.
         scores: layer name -> fixed importance of each weight, such as a labeler's, instead of `score`.
 
     Raises:
-        CompressError: for settings out of range, or a score that needs data and has none.
+        CompressError: for settings out of range, for a threshold with a schedule that removes little by little, or a
+            score that needs data and has none.
     """
 
     name = "sparsifier"
@@ -52,18 +59,27 @@ class Sparsifier:
         overrides: Mapping[str, float] | None = None, floor: float = 0.0, skip: Sequence[str] = (),
         score: WeightScore | None = None, normalize: str | None = None, schedule: SparsitySchedule | None = None,
         task: Task | None = None, batches: Sequence[Batch] = (), scores: Mapping[str, Tensor] | None = None,
+        threshold: float | None = None,
     ) -> None:  # fmt: skip
         self.pattern = pattern_of(pattern) if isinstance(pattern, str) else pattern
         self.scope, self.overrides, self.floor, self.skip = scope, dict(overrides or {}), floor, tuple(skip)
-        check_selection(density, scope, self.pattern, None, self.overrides, floor)
+        check_selection(density, scope, self.pattern, threshold, self.overrides, floor)
         check_normalization(normalize, "Sparsifier")
-        self.density = self.pattern.least_density if density is None else density
-        self._sparsest = 1.0 - min([self.density, *self.overrides.values()])
+        self.density = self.pattern.least_density if density is None and threshold is None else density
+        self.threshold = threshold
+        # How much goes by a threshold is not known before; when it goes does not depend on it.
+        usual = _ANY if self.density is None else self.density
+        self._sparsest = 1.0 - min([usual, *self.overrides.values()])
         self.score = score or MagnitudeWeightScore()
         self.normalize, self.schedule, self.scores = normalize, schedule or OneShotSchedule(), scores
         self.task, self.batches = task, list(batches)
         self.masks: dict[str, Tensor] = {}
         self._total_steps = 0
+        if threshold is not None and not isinstance(self.schedule, OneShotSchedule):
+            raise CompressError(
+                f"The 'threshold' parameter of Sparsifier needs the 'schedule' OneShotSchedule: {self.schedule.name!r} "
+                f"is told by a density."
+            )
 
     def settings(self) -> dict[str, Any]:
         """Plain JSON of everything but the calibration data; given scores by their hash."""
@@ -73,6 +89,8 @@ class Sparsifier:
             "floor": self.floor, "skip": list(self.skip), "normalize": self.normalize,
             "score": given or {"name": self.score.name, **vars(self.score)},
             "schedule": {"name": self.schedule.name, **vars(self.schedule)},
+            # Without one nothing is said of it: checkpoints from before go on.
+            **({} if self.threshold is None else {"threshold": self.threshold}),
         }  # fmt: skip
 
     def attach(self, model: nn.Module, step: int, total_steps: int) -> None:
@@ -118,15 +136,21 @@ class Sparsifier:
         if scores is None:
             scores = score_weights(model, self.score, self.task, self.batches, self.normalize, self.skip)
         overrides = {name: self._density(own, step) for name, own in self.overrides.items()}
+        density = None if self.density is None else self._density(self.density, step)
+        there = self._kept()
         self.masks = choose_masks(
-            model, {name: scores[name] for name in self.masks if name in scores}, self._density(self.density, step),
-            scope=self.scope, pattern=self.pattern, overrides=overrides, skip=self.skip, floor=self.floor,
+            model, {name: scores[name] for name in self.masks if name in scores}, density, scope=self.scope,
+            pattern=self.pattern, threshold=self.threshold, overrides=overrides, skip=self.skip, floor=self.floor,
             within=self.masks,
         )  # fmt: skip
         apply_masks_(model, self.masks)
-        kept = sum(int(mask.sum()) for mask in self.masks.values())
-        weights = sum(mask.numel() for mask in self.masks.values())
+        kept, weights = self._kept(), sum(mask.numel() for mask in self.masks.values())
+        if self.threshold is not None and kept == there:
+            _log.warning("No weight was removed: none scores below the threshold of %g.", self.threshold)
         _log.info("After step %d, %d of %d weights stay (density %.4f).", step, kept, weights, kept / weights)
+
+    def _kept(self) -> int:
+        return sum(int(mask.sum()) for mask in self.masks.values())
 
     def _density(self, final: float, step: int) -> float:
         """The density after `step` steps on the way to `final`, which is met exactly."""

@@ -137,6 +137,8 @@ def _of_settings() -> Iterator[CataloguedMethod]:
 _SETTINGS = (
     (MASKS, "pattern=unstructured sparsify.scope=layer", "The same density in every layer.",
      "compress.patterns.UnstructuredPattern"),
+    (MASKS, "sparsify.threshold=0.07", "All weights below a threshold at once, however many they are.",
+     "compress.sparsifier.Sparsifier"),
     (MASKS, "sparsify.by=labeler", "Damage measured on cells of alike weights, and learned from there.",
      "autolabel.weight_cells.label_weights"),
     (MASKS, "sparsify.rewind=weights", "Lottery tickets: train, prune, go back to early weights, again.",

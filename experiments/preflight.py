@@ -1,5 +1,6 @@
 """Settings that would fail or do nothing hours later are refused in the first second."""
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -76,6 +77,7 @@ def check_settings(config: Config, parts: Components) -> None:
     _check_format(quantize)
     sparsify = config.sparsify
     _check_masks(sparsify, parts)
+    _check_early(config)
     _one_of("sparsify.scope", [sparsify.scope], SCOPES)
     _one_of("sparsify.by", [sparsify.by], ("score", "labeler"))
     _one_of("sparsify.update", [sparsify.update], (None, *METHODS))
@@ -125,6 +127,26 @@ def _check_masks(sparsify: SparsifySettings, parts: Components) -> None:
     _require("sparsify.floor", 0 <= sparsify.floor <= 1, "in [0, 1]", sparsify.floor)
     _one_of("sparsify.normalize", [sparsify.normalize], NORMALIZATIONS)
     _at_least("sparsify.rounds", sparsify.rounds, 1)
+    if sparsify.threshold is None:
+        return
+    _require("sparsify.threshold", math.isfinite(sparsify.threshold), "a finite number", sparsify.threshold)
+    _require("sparsify.density", density is None, "null where sparsify.threshold says what stays", density)
+    for name in ("update", "rewind"):
+        value = getattr(sparsify, name)
+        _require(f"sparsify.{name}", value is None, "null with sparsify.threshold: it is told by a density", value)
+    schedule = parts.sparsity_schedule.name if parts.sparsity_schedule else None
+    _require("sparsity_schedule", schedule in (None, "one_shot"),
+             "null or one_shot with sparsify.threshold: others are told by a density", schedule)  # fmt: skip
+
+
+def _check_early(config: Config) -> None:
+    early, finetune = config.sparsify.early, config.finetune
+    _require("sparsify.early", 0 <= early <= 1, "a part of the fine-tuning in [0, 1]", early)
+    if config.sparsify.rewind == "weights" and finetune.patience is not None:
+        # So many epochs are trained whatever validation says.
+        sure = finetune.patience / max(finetune.epochs, 1)
+        _require("sparsify.early", early <= sure, f"at most {sure:g} with finetune.patience, which may end the "
+                 f"fine-tuning before", early)  # fmt: skip
 
 
 def _training(section: str, **settings: Any) -> None:

@@ -136,14 +136,26 @@ class FinetuneSettings:
 class SparsifySettings:
     """Masks in the fine-tuning, besides those of the plan's densities.
 
-    They begin where `density`, or one of the groups `pattern`, `weight_score` and `sparsity_schedule` is set; what is
-    not set is a quarter of the weights (or what the pattern leaves), unstructured, by magnitude, removed by polynomial
-    decay. `by` is `"score"`, or `"labeler"`: damage measured on cells of alike weights and learned. `update` removes
+    They begin where `density`, `threshold`, or one of the groups `pattern`, `weight_score` and `sparsity_schedule` is
+    set; what is not set is a quarter of the weights (or what the pattern leaves), unstructured, by magnitude, removed
+    by polynomial decay.
+
+    `threshold` is for those who know the scores better than the density: weights (or blocks, by their mean) with a
+    score below it go, in the unit of the scores, which for magnitude is that of the weights. They go all at once,
+    before the first step or when `sparsity_schedule=one_shot` says; other schedules, `update` and `rewind` are told by
+    a density. The plan's own densities, `floor` and what a pattern always keeps hold beside it.
+
+    `by` is `"score"`, or `"labeler"`: damage measured on cells of alike weights and learned. `update` removes
     them at once before the fine-tuning and solves for the others: `"sweep"` (SparseGPT), `"solve"` or `"exact"` (OBS).
-    `rewind` trains in `rounds` of lottery tickets that rewind `"weights"` or the `"learning_rate"`.
+
+    `rewind` trains in `rounds` of lottery tickets that rewind `"weights"` or the `"learning_rate"`. Weights go back to
+    what they were after `early`, a part of the first fine-tuning in [0, 1]. That is early in the fine-tuning of the
+    pruned and repaired network, not in the training of the dense one: only a student, which begins untrained, goes back
+    to where lottery tickets are drawn in the literature.
     """
 
     density: float | None = None
+    threshold: float | None = None
     scope: str = "global"
     floor: float = 0.01
     normalize: str | None = None
@@ -152,6 +164,7 @@ class SparsifySettings:
     update: str | None = None
     rewind: str | None = None
     rounds: int = 3
+    early: float = 0.02
 
 
 @dataclass

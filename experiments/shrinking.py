@@ -22,6 +22,7 @@ from compress.quantization import prepare_quantized
 from compress.rewinding import rewind_
 from compress.second_order_pruning import prune_weights_
 from compress.sparsifier import Sparsifier
+from compress.sparsity_schedule import SparsitySchedule
 from compress.sparsity_schedules import OneShotSchedule, PolynomialSchedule
 from compress.task import evaluate
 from compress.training_hook import TrainingHook
@@ -90,8 +91,9 @@ class Shrinking(Labelling):
         pruning = {name: value for name, value in vars(masks).items() if name in _PRUNING}
         rewind_(
             small, self.task, self.train_batches(), density=masks.density, rounds=settings.rounds,
-            rewind=settings.rewind, pruning=pruning, folder=self.run_dir.path / "checkpoint" / "rounds",
-            hooks=self.penalties("finetune"), epochs=finetune.epochs, lr=finetune.lr, **self.training_settings(),
+            rewind=settings.rewind, early=settings.early, pruning=pruning,
+            folder=self.run_dir.path / "checkpoint" / "rounds", hooks=self.penalties("finetune"),
+            epochs=finetune.epochs, lr=finetune.lr, **self.training_settings(),
         )  # fmt: skip
         return small
 
@@ -99,16 +101,19 @@ class Shrinking(Labelling):
     def sparsifies(self) -> bool:
         """Whether the configuration wants masks besides the plan's."""
         parts = self.parts
-        wanted = (parts.pattern, parts.weight_score, parts.sparsity_schedule, self.config.sparsify.density,
-                  self.config.sparsify.rewind, self.config.sparsify.update)  # fmt: skip
-        return any(value is not None for value in wanted) or self.config.sparsify.by == "labeler"
+        settings = self.config.sparsify
+        wanted = (parts.pattern, parts.weight_score, parts.sparsity_schedule, settings.density, settings.threshold,
+                  settings.rewind, settings.update)  # fmt: skip
+        return any(value is not None for value in wanted) or settings.by == "labeler"
 
     @property
     def density(self) -> float | None:
-        """Of the masks that the configuration wants; None for the pattern's own."""
+        """Of the masks that the configuration wants; None for the pattern's own, or what a threshold leaves."""
         settings, pattern = self.config.sparsify, self.parts.pattern
         if settings.density is not None or not self.sparsifies:
             return settings.density if self.sparsifies else 1.0
+        if settings.threshold is not None:
+            return None
         return None if pattern is not None and pattern.least_density > 0 else _DENSITY
 
     def prune_weights(self, small: fx.GraphModule, plan: CompressionPlan) -> None:
@@ -134,10 +139,11 @@ class Shrinking(Labelling):
             label = self.batches("label", self.config.measure.batch_size, limit=self.config.measure.images)
             scores = label_weights(small, self.task, calibration, label, self.parts.labeler, skip=settings.skip).scores
         density = 1.0 if settings.update else self.density
+        schedule: SparsitySchedule = OneShotSchedule() if settings.threshold is not None else PolynomialSchedule()
         return Sparsifier(
             density, parts.pattern or "unstructured", settings.scope, {} if settings.update else given, settings.floor,
-            settings.skip, parts.weight_score, settings.normalize, parts.sparsity_schedule or PolynomialSchedule(),
-            self.task, calibration, scores,
+            settings.skip, parts.weight_score, settings.normalize, parts.sparsity_schedule or schedule,
+            self.task, calibration, scores, settings.threshold,
         )  # fmt: skip
 
     def penalties(self, stage: str) -> list[TrainingHook]:

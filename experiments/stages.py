@@ -39,8 +39,8 @@ from experiments.tracker import Tracker, to_json
 from experiments.warning_log import collected_warnings
 
 log = logging.getLogger(__name__)
-# Settings that came later: where they are not set, folders from before go on.
-_LATER = (("compare", "formats_for"), ("constraints", "floors"))
+# Settings that came later: where they are left at their default, folders from before go on.
+_LATER = (("compare", "formats_for"), ("constraints", "floors"), ("sparsify", "threshold"), ("sparsify", "early"))
 # What differs between two runs of one configuration without meaning anything.
 VOLATILE = ("name", "command", "commit", "versions", "machine")
 
@@ -226,7 +226,7 @@ class Experiment(Teaching):
             }
         plain = {name: to_json(asdict(v) if hasattr(v, "__dataclass_fields__") else v) for name, v in chosen.items()}
         for section, name in _LATER:
-            if section in plain and not plain[section].get(name):
+            if section in plain and plain[section].get(name) == getattr(type(chosen[section])(), name):
                 plain[section].pop(name, None)
         return plain
 

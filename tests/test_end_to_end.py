@@ -29,10 +29,11 @@ from filelock import FileLock
 from autolabel import FeatureTable, LabelTable
 from autolabel.joint_damage import JointDamage
 from compress import Budget, CompressionPlan, UnitTable, analyze
-from compress.artifact import verify_artifact
+from compress.artifact import load_artifact, verify_artifact
 from compress.criteria import MagnitudeCriterion
 from compress.errors import ArtifactError, DataError
 from compress.files import write_json
+from compress.prunable_weights import prunable_weights
 from compress.splitting import find_splits
 from experiments import run as command
 from experiments.coded_table import CodedRow, collect_coded
@@ -622,6 +623,26 @@ def test_a_student_is_scored_from_its_file(tmp_path):
     result["stages"]["quantized"]["metric"] -= 1
     write_json(tmp_path / "result.json", result)
     assert evaluate_run(tmp_path)["disagreeing"] == ["artifact/weights.packed"]
+
+
+def test_weights_below_a_threshold_go_once_it_is_set(tmp_path):
+    def weights():
+        base = analyze(DigitsCNN(), load_digits().example_inputs())
+        model = load_artifact(tmp_path / "artifact", base)
+        return {name: weight.tensor.detach() for name, weight in prunable_weights(model).items()}
+
+    line = [*SHORT, "compare.methods=[labeler/mac]", "quantize.enabled=false", "export.formats=[]",
+            f"hydra.run.dir={tmp_path}"]  # fmt: skip
+    call_here(*line, "finetune.epochs=0")
+    repaired, before = weights(), stage_times(tmp_path)
+    call_here(*line, "finetune.epochs=1", "sparsify.threshold=0.05")
+    assert {name for name, time in stage_times(tmp_path).items() if time != before[name]} == {"compress", "pack"}
+    trained = weights()
+    for name, weight in repaired.items():
+        assert (trained[name] != 0).equal(weight.abs() >= 0.05), name
+    kept = sum(int((weight != 0).sum()) for weight in trained.values())
+    assert 0.1 < kept / sum(weight.numel() for weight in trained.values()) < 0.9
+    assert any(not trained[name].equal(weight * (weight.abs() >= 0.05)) for name, weight in repaired.items())
 
 
 def test_a_killed_run_ends_like_an_uninterrupted_one(run, resumed):

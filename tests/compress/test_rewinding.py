@@ -146,6 +146,10 @@ def test_what_cannot_be_is_refused(tmp_path):
     ):  # fmt: skip
         with pytest.raises(CompressError, match=message):
             rewind_(make_model(), TASK, train_batches, **{"density": 0.5, **TRAINING, **settings})
+    # So small a rate changes nothing, and patience ends the first training after its first epoch of four batches.
+    idle = TRAINING | {"lr": 1e-30, "validation": train_batches(7), "patience": 1}
+    with pytest.raises(CompressError, match=r"ended after 4 steps, before the 'early' parameter of rewind_ \(1.0\)"):
+        rewind_(nn.Linear(4, 2), TASK, train_batches, density=0.5, rounds=1, early=1.0, **idle)
     rewind_(make_model(), TASK, train_batches, density=0.5, rounds=1, folder=tmp_path, **TRAINING)
     with pytest.raises(ArtifactError, match="other settings"):
         rewind_(make_model(), TASK, train_batches, density=0.4, rounds=1, folder=tmp_path, **TRAINING)

@@ -122,6 +122,89 @@ def test_the_smallest_weights_go_and_the_rest_trains_on():
     assert all(mask.equal(expected[name]) for name, mask in masks_of(model).items())
 
 
+def with_weights(*values):
+    layers = []
+    for weight in map(torch.tensor, values):
+        layers.append(nn.Linear(weight.shape[1], weight.shape[0]))
+        layers[-1].weight = nn.Parameter(weight)
+    return nn.Sequential(*layers)
+
+
+def held(model, **settings):
+    """The masks before the first step, as nested lists."""
+    hook = Sparsifier(threshold=0.25, **settings)
+    with torch.no_grad():
+        hook.attach(model, 0, 4)
+    assert all(mask.equal(hook.masks[name]) for name, mask in masks_of(model).items() if name in hook.masks)
+    assert hook.settled(0)
+    return [mask.int().tolist() for mask in masks_of(model).values()]
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_what_scores_below_the_threshold_goes_in_any_scope(scope):
+    first, second = [[0.1, -0.5], [0.25, -0.2]], [[0.2, 0.1], [0.05, -0.15]]
+    # The best of every layer stays; 0.25 is not below 0.25.
+    assert held(with_weights(first, second), scope=scope) == [[[0, 1], [1, 0]], [[1, 0], [0, 0]]]
+    assert held(with_weights(first, second), scope=scope, floor=0.75) == [[[0, 1], [1, 1]], [[1, 1], [0, 1]]]
+    assert held(with_weights(first, second), scope=scope, skip=["1"]) == [[[0, 1], [1, 0]], [[1, 1], [1, 1]]]
+    # A layer with a density of its own knows no threshold.
+    assert held(with_weights(first, second), scope=scope, overrides={"1": 0.5}) == [[[0, 1], [1, 0]], [[1, 0], [0, 1]]]
+
+
+def test_blocks_go_by_their_mean_and_scores_by_their_own_scale():
+    values = [[0.1, -0.5, 0.3, 0.1]]
+    # Means .3 and .2.
+    assert held(with_weights(values), pattern="block1x2") == [[[1, 1, 0, 0]]]
+    # Ranks 0 (shared by two), 2/3 and 1, in thirds.
+    assert held(with_weights(values), normalize="rank") == [[[0, 1, 1, 0]]]
+    assert held(with_weights(values), scores={"0": torch.tensor([[0.3, 0.2, 0.1, 0.25]])}) == [[[1, 0, 0, 1]]]
+
+
+def test_the_threshold_is_for_the_weights_of_its_moment():
+    model = with_weights([[0.15, 0.5, 0.3]])
+    hook = Sparsifier(threshold=0.25, schedule=OneShotSchedule(at=2))
+    found = []
+    with torch.no_grad():
+        hook.attach(model, 0, 3)
+        for step in (1, 2, 3):
+            model[0].weight -= 0.1
+            hook.after_step(model, step)
+            found.append((masks_of(model)["0"].int().tolist(), hook.settled(step)))
+    # At step 2 they are -0.05, 0.3 and 0.1; at step 3 the one that stays, 0.2, is below it too.
+    assert found == [([[1, 1, 1]], False), ([[0, 1, 0]], True), ([[0, 1, 0]], True)]
+
+
+def test_a_threshold_below_all_scores_warns(caplog):
+    assert held(with_weights([[0.3, 0.5]])) == [[[1, 1]]]
+    assert "none scores below the threshold of 0.25" in caplog.text
+
+
+@pytest.mark.parametrize("killed_after", [1, 5, 9, 14])
+def test_a_threshold_killed_and_resumed_is_the_same_bit_for_bit(tmp_path, killed_after):
+    def hook():
+        return Sparsifier(threshold=0.3, normalize="max", schedule=OneShotSchedule(at=6))
+
+    whole = make_model()
+    train(whole, hook(), optimizer="adamw")
+    assert 0.2 < density_of(whole).total < 0.9
+    file = tmp_path / "training.safetensors"
+    with pytest.raises(Killed):
+        finetune_(make_model(), DiesAfter(killed_after), train_batches, hooks=[hook()], epochs=2, optimizer="adamw",
+                  checkpoint=file, checkpoint_every_steps=1)  # fmt: skip
+    fresh = make_model(7)
+    assert train(fresh, hook(), optimizer="adamw", checkpoint=file).resumed
+    assert all(value.equal(fresh.state_dict()[name]) for name, value in whole.state_dict().items())
+    with pytest.raises(ArtifactError, match="other settings"):
+        train(make_model(), Sparsifier(threshold=0.2, normalize="max", schedule=OneShotSchedule(at=6)),
+              optimizer="adamw", checkpoint=file)  # fmt: skip
+
+
+def test_a_checkpoint_from_before_thresholds_goes_on():
+    assert set(Sparsifier(0.5).settings()) == {"density", "pattern", "scope", "overrides", "floor", "skip", "normalize",
+                                               "score", "schedule"}  # fmt: skip
+    assert Sparsifier(threshold=0.0).settings()["threshold"] == 0.0
+
+
 @pytest.mark.parametrize("killed_after", [1, 5, 9, 14])
 @pytest.mark.parametrize("score", [MagnitudeWeightScore(), TaylorWeightScore(), WandaWeightScore()])
 def test_killed_and_resumed_is_the_same_bit_for_bit(tmp_path, killed_after, score):
@@ -209,6 +292,12 @@ def test_what_cannot_be_is_refused_before_the_first_step():
         train(model, Sparsifier(0.5, scores={"0": torch.ones(12, 6)}))
     with pytest.raises(CompressError, match=r"must be in \[0.5, 1\]"):
         Sparsifier(0.2, "2:4")
+    with pytest.raises(CompressError, match="a 'density' or a 'threshold', not both"):
+        Sparsifier(0.2, threshold=0.1)
+    with pytest.raises(CompressError, match="'threshold' parameter of choose_masks must be a finite number"):
+        Sparsifier(threshold=float("nan"))
+    with pytest.raises(CompressError, match="needs the 'schedule' OneShotSchedule: 'agp' is told by a density"):
+        Sparsifier(threshold=0.1, schedule=AgpSchedule())
     assert all(value.equal(make_model().state_dict()[name]) for name, value in model.state_dict().items())
     nn.init.zeros_(model[4].weight)
     with pytest.raises(CompressError, match="'4' is all zeros"):

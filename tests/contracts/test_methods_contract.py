@@ -1,5 +1,6 @@
 """What holds of every method of the catalogue, each reached by its override from one dense network and one plan."""
 
+import inspect
 import json
 import re
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import fx
 
 import conf
@@ -15,6 +17,8 @@ from compress.budget import cost_words
 from compress.exporters.onnx import OnnxExporter
 from compress.masking import density_of, masks_of
 from compress.plan import SCHEME_BITS, CompressionPlan
+from compress.prunable_weights import prunable_weights
+from compress.rewinding import rewind_
 from compress.runtimes.onnxruntime import check_export
 from compress.task import evaluate
 from experiments.composition import compose_config
@@ -161,6 +165,27 @@ class TestMethod:
 @pytest.mark.parametrize("name", RANDOM)
 def test_a_second_run_agrees_in_every_byte(name, trials, run, tmp_path):
     assert begin(trials, METHODS[name], tmp_path / "again").packed == run(METHODS[name]).packed
+
+
+def test_tickets_go_back_to_the_moment_that_is_configured(trials, run, tmp_path):
+    def moment(trial):
+        with safe_open(trial.run_dir.path / "checkpoint" / "rounds" / "round_00.safetensors", "pt") as file:
+            (hook,) = json.loads(file.metadata()["training"])["settings"]["hooks"]
+        return hook["moment"]
+
+    method = METHODS["sparsify.rewind=weights"]
+    config = compose_config([*TINY, *method.overrides, "sparsify.early=0.5", "sparsify.rounds=1"])
+    assert moment(trials.run(method, config, tmp_path / "run")) == 0.5
+    assert moment(run(method).trial) == inspect.signature(rewind_).parameters["early"].default
+
+
+def test_a_threshold_leaves_what_scores_at_least_it(trials, run):
+    method = METHODS["sparsify.threshold=0.07"]
+    trial = run(method).trial
+    repaired = trials.base.repaired(CompressionPlan.load(trial.run_dir.path / "plan.json"))
+    weights = {name: weight.tensor for name, weight in prunable_weights(repaired).items()}
+    for name, mask in masks_of(run(method).unquantized).items():
+        assert mask.equal(weights[name].abs() >= 0.07), name
 
 
 def test_blocks_lie_where_they_say(run):

@@ -107,6 +107,23 @@ def names(*overrides):
         ("sparsify.floor=2", "sparsify.floor must be in [0, 1]"),
         ("sparsify.normalize=max_abs", "sparsify.normalize must be out of"),
         ("sparsify.rounds=0", "sparsify.rounds must be at least 1"),
+        ("sparsify.threshold=inf", "sparsify.threshold must be a finite number"),
+        (
+            "sparsify.threshold=0.1 sparsify.density=0.5",
+            "sparsify.density must be null where sparsify.threshold says what stays. Got 0.5",
+        ),
+        ("sparsify.threshold=0.1 sparsify.update=sweep", "sparsify.update must be null with sparsify.threshold"),
+        ("sparsify.threshold=0.1 sparsify.rewind=weights", "sparsify.rewind must be null with sparsify.threshold"),
+        (
+            "sparsify.threshold=0.1 sparsity_schedule=agp",
+            "sparsity_schedule must be null or one_shot with sparsify.threshold: others are told by a density",
+        ),
+        ("sparsify.early=1.5", "sparsify.early must be a part of the fine-tuning in [0, 1]. Got 1.5"),
+        ("sparsify.early=-0.1", "sparsify.early must be a part of the fine-tuning in [0, 1]"),
+        (
+            "sparsify.rewind=weights sparsify.early=0.6 finetune.patience=1",
+            "sparsify.early must be at most 0.5 with finetune.patience",
+        ),
         ("finetune.optimizer=lion", "finetune: The 'optimizer' parameter"),
         ("train.lr=0", "train: The 'lr' parameter"),
         ("~oracles.removal", "oracles must be a group that holds"),
@@ -121,8 +138,13 @@ def test_a_setting_that_no_stage_could_use_is_refused(override, message):
 
 
 @pytest.mark.parametrize(
-    "override", ["sparsify.density=0.5 pattern=n_of_m", "quantize.granularity=group quantize.group_size=8"]
-)
+    "override",
+    [
+        "sparsify.density=0.5 pattern=n_of_m", "quantize.granularity=group quantize.group_size=8",
+        "sparsify.threshold=0.1 sparsity_schedule=one_shot pattern=block",
+        "sparsify.rewind=weights sparsify.early=0.5 finetune.patience=1",
+    ],
+)  # fmt: skip
 def test_a_setting_that_a_stage_can_use_passes(override):
     check_settings(*configured(*override.split()))
 
@@ -149,6 +171,16 @@ def test_every_part_of_the_configuration_belongs_to_a_stage(tmp_path, monkeypatc
     # What says how a run is told, not what it does; and the job, whose stages these are.
     free = {"job", "name", "traceback", "objective", "tracker"}
     assert seen == {field.name for field in dataclasses.fields(Config)} - free
+
+
+def test_settings_that_came_later_say_nothing_until_they_are_set(tmp_path):
+    config, _ = configured()
+    experiment = Experiment(config, RunDir(tmp_path), NullTracker(RunInfo("test", tmp_path)))
+    before = {"density", "scope", "floor", "normalize", "skip", "by", "update", "rewind", "rounds"}
+    assert set(experiment._settings("sparsify")["sparsify"]) == before
+    assert "formats_for" not in experiment._settings("compare")["compare"]
+    config.sparsify.threshold, config.sparsify.early = 0.0, 0.1
+    assert set(experiment._settings("sparsify")["sparsify"]) == before | {"threshold", "early"}
 
 
 def test_warnings_of_the_packages_are_collected_once():
