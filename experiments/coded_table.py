@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from compress.splitting import part_names
 from compress.structure import analyze
 from experiments.config import build, config_of
 from experiments.data import make_batches
-from experiments.packed_evaluation import SCORING_BATCH, score_packed
+from experiments.packed_evaluation import SCORING_BATCH, score_packed, tensor_sizes
 from experiments.results import command_of
 from experiments.run_dir import read_manifest as read_run
 
@@ -33,6 +33,11 @@ class CodedRow:
         dense_weights, kept_weights: how many it had, and how many are not zero in the file.
         bits: of each stored weight before coding, 32 for floats.
         coded_bytes: of its weights in the file.
+        raw_bytes: of the weights that the file holds of it, as float32; None in tables from before it was told.
+        packed_bytes: the same at their bits, without coding and without gaps.
+        entropy: bits for each of these weights that no coder without context can go below, see
+            `compress.tensor_coding.CodedTensor`; of several
+            tensors the mean over weights. None where one of them is of floats, and in tables from before.
     """
 
     experiment: str
@@ -50,6 +55,9 @@ class CodedRow:
     command: str
     commit: str
     versions: str
+    raw_bytes: int | None = None
+    packed_bytes: int | None = None
+    entropy: float | None = None
 
 
 def collect_coded(folders: Sequence[str | Path], path: str | Path) -> int:
@@ -86,10 +94,18 @@ def _rows(folder: Path) -> list[CodedRow]:
         "command": command_of(run), "commit": run["code"].get("commit", ""), "versions": json.dumps(run["libraries"]),
     }  # fmt: skip
     layers = _layers(folder, model, task.inputs(batches[0]))
-    whole = {"layer": "", "bits": 0, "coded_bytes": sum(layer["coded_bytes"] for layer in layers)}
-    for name in ("dense_weights", "kept_weights"):
+    whole: dict[str, Any] = {"layer": "", "bits": 0, "entropy": mean_entropy(layers)}
+    for name in ("dense_weights", "kept_weights", "coded_bytes", "raw_bytes", "packed_bytes"):
         whole[name] = sum(layer[name] for layer in layers)
     return [CodedRow(**shared, **layer) for layer in (whole, *layers)]
+
+
+def mean_entropy(parts: Sequence[Mapping[str, Any]]) -> float | None:
+    """Bits for each weight of several tensors or layers: entropies weighed by `raw_bytes`, None where one has none."""
+    known = [(part["entropy"], part["raw_bytes"]) for part in parts if part["raw_bytes"]]
+    if not known or any(entropy is None for entropy, _ in known):
+        return None
+    return round(sum(entropy * size for entropy, size in known) / sum(size for _, size in known), 4)
 
 
 def _layers(folder: Path, model: Any, inputs: Any) -> list[dict[str, Any]]:
@@ -103,8 +119,9 @@ def _layers(folder: Path, model: Any, inputs: Any) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     layer_of: dict[str, str] = {}
     for layer in analyze(model, tuple(value[:2] for value in inputs)).traced.layers():
-        empty = {"dense_weights": value_of(model, layer.weight).numel(), "kept_weights": 0, "bits": 0, "coded_bytes": 0}
-        found.setdefault(layer.name, {"layer": layer.name, **empty})
+        empty = dict.fromkeys(("kept_weights", "bits", "coded_bytes", "raw_bytes", "packed_bytes"), 0)
+        whole = value_of(model, layer.weight).numel()
+        found.setdefault(layer.name, {"layer": layer.name, "dense_weights": whole, **empty, "tensors": []})
         parts = (f"{part}.weight" for part in part_names(layer.name)) if layer.name in ranks else (layer.weight,)
         layer_of |= dict.fromkeys(parts, layer.name)
     small = load_artifact(folder / "artifact" / PACKED, model)
@@ -112,5 +129,10 @@ def _layers(folder: Path, model: Any, inputs: Any) -> list[dict[str, Any]]:
         entry = found[layer_of[name]]
         entry["kept_weights"] += int((value_of(small, name) != 0).sum())
         entry["bits"] = max(entry["bits"], int(told[name]["bits"]))
-        entry["coded_bytes"] += int(told[name]["coded_bytes"])
+        sizes = tensor_sizes(told[name])
+        for size in ("coded_bytes", "raw_bytes", "packed_bytes"):
+            entry[size] += sizes[size]
+        entry["tensors"].append(sizes)
+    for entry in found.values():
+        entry["entropy"] = mean_entropy(entry.pop("tensors"))
     return list(found.values())

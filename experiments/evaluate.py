@@ -29,7 +29,7 @@ from compress.task import Task
 from experiments.config import build, config_of
 from experiments.data import make_batches
 from experiments.manifest import hash_file
-from experiments.packed_evaluation import SCORING_BATCH, evaluate_file, score_packed
+from experiments.packed_evaluation import SCORING_BATCH, evaluate_file, score_packed, told_sizes
 from experiments.run_dir import read_manifest
 from experiments.settings import Config
 
@@ -136,7 +136,8 @@ def _score_packed(
     stages = told.get("stages") or {}
     reported = (stages.get("quantized") or stages.get("fine_tuned") or {}).get("metric")
     agrees = reported is None or abs(metric - reported) <= _METRIC_TOLERANCE
-    return {"path": f"artifact/{PACKED}", "file_bytes": path.stat().st_size, "metric": metric, "agrees": agrees}
+    return {"path": f"artifact/{PACKED}", "file_bytes": path.stat().st_size, "metric": metric, "agrees": agrees,
+            "tensors": told_sizes(path)}  # fmt: skip
 
 
 def score_file(path: Path, task: Task, batches: Sequence[Any]) -> float:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from compress.errors import ArtifactError
 from compress.files import write_atomic
 from experiments.figure_style import figure_style, render_file_svg, render_page_svg, render_png
+from experiments.figures_front import draw_front
 from experiments.figures_labeler import draw_agreement, draw_calibration, draw_reasons, draw_scatter
 from experiments.figures_methods import (
     draw_accuracy_against_macs,
@@ -38,6 +39,7 @@ DRAWINGS: Mapping[str, Callable[[RunFiles], Figure | None]] = {
     "removed": draw_removed,
     "bits": draw_bits,
     "damage": draw_damage,
+    "front": draw_front,
     "sizes": draw_sizes,
     "training": draw_training,
 }

@@ -73,6 +73,7 @@ def check_settings(config: Config, parts: Components) -> None:
     _one_of("quantize.scheme", [quantize.scheme], SCHEME_BITS)
     _one_of("quantize.granularity", [quantize.granularity], GRANULARITIES)
     _one_of("finetune.select", [config.finetune.select], ("best", "last"))
+    _require("front", all(0 < factor < math.inf for factor in config.front), "numbers above 0", config.front)
     _one_of("penalized", config.penalized, ("train", "finetune", "quantize"))
     _check_format(quantize)
     sparsify = config.sparsify

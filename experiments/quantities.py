@@ -21,6 +21,7 @@ REPORTED = (
     *(f"realised_damage_by_stage.{stage}" for stage in ("pruned", "recovered", "final")),
     *(f"predicted_recovered_damage.{name}" for name in
       ("nats", "low", "high", "coverage", "measured", "forward_macs")),
+    *(f"solve.{name}" for name in ("damage", "lower_bound", "gap")),
     *(f"labeler.{name}" for name in
       ("held_out_spearman", "ahead_of_best_formula", "best_formula.spearman", "n_measured", "n_units", "seconds",
        "forward_macs", "naive_macs", "coverage")),

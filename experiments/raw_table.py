@@ -4,7 +4,7 @@ import csv
 import io
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -35,15 +35,19 @@ def to_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 def read_raw(path: str | Path, kind: type[Row]) -> list[Row]:
     """The rows of a CSV file as dataclasses of one kind, each column read as its field is typed.
 
+    A field with a default may be no column: tables from before it came are read too.
+
     Raises:
         ArtifactError: if the file is missing, or its columns or numbers are not those of such rows.
     """
     path, hints = Path(path), get_type_hints(kind)
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    needed = {field.name: field.default is MISSING for field in fields(kind)}  # type: ignore[arg-type]
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
-            if sorted(reader.fieldnames or ()) != sorted(names):
+            names = list(reader.fieldnames or ())
+            missing = [name for name in needed if needed[name] and name not in names]
+            if missing or not needed.keys() >= {*names} or len(names) > len({*names}):
                 raise ValueError(f"its columns are {reader.fieldnames}")
             return [kind(**{name: _read(line[name], hints[name]) for name in names}) for line in reader]
     except OSError as error:

@@ -1,10 +1,13 @@
 """The report of a run: `report.json` for programs, `report.html` for people, from the files in the run folder."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from compress.files import write_atomic, write_json
+from experiments.compared_methods import ALLOCATORS, PLANS
+from experiments.compared_methods import Method as MethodName
 from experiments.figures import write_figures
 from experiments.figures_labeler import ranked_scores
 from experiments.figures_units import realised_damages
@@ -56,6 +59,7 @@ def summarize(run: RunFiles) -> dict[str, Any]:
         "labeler": _labeler(run),
         "predicted_damage": number(run.result, "predicted_damage"),
         "predicted_recovered_damage": run.plan_damage,
+        "solve": _solve(run),
         "realised_damage": realised.get("pruned"),
         "realised_damage_by_stage": realised,
         "baselines": [_method(method) for method in methods],
@@ -111,6 +115,34 @@ def _met(run: RunFiles) -> dict[str, Any]:
     met = dict(pick(run.result, "budget", "met") or {})
     coded = number(run.packed, "file_bytes")
     return met if coded is None else {**met, "coded_bytes": coded}
+
+
+def _solve(run: RunFiles) -> dict[str, Any] | None:
+    """What one solve proves of the plan, and how it counted; None for a plan that did not come from one.
+
+    `damage` is the sum that was made least, which no plan within the budget has less of than `lower_bound`; `gap` is
+    the part of it above the bound. `counted` says how damages went into the sum, None where it is the predicted damage.
+    """
+    told = run.plan.provenance if run.plan is not None else {}
+    method = MethodName(str(told.get("method") or pick(run.choice, "chosen") or ""))
+    # A search finds what to remove by other means, and solves for formats around it.
+    if told.get("allocator") != ALLOCATORS["knapsack"] or "gap" not in told or method.source == PLANS:
+        return None
+    gap, least = number(told, "gap"), number(told, "lower_bound")
+    damage = number(told, "solved_damage")
+    if damage is None and gap is not None and least is not None and gap < 1:  # of plans from before it was told
+        damage = least / (1 - gap)
+    counted = ["choices that seem to help as 0"]
+    if method.healing != 1:
+        counted.append(f"damages of formats times {method.healing:g}")
+    if run.joint is not None:
+        counted.append("widths at their prices in company")
+    predicted = run.plan.predicted_damage if run.plan is not None else None
+    same = None not in (damage, predicted) and math.isclose(damage, predicted, rel_tol=1e-6)
+    if predicted is None:
+        counted.append("scores that only order as if they were damages")
+    return {"damage": damage, "lower_bound": least, "gap": gap, "timed_out": told.get("timed_out") is True,
+            "counted": None if same else ", ".join(counted)}  # fmt: skip
 
 
 def _dense(run: RunFiles, metric: str | None, higher: bool) -> dict[str, Any] | None:

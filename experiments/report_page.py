@@ -18,9 +18,9 @@ from experiments.quantities import (
     ratio,
 )
 from experiments.report_comparison import render_comparison
+from experiments.report_damage import render_damage
 from experiments.report_labels import render_labeler, render_sensitivity
 from experiments.report_sections import (
-    render_damage,
     render_files,
     render_left_out,
     render_removed,

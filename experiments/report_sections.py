@@ -12,7 +12,6 @@ from experiments.quantities import (
     file_name,
     format_bytes,
     format_count,
-    format_damage,
     format_loss,
     format_metric,
     format_ms,
@@ -21,7 +20,6 @@ from experiments.quantities import (
     metric_unit,
     metric_words,
     ratio,
-    stage_words,
 )
 from experiments.run_files import RunFiles, number, pick
 
@@ -209,65 +207,6 @@ def _narrow_integers(run: RunFiles) -> str:
         f"{', '.join(narrow[:3])}{' and others' if len(narrow) > 3 else ''}: 8 bits in the plan, 7 here, because 8-bit "
         "weights use the integers from -63 to 63 only, with which all processors compute exactly."
     )
-
-
-def render_damage(run: RunFiles, report: Report, figures: Figures) -> str:
-    """What the plan was predicted to cost in loss, and what it cost."""
-    predicted, realised = report["predicted_damage"], report["realised_damage_by_stage"]
-    about = note(
-        "Damage: increase of the loss per example (nats for cross-entropy), on the label examples; the table of stages "
-        "is about the test examples. Planning assumes that damages of single choices add; here is how far that held. "
-        "The sum counts all choices of the plan and knows of no repair; bit-widths are realised only at the end."
-    )
-    if predicted is None and not realised:
-        return about + not_run("Damage of the whole plan", "neither number is in result.json")
-    by = f" by {report['chosen']}" if report["chosen"] else ""
-    rows = [
-        [f"predicted{by}, sum over the plan", format_damage(predicted) if predicted is not None else "not predicted"]
-    ]
-    rows += _recovered_row(report["predicted_recovered_damage"])
-    missed = {"recovered": _missed(report["predicted_recovered_damage"], realised.get("recovered"))}
-    rows += [
-        [f"realised, {stage_words(stage)}", format_damage(value) + missed.get(stage, "")]
-        for stage, value in realised.items()
-    ]
-    student = "Nothing was predicted: a student of another architecture has no damage to be labelled."
-    words = student if report["student"] else _damage_sentence(predicted, realised.get("pruned"))
-    caption = "Damage of the whole plan, predicted and realised."
-    drawn = figure(figures, "damage", caption)
-    return about + paragraph(words) + table(["damage of the whole plan", "loss per example"], rows) + drawn
-
-
-def _recovered_row(found: Mapping[str, Any] | None) -> list[list[str]]:
-    if found is None:
-        return []
-    if "skipped" in found:
-        return [["predicted after the repair", found["skipped"]]]
-    low, high = (format_damage(found[end]) for end in ("low", "high"))
-    about = f"predicted after the repair, from {found['measured']} other plans that were repaired and measured"
-    return [[about, f"{format_damage(found['nats'])} ({100 * found['coverage']:.0f} % interval {low} to {high})"]]
-
-
-def _missed(found: Mapping[str, Any] | None, realised: float | None) -> str:
-    """What is said beside a damage after the repair that lies outside of its interval."""
-    if found is None or "skipped" in found or realised is None or found["low"] <= realised <= found["high"]:
-        return ""
-    side = "above" if realised > found["high"] else "below"
-    return f", {side} the predicted {100 * found['coverage']:.0f} % interval"
-
-
-def _damage_sentence(predicted: float | None, realised: float | None) -> str:
-    if predicted is None:
-        return "Nothing was predicted: the plan was made from scores that only order units."
-    if realised is None:
-        return "The realised damage before repair was not measured."
-    if predicted <= 0 or realised <= 0:
-        return f"Before repair, realised minus predicted damage is {format_damage(realised - predicted)}."
-    times = realised / predicted
-    told = f"Before repair the realised damage is {format_ratio(times)} the predicted one: "
-    if times > 1.25:
-        return told + "removals together hurt more than the sum says."
-    return told + ("less than the sum says." if times < 0.8 else "about what the sum says.")
 
 
 def render_warnings(run: RunFiles, report: Report, figures: Figures) -> str:

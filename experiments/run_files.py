@@ -13,6 +13,8 @@ from compress.errors import ArtifactError
 from compress.files import read_json
 from compress.plan import CompressionPlan
 from compress.units import UnitTable
+from experiments.front_table import FRONT_FILE, FrontRow
+from experiments.raw_table import read_raw
 from experiments.trackers.jsonl import FILE_NAME, read_records
 
 COMPARISON_COLUMNS = ("method", "seed", "stage", "metric")
@@ -21,6 +23,7 @@ JOINT_FILE = "joint_widths.npz"
 DECISION_FILES = (
     "features.npz", "labels.npz", "layer_labels.npz", "held_out.npz", JOINT_FILE, "labeler.json", "group_steps.json",
     "explanations.json", "comparison.csv", "choice.json", "plan_damage.json",
+    FRONT_FILE,
 )  # fmt: skip
 
 
@@ -50,6 +53,7 @@ class RunFiles:
         units, labels, layer_labels, held_out, plan: tables and plan of these names.
         joint: what widths do together, if that was learned.
         comparison: rows of `comparison.csv`.
+        front: rows of `front.csv`.
         curves: metric name -> `[(step, value), ...]` from `metrics.jsonl`.
         config: text of the resolved configuration.
     """
@@ -74,6 +78,7 @@ class RunFiles:
     joint: JointDamage | None
     plan: CompressionPlan | None
     comparison: tuple[Trial, ...] | None
+    front: tuple[FrontRow, ...] | None
     curves: Mapping[str, list[tuple[int, float]]]
     config: str | None
 
@@ -116,6 +121,7 @@ def read_run(folder: str | Path) -> RunFiles:
         joint=load(JOINT_FILE, JointDamage.load),
         plan=load("plan.json", CompressionPlan.load),
         comparison=load("comparison.csv", read_comparison),
+        front=load(FRONT_FILE, lambda path: tuple(read_raw(path, FrontRow))),
         curves=load(FILE_NAME, _read_curves) or {},
         config=load(".hydra/config.yaml", lambda path: path.read_text(encoding="utf-8", errors="replace")),
     )

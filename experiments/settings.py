@@ -244,6 +244,9 @@ class Config:
         factorizer: how two layers of low rank share the kernel; null leaves it to the first.
         baselines: name -> criterion node, compared with the labeler at the same budget.
         oracles: name -> oracle node.
+        front: with any number in it, the labeler's damages are solved for anew at every bound of the budget times these
+            numbers (and at the bound itself), the others held: what half of the bytes would cost, or twice as many. It
+            decides nothing.
     """
 
     name: str = "run"
@@ -276,6 +279,7 @@ class Config:
     penalized: list[str] = field(default_factory=lambda: ["train", "finetune", "quantize"])
     baselines: dict[str, Any] = field(default_factory=dict)
     oracles: dict[str, Any] = field(default_factory=dict)
+    front: list[float] = field(default_factory=list)
     budget: BudgetSettings = field(default_factory=BudgetSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     measure: MeasureSettings = field(default_factory=MeasureSettings)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import safetensors.torch
@@ -14,21 +14,25 @@ from autolabel.features.criteria import CRITERIA
 from autolabel.joint_damage import JointDamage
 from autolabel.tables import LabelTable
 from compress.artifact import MANIFEST, PACKED, drop_files, load_artifact, register_file
+from compress.budget import Budget
 from compress.errors import ArtifactError
 from compress.files import read_json, write_atomic, write_json
 from compress.finetuning import finetune_
 from compress.packed_artifact import pack_artifact
 from compress.plan import CompressionPlan
-from experiments.compared_methods import RACE, Method
+from experiments.compared_methods import LABELER, RACE, Method
 from experiments.comparison import Comparison
 from experiments.components import OPTIONAL
 from experiments.config_names import names_of
 from experiments.data import ShuffledBatches
 from experiments.exporting import export_run
 from experiments.figures import FIGURES
+from experiments.front import solve_front
+from experiments.front_table import FRONT_FILE, FrontRow
 from experiments.placement import PlacedBatches, placed
 from experiments.plan_prediction import predict_recovered
 from experiments.progress import progress
+from experiments.raw_table import write_raw
 from experiments.report import write_report
 from experiments.run_dir import RunDir
 from experiments.run_files import JOINT_FILE
@@ -153,6 +157,18 @@ class Experiment(Teaching):
             )
         else:
             (self.run_dir.path / "plan_damage.json").unlink(missing_ok=True)
+        if self.config.front and self.parts.budget != Budget():
+            ways = {"formats_for": self.config.compare.formats_for}
+            stage(
+                "front",
+                self.front,
+                inputs=[*dense, "labels.npz", "layer_labels.npz", "plan.json"],
+                outputs=[FRONT_FILE],
+                settings=ways | settings("data", "measure", "oracles", "quantizer", "budget", "constraints",
+                                         "allocator", "quantize", "front"),
+            )  # fmt: skip
+        else:
+            (self.run_dir.path / FRONT_FILE).unlink(missing_ok=True)
 
     def _run_rest(self, dense: list[str]) -> None:
         """The stages from the plan to the files that leave."""
@@ -332,6 +348,17 @@ class Experiment(Teaching):
         with progress("measuring plans") as on_plan:
             found = predict_recovered(self, plan, self.config.measure.plans, on_plan)
         write_json(self.run_dir.file("plan_damage.json"), found)
+
+    def front(self) -> None:
+        """What other budgets would cost in damage as the labeler predicts it."""
+        labels = LabelTable.load(self.run_dir.path / "labels.npz")
+        knapsack = Method(f"{LABELER}/knapsack")
+        chooses = self.quantizes and knapsack.chooses_formats(self.config.compare)
+        formats = LabelTable.load(self.run_dir.path / "layer_labels.npz") if chooses else None
+        plan = CompressionPlan.load(self.run_dir.path / "plan.json")
+        with progress("solving for other budgets") as on_plan:
+            rows = solve_front(self, labels, formats, plan, self.config.front, on_plan)
+        write_raw(self.run_dir, FRONT_FILE, [field.name for field in fields(FrontRow)], map(vars, rows))
 
     def renew_manifest(self) -> None:
         """Write the artifact's manifest again, whatever became of it, with the files that later stages added."""

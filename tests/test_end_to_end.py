@@ -53,6 +53,7 @@ from experiments.reproduction import compare_runs
 from experiments.reproduction import main as reproduce
 from experiments.results import collect_results
 from experiments.run_dir import RunDir, read_manifest
+from experiments.run_files import read_run
 from experiments.searched_plan import PlanFinder
 from experiments.stages import Experiment
 from experiments.tracker import RunInfo, flatten
@@ -62,7 +63,20 @@ ROOT = Path(__file__).parents[1]
 # Bounds of knapsacks are proven in tests/compress/test_allocators.py; here that takes longer than all else together.
 SHORT = ["experiment=quickstart", "debug=fast", "threads=1", "allocator.proof_rounds=0", "export.coder=zstd"]
 FAST = [*SHORT, "quantize.joint_plans=10", "measure.plans=4"]
-STAGES = {"dense", "units", "features", "layers", "joint", "predict", "labels", "compare", "compress", "pack", "export"}
+STAGES = {
+    "dense",
+    "units",
+    "features",
+    "layers",
+    "joint",
+    "predict",
+    "labels",
+    "compare",
+    "front",
+    "compress",
+    "pack",
+    "export",
+}
 
 
 def begin(*arguments, module="experiments.run"):
@@ -344,6 +358,38 @@ def test_channels_and_ranks_are_chosen_in_one_solve(tmp_path):
     assert read(tmp_path / "result.json")["macs"] <= 0.4 * read(tmp_path / "dense.json")["macs"]
 
 
+def test_other_budgets_were_solved_for(run):
+    rows, plan, page = read_run(run).front, CompressionPlan.load(run / "plan.json"), (run / "report.html").read_text()
+    *front, own = rows
+    dense = {"macs": read(run / "costs.json")["dense_macs"], "weight_bytes": read(run / "dense.json")["weight_bytes"]}
+    for bound, asked in (("macs", {0.4, 0.6}), ("weight_bytes", {0.07, 0.105})):
+        of_bound = [row for row in front if row.bound == bound]
+        # debug=fast asks for half as much again; a plan that another one beats is left out.
+        assert {round(row.fraction, 4) for row in of_bound} <= asked
+        assert all(getattr(row, bound) <= row.fraction * dense[bound] * (1 + 1e-4) for row in of_bound)
+    assert (own.plan, own.units_removed) == (
+        read(run / "choice.json")["chosen"],
+        sum(map(len, plan.remove_channels.values())),
+    )
+    assert own.macs == pytest.approx(plan.predicted_cost["macs"], rel=1e-5)
+    assert 4 <= own.mean_bits <= 8
+    assert (run / "figures" / "front.png").stat().st_size > 1000
+    assert "These are predictions, not measurements" in page
+
+
+def test_other_fronts_leave_all_else_of_a_run_as_it_is(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    config, whole = config_of(folder), (folder / "front.csv").read_bytes()
+    for front, redone in (([1.5, 2.0], {"front"}), ([], set())):
+        before = stage_times(folder)
+        with RunDir(folder) as run_dir:
+            Experiment(replace(config, front=front), run_dir, NullTracker(RunInfo("x", folder))).run()
+        assert {stage for stage, time in stage_times(folder).items() if time != before[stage]} == redone
+        assert (folder / "front.csv").exists() == bool(front)
+        assert not front or (folder / "front.csv").read_bytes() != whole
+
+
 def test_damage_after_the_repair_was_predicted(run):
     found, report = read(run / "plan_damage.json"), read(run / "report.json")
     assert found["measured"] == len(found["measured_damages"]) == 4
@@ -570,9 +616,29 @@ def test_the_packed_file_is_told_layer_by_layer_and_scored_again(run, tmp_path):
     assert whole.coded_bytes == sum(row.coded_bytes for row in layers) < whole.file_bytes
     assert whole.metric == pytest.approx(read(run / "result.json")["stages"]["quantized"]["metric"], abs=1e-4)
     assert all(0 < row.kept_weights <= row.dense_weights for row in layers)
+    plan = CompressionPlan.load(run / "plan.json")
+    for row in layers:
+        assert row.packed_bytes < row.raw_bytes <= 4 * row.dense_weights
+        assert row.packed_bytes == -(-row.raw_bytes // 4 * row.bits // 8)
+        assert 0 < row.entropy <= row.bits
+        assert row.bits in (plan.layer_formats[row.layer].bits, 7)  # of 8 bits 7, see reduce_range
+    assert whole.coded_bytes < whole.packed_bytes == sum(row.packed_bytes for row in layers)
+    assert whole.raw_bytes == sum(row.raw_bytes for row in layers)
+    mean = sum(row.entropy * row.raw_bytes for row in layers) / whole.raw_bytes
+    assert whole.entropy == pytest.approx(mean, abs=1e-3)
     told = evaluate_file(packed)
     assert told["file_bytes"] == whole.file_bytes
     assert told["error_percent"] == pytest.approx(100 - whole.metric, abs=1e-4)
+    sizes = {tensor["name"]: tensor for tensor in told["tensors"]}
+    own = {tensor["name"]: tensor for tensor in read(run / "packed.json")["tensors"]}
+    assert sizes.keys() == own.keys()
+    for name, tensor in sizes.items():
+        assert tensor["raw_bytes"] == 4 * own[name]["values"]
+        assert all(tensor[key] == own[name][key] for key in ("bits", "packed_bytes", "coded_bytes", "entropy"))
+    # Of a file that is another one, or lies elsewhere, nothing is known but itself.
+    other = tmp_path / "weights.packed"
+    shutil.copy(packed, other)
+    assert evaluate_file(other, limit=30)["tensors"] is None
 
 
 def test_what_cannot_be_helped_is_one_line(run, tmp_path):

@@ -42,9 +42,12 @@ class KnapsackAllocator:
     plan is never worse than the descent's (`descent_damage` in the provenance). Then a lower bound is proven, and
     better plans are met on the way (`compress.outer_approximation`): no plan within the budget does less damage than
     `lower_bound` in the provenance, and `gap` is the plan's excess over it as a part of the plan's damage. Small
-    problems are solved to optimality; where rounds or time end first, the gap is what is left.
+    problems are solved to optimality; where rounds or time end first, the gap is what is left. Both are None where
+    nothing was proven.
 
-    Damages are assumed to add over choices; a negative one counts as 0. Units of a group go lowest score first.
+    Damages are assumed to add over choices; a negative one counts as 0. Units of a group go lowest score first. The
+    sum that was made least so, of which bound and gap speak, is `solved_damage` in the provenance: above
+    `predicted_damage` where choices were taken that seem to help.
 
     Args:
         always_quantize: store every layer in at most 8 bits, even if the bytes are not bounded.
@@ -118,16 +121,17 @@ class KnapsackAllocator:
             else:
                 ledger.set_levels(*best)
         ledger.set_levels(*best)
-        lower = least * (1 - gap)
+        # Linear problems around a plan say nothing of the real one, and one that was not solved says nothing at all.
+        lower = least * (1 - gap) if linear and rounds else None
         if not linear and self.proof_rounds:
             left = self.time_limit_s - (time.monotonic() - start)
             proof = approximate(ledger, left, self.gap, _RELAXED, self.proof_rounds)
             least, lower, rounds = ledger.damage(), proof.lower_bound, rounds + proof.rounds
             timed_out |= proof.timed_out
-        gap = (least - lower) / least if least > 0 else 0.0
         _LOG.info("knapsack: %d rounds, %.2f s, damage %.6g -> %.6g", rounds, time.monotonic() - start, first, least)
-        return {"linear": linear, "rounds": rounds, "gap": gap, "lower_bound": lower, "timed_out": timed_out,
-                "descent_damage": first}  # fmt: skip
+        excess = None if lower is None else (least - lower) / least if least > 0 else 0.0
+        return {"linear": linear, "rounds": rounds, "gap": excess, "lower_bound": lower, "solved_damage": least,
+                "timed_out": timed_out, "descent_damage": first}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -247,6 +247,39 @@ def test_any_mixture_of_bounds_is_met_or_refused(mixture):
         assert plan.provenance["lower_bound"] <= plan.predicted_damage * (1 + 1e-9) + 1e-12
 
 
+def test_nothing_is_called_proven_that_was_not():
+    units, costs = chain([6, 8], 3, MENU)
+    scores, budget = random_scores(units, 3, MENU), Budget(weight_bytes=0.1)
+    plans = {rounds: allocate(units, scores, costs, budget, allocator=KnapsackAllocator(proof_rounds=rounds))
+             for rounds in (0, 10)}  # fmt: skip
+    assert not plans[0].provenance["linear"]
+    assert plans[0].provenance["gap"] is None
+    assert plans[0].provenance["lower_bound"] is None
+    assert plans[10].provenance["gap"] <= 1e-3
+    # Costs that add: one solve is a proof, unless there was no time for it.
+    units, costs = chain([6], 3, MENU)
+    removal = dataclasses.replace(scores := random_scores(units, 3, MENU),
+                                  values=np.where(units.removable[:, None], scores.values, np.nan))  # fmt: skip
+    for seconds, proven in ((60.0, True), (1e-9, False)):
+        told = allocate(units, removal, costs, Budget(macs=0.5),
+                        allocator=KnapsackAllocator(time_limit_s=seconds, proof_rounds=0)).provenance  # fmt: skip
+        assert told["timed_out"] != proven
+        assert (told["gap"] is not None) == (told["lower_bound"] is not None) == proven
+
+
+def test_a_bound_is_of_the_sum_without_credit_for_what_seems_to_help():
+    units, costs = chain([6, 8], 3, ())
+    values = random_scores(units, 3, ()).values
+    values[units.removable] = np.linspace(-0.2, 1.0, int(units.removable.sum()))[:, None]
+    scores = Scores(units.ids, ("removed",), values, "nats")
+    plan = allocate(units, scores, costs, Budget(macs=0.5), allocator="knapsack")
+    told, gone = plan.provenance, values[plan.removed_mask(units), 0]
+    assert gone.min() < 0
+    assert told["solved_damage"] == pytest.approx(np.maximum(gone, 0).sum())
+    assert told["solved_damage"] > plan.predicted_damage == pytest.approx(gone.sum())
+    assert told["gap"] == pytest.approx(1 - told["lower_bound"] / told["solved_damage"], abs=1e-9)
+
+
 # -- the front
 
 

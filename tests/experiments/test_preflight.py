@@ -57,6 +57,8 @@ def names(*overrides):
             "compare.finetune_methods=[random]",
             "needs all methods fine-tuned before, or none",
         ),
+        ("front=[0.5,0]", "front must be numbers above 0. Got [0.5, 0.0]"),
+        ("front=[inf]", "front must be numbers above 0"),
         ("compare.trial_steps=-1", "compare.trial_steps must be at least 0"),
         ("compare.methods=[labeler/knapsack@none]", "must end in @ and a number above 0"),
         ("compare.methods=[second_order@0.1]", "needs damages of formats that add up"),

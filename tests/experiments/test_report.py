@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from compress.units import UnitTable
 from experiments import figures
 from experiments.figure_style import figure_style
 from experiments.figures import DRAWINGS, write_figures, write_overview
+from experiments.front_table import FrontRow
 from experiments.methods import gather_methods, judge
+from experiments.raw_table import to_csv
 from experiments.report import summarize, write_report
 from experiments.report_page import render_page
 from experiments.run_files import Trial, read_run
@@ -34,7 +37,7 @@ METHODS = {
 }  # fmt: skip
 EVERY_FIGURE = {
     "comparison", "accuracy_against_macs", "agreement", "scatter", "calibration", "group_sensitivity",
-    "layer_sensitivity", "removed", "bits", "damage", "sizes", "training",
+    "layer_sensitivity", "removed", "bits", "damage", "front", "sizes", "training",
 }  # fmt: skip
 
 
@@ -108,6 +111,21 @@ def write_rows(folder: Path, methods: dict[str, tuple[float, float]], seeds: int
     (folder / "comparison.csv").write_text(text.getvalue())
 
 
+def write_front(folder: Path) -> None:
+    """Write `front.csv`: two bounds, and the run's plan above the front."""
+
+    def row(bound, plan, damage, macs, size, lower=None):
+        fraction, gap = (None, None) if lower is None else (macs / 40.55e6, 1 - lower / damage)
+        return FrontRow(bound, plan, fraction, damage, damage, lower, gap, macs, size, None, None, None, 180, 5.2)
+
+    rows = [row("macs", "front", damage, macs, 118400.0, 0.9 * damage)
+            for damage, macs in ((0.2, 30.1e6), (0.4, 20.2e6), (0.9, 10.3e6))]  # fmt: skip
+    rows += [row("weight_bytes", "front", damage, 20.2e6, size, 0.999 * damage)
+             for damage, size in ((0.3, 200000.0), (0.4, 118400.0))]  # fmt: skip
+    rows.append(row("", "labeler/mac", 0.61, 20.21e6, 118400.0))
+    (folder / "front.csv").write_text(to_csv(list(vars(rows[0])), map(vars, rows)))
+
+
 def make_run(folder: Path) -> Path:
     """A run folder with every file, as a finished run on ResNet-20 leaves it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,6 +139,7 @@ def make_run(folder: Path) -> Path:
         folder / "plan.json"
     )
     write_rows(folder, METHODS)
+    write_front(folder)
     files = {
         "manifest.json": {
             "schema_version": 1, "name": "cifar10_resnet20", "seeds": {"seed": 0, "seeds": [0, 1, 2]},
@@ -335,6 +354,70 @@ def test_a_tensor_in_fewer_bits_than_planned_is_explained(run):
     assert "conv1: 8 bits in the plan, 7 here, because 8-bit weights use the integers" in page_without_figures(run)
     change(run, "packed.json", tensors=[{**tensor, "bits": 8} for tensor in coded])
     assert "bits in the plan" not in page_without_figures(run)
+
+
+def solved(folder: Path, chosen: str = "labeler/knapsack", **told: object) -> str:
+    """The page if one solve had made the plan, with this in its provenance."""
+    plan = CompressionPlan.load(folder / "plan.json")
+    told = {"method": chosen, "allocator": "knapsack", "gap": 0.02, "lower_bound": 0.5978, "solved_damage": 0.61,
+            "timed_out": False, **told}  # fmt: skip
+    predicted = told.pop("predicted", plan.predicted_damage)
+    replace(plan, provenance=told, predicted_damage=predicted).save(folder / "plan.json")
+    return page_without_figures(folder)
+
+
+def test_what_a_solve_proves_is_told(run):
+    assert summarize(read_run(run))["solve"] is None
+    assert "proven to be" not in page_without_figures(run)
+    page = solved(run)
+    assert "The plan&#x27;s predicted damage of 0.61 is proven to be within 2 % of the least possible" in page
+    found = summarize(read_run(run))["solve"]
+    assert (found["damage"], found["lower_bound"], found["gap"]) == (0.61, 0.5978, 0.02)
+    assert "The time for the proof was over" in solved(run, timed_out=True)
+    assert "within 0.01 % of the least possible" in solved(run, gap=1e-9, lower_bound=0.61)
+    # Plans from before the sum was told have it from the gap.
+    assert "damage of 0.61 is proven to be within 2 %" in solved(run, solved_damage=None)
+
+
+@pytest.mark.parametrize(("chosen", "told", "words"), [
+    # What seems to help is no credit in the sum, so the bound may lie above the predicted damage.
+    ("labeler/knapsack", {"predicted": 0.5}, "made least, 0.61 (it counts choices that seem to help as 0), is proven"),
+    ("labeler/knapsack@0.1", {"predicted": 2.5}, "as 0, damages of formats times 0.1), is proven to be within 2 %"),
+    ("labeler/knapsack", {"gap": 1.0, "lower_bound": 0.0}, "nothing is proven: the least possible may be 0"),
+    ("labeler/knapsack", {"gap": None, "lower_bound": None}, "under this budget is not proven"),
+    ("labeler/knapsack", {"gap": 0.0, "lower_bound": 0.0, "solved_damage": 0.0, "predicted": 0.0},
+     "predicted damage of 0 is the least possible"),
+])  # fmt: skip
+def test_a_proof_says_no_more_than_it_proves(run, chosen, told, words):
+    page = solved(run, chosen, **told)
+    assert words in page
+    assert ("is proven to be within" in page) == ("is proven" in words and "nothing" not in words)
+
+
+def test_a_search_of_plans_proves_nothing(run):
+    assert "proven" not in solved(run, "plans/search", predicted=None).partition("What other budgets")[0]
+
+
+def test_what_other_budgets_would_cost_is_said_to_be_predicted(run):
+    page = page_without_figures(run)
+    part = page.partition("What other budgets would cost")[2]
+    assert "These are predictions, not measurements: damages of single choices" in part
+    assert "<td>macs</td><td>74.2 %</td><td>front</td><td>0.2</td><td>0.18</td><td>10 %</td>" in part
+    assert "labeler/mac" in part
+    (run / "front.csv").unlink()
+    assert "What other budgets" not in page_without_figures(run)
+
+
+def test_the_front_is_drawn_with_its_bound_and_the_plan(run):
+    with figure_style():
+        drawn = DRAWINGS["front"](read_run(run))
+    assert [axes.get_xlabel() for axes in drawn.axes] == ["macs of the plan", "weight_bytes of the plan"]
+    found, proven = drawn.axes[0].lines
+    assert found.get_ydata().tolist() == [0.9, 0.4, 0.2]
+    assert proven.get_ydata() == pytest.approx([0.81, 0.36, 0.18])
+    assert proven.get_drawstyle() == "steps-pre", "between two bounds the one of the larger cost holds"
+    (star,) = drawn.axes[1].collections
+    assert star.get_offsets().tolist() == [[118400.0, 0.61]]
 
 
 @pytest.mark.parametrize(("realised", "told"), [(0.25, ", above the"), (0.0001, ", below the"), (0.02, None)])
