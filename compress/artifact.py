@@ -32,7 +32,7 @@ from torch import Tensor, fx, nn
 from compress.application import slice_model
 from compress.attributes import copy_traced, value_of
 from compress.bit_packing import pack_bits, unpack_bits
-from compress.errors import ArtifactError
+from compress.errors import ArtifactError, CompressError
 from compress.factor_formats import factorize_plan, part_formats
 from compress.fake_quantization import (
     QuantizedWeight,
@@ -177,16 +177,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     manifest = read_json(path)
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
         raise ArtifactError(f"{path} is not an artifact manifest of schema version {SCHEMA_VERSION}.")
-    lacking = {
-        "files",
-        "tensors",
-        "tied",
-        "quantized",
-        "example_inputs",
-        "explicit",
-        "norms",
-        "formatted",
-    } - manifest.keys()
+    known = {"files", "tensors", "tied", "quantized", "example_inputs", "explicit", "norms", "formatted"}
+    lacking = known - manifest.keys()
     if lacking or not isinstance(manifest["files"], dict) or not {WEIGHTS, PLAN} <= manifest["files"].keys():
         raise ArtifactError(f"{path} lacks {sorted(lacking) or 'the files of the model'}. Save the artifact again.")
     return manifest
@@ -223,8 +215,8 @@ def load_artifact(folder: str | Path, base_model: nn.Module | Structure) -> fx.G
         base_model: the dense model (any weights), or its structure; it stays as it is.
 
     Raises:
-        ArtifactError: if a file is missing, truncated, altered, or does not fit the plan.
-        PlanError: if the base model is of another architecture.
+        ArtifactError: if a file is missing, truncated, altered, or does not fit the plan; a single file, the model.
+        PlanError: if the base model is of another architecture than the folder's.
     """
     folder = Path(folder)
     packed = PackedFile(folder) if folder.is_file() else None
@@ -232,7 +224,13 @@ def load_artifact(folder: str | Path, base_model: nn.Module | Structure) -> fx.G
         about, plan = read_header(packed)
     else:
         about, plan = verify_artifact(folder), CompressionPlan.load(folder / PLAN)
-    module, prepared = _rebuild_module(base_model, plan, about, folder)
+    try:
+        module, prepared = _rebuild_module(base_model, plan, about, folder)
+    except CompressError as error:
+        if packed is None or isinstance(error, ArtifactError):
+            raise
+        # It has no fingerprint of the model: a plan that lies looks like one of another architecture.
+        raise ArtifactError(f"{folder} is damaged, or does not fit the base model: {error}") from error
     if packed is not None:
         entries = given_tensors(prepared, about["tied"]) | about["tensors"]
         values = packed.tensors(_forms(entries, about["tensors"].keys(), folder))
