@@ -112,7 +112,7 @@ def _layers(file: CodedRow, rows: Sequence[CodedRow]) -> list[str]:
         ]
         if others:
             their_kept, bits, share = others[row.layer]
-            cells += [str(their_kept), str(bits), f"{32 * share / 100:.3f}"]
+            cells += [f"{their_kept}", f"{bits}", f"{32 * share / 100:.3f}"]
         table.append(cells)
     rest = file.file_bytes - sum(row.coded_bytes for row in own)
     table.append(["all else (biases, scales, header)", "", "", "", f"{rest:,}", *[""] * (len(head) - 5)])
