@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from compress import finetuning
 from compress.artifact import load_artifact
-from compress.errors import BudgetError, CompressError
+from compress.errors import BudgetError
 from compress.plan import CompressionPlan
 from compress.task import evaluate
 from experiments.components import build_components
@@ -159,8 +159,11 @@ def test_refuses_in_the_first_second(override, message):
 
 
 def test_inner_values_need_pairs_where_no_layer_is_common(tmp_path):
-    with pytest.raises(CompressError, match="have no layer in common"):
+    with pytest.raises(ConfigError, match="distillation: The student and the teacher have no layer in common"):
         begin(tmp_path / "run", "distillation=hints")
+    with pytest.raises(ConfigError, match="distillation: The 'pairs' parameter names 'fc9'"):
+        begin(tmp_path / "run", "distillation=hints", "distillation.pairs=[[hidden,fc9]]")
+    assert not (tmp_path / "run" / "dense").exists()
     begin(tmp_path / "run", "distillation=hints", "distillation.pairs=[[hidden,fc1]]")
     plain = begin(tmp_path / "plain")
     hinted = read(tmp_path / "run" / "report.json")
