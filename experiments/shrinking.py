@@ -1,6 +1,7 @@
 """The stage that makes the small network: slice, divide, repair, mask, fine-tune, quantise, and leave the artifact."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -27,12 +28,12 @@ from compress.task import evaluate
 from compress.training_hook import TrainingHook
 from compress.weight_rounding import round_weights_
 from experiments.labelling import Labelling
+from experiments.settings import DENSITY
 from experiments.tracker import to_json
 
 # The artifact's manifest before later stages enter their files, from which it can be made again.
 SAVED_MANIFEST = "artifact.json"
-# Of masks where nothing else is said.
-_DENSITY = 0.25
+log = logging.getLogger(__name__)
 
 
 class Shrinking(Labelling):
@@ -56,6 +57,9 @@ class Shrinking(Labelling):
         stages["fine_tuned"] = self.metrics_of(small, "test")
         final, plan = small, self.final_plan(small, plan)
         if self.quantizes and part_formats(plan):
+            if plan.activation_bits is None and self.config.quantize.activation_bits is not None:
+                # No warning: it is the default, which nobody asked for.
+                log.info("Activations stay float: quantize.activation_bits acts on layers that compute on integers.")
             # Before its formats, for the float32 file. Ranks are of the module itself.
             ranks = {
                 name: LayerFormat(32, "float32", rank=f.rank, rank_scheme=f.rank_scheme)
@@ -109,7 +113,7 @@ class Shrinking(Labelling):
         settings, pattern = self.config.sparsify, self.parts.pattern
         if settings.density is not None or not self.sparsifies:
             return settings.density if self.sparsifies else 1.0
-        return None if pattern is not None and pattern.least_density > 0 else _DENSITY
+        return None if pattern is not None and pattern.least_density > 0 else DENSITY
 
     def prune_weights(self, small: fx.GraphModule, plan: CompressionPlan) -> None:
         """Remove weights at once, the others making up for them, if that is configured; in place."""
@@ -152,7 +156,7 @@ class Shrinking(Labelling):
 
     def final_plan(self, small: fx.GraphModule, plan: CompressionPlan) -> CompressionPlan:
         """The plan with the number format that is configured, and the densities that came of masks."""
-        settings, formats = self.config.quantize, dict(plan.layer_formats)
+        formats = dict(plan.layer_formats)
         if self.quantizes:
             formats = {name: self.in_scheme(layer_format) for name, layer_format in formats.items()}
         if self.sparsifies or any(f.density < 1 for f in formats.values()):
@@ -161,8 +165,14 @@ class Shrinking(Labelling):
                     formats[name] = replace(formats[name], density=share)
                 elif share < 1 and not any(name.startswith(f"{whole}.") for whole in formats):
                     formats[name] = LayerFormat(32, "float32", density=share)
-        bits = plan.activation_bits if not settings.trained_ranges else None
+        bits = None if plan.activation_bits is None else self.activation_bits(formats.values())
         return replace(plan, layer_formats=formats, activation_bits=bits)
+
+    def activation_bits(self, formats: Iterable[LayerFormat]) -> int | None:
+        """What activations have beside layers of these formats: few bits only where some layer computes on integers."""
+        settings = self.config.quantize
+        integers = self.quantizes and any(self.in_scheme(layer_format).on_integers for layer_format in formats)
+        return settings.activation_bits if integers and not settings.trained_ranges else None
 
     def in_scheme(self, layer_format: LayerFormat) -> LayerFormat:
         """The format with the number format that is configured, at the closest bits that this has."""
@@ -222,9 +232,8 @@ class Shrinking(Labelling):
 
     def with_activations(self, plan: CompressionPlan) -> CompressionPlan:
         """The plan with what is configured for activations, if it has formats."""
-        settings = self.config.quantize
-        bits = None if settings.trained_ranges else settings.activation_bits
-        chosen = replace(plan, activation_bits=bits, activation_ranges=settings.activation_ranges)
+        bits = self.activation_bits(plan.layer_formats.values())
+        chosen = replace(plan, activation_bits=bits, activation_ranges=self.config.quantize.activation_ranges)
         return chosen if plan.layer_formats else plan
 
     def _rounded(

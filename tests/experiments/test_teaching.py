@@ -136,6 +136,15 @@ def test_a_student_above_the_budget_is_refused_before_any_training(tmp_path):
     assert not (tmp_path / "macs" / "dense").exists()
 
 
+def test_a_plan_says_what_activations_have(tmp_path, caplog):
+    with caplog.at_level("INFO", "experiments.shrinking"):
+        report = begin(tmp_path, "quantize.scheme=affine", "finetune.epochs=1")
+    for name in ("plan.json", "artifact/plan.json"):
+        assert read(tmp_path / name)["activation_bits"] is None
+    assert "Activations stay float" in caplog.text
+    assert report["warnings"] == []
+
+
 def test_settings_without_effect_are_told(tmp_path):
     report = begin(tmp_path, "quantize.ranks=[0.5]", "finetune.epochs=1")
     assert report["warnings"] == ["quantize.ranks and quantize.densities have no effect on a student."]
