@@ -143,6 +143,8 @@ class SparsifySettings:
     not set is a quarter of the weights (or what the pattern leaves), unstructured, by magnitude, removed by polynomial
     decay. `by` is `"score"`, or `"labeler"`: damage measured on cells of alike weights and learned. `update` removes
     them at once before the fine-tuning and solves for the others: `"sweep"` (SparseGPT), `"solve"` or `"exact"` (OBS).
+    It keeps the density (or N of every M) in each layer, whatever the `scope`, and leaves embeddings, transposed convs
+    and weights that are used more than once as they are, but for densities of the plan, which are masks then.
     `rewind` trains in `rounds` of lottery tickets that rewind `"weights"` or the `"learning_rate"`.
     """
 

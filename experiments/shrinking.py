@@ -14,9 +14,11 @@ from compress.artifact import save_artifact
 from compress.budget import cost_words
 from compress.counting import count_macs
 from compress.factor_formats import part_formats
+from compress.fake_quantization import quantized_weights
 from compress.files import write_json
 from compress.float_rounding import round_floats_
 from compress.folding import fold_batch_norm
+from compress.layer_moments import weight_readers
 from compress.masking import density_of
 from compress.plan import SCHEME_BITS, CompressionPlan, LayerFormat
 from compress.quantization import prepare_quantized
@@ -123,8 +125,18 @@ class Shrinking(Labelling):
         pattern = self.parts.pattern
         keep: Any = (pattern.n, pattern.m) if pattern is not None and pattern.name == "n_of_m" else self.density
         given = {name: f.density for name, f in part_formats(plan).items() if f.density < 1}
-        layers = {name: given.get(name, keep) for name in density_of(small, settings.skip).layers}
+        others = self._without_update(small)
+        layers = {name: given.get(name, keep) for name in density_of(small, settings.skip).layers if name not in others}
+        if dense := [name for name in others if name not in given]:
+            log.warning(
+                "sparsify.update leaves %s dense: no conv or linear with a weight of its own.", ", ".join(dense)
+            )
         prune_weights_(small, layers, self.recovery_inputs(), method=settings.update, seed=self.config.seed)
+
+    def _without_update(self, small: fx.GraphModule) -> list[str]:
+        """The layers, but those that are skipped, whose weights no second moments say how to update."""
+        updated = {reader.layer for reader in weight_readers(small)}
+        return [name for name in density_of(small, self.config.sparsify.skip).layers if name not in updated]
 
     def sparsifier(self, small: fx.GraphModule, plan: CompressionPlan) -> Sparsifier | None:
         """The hook that removes weights and holds their zeros; None where all stay."""
@@ -137,9 +149,12 @@ class Shrinking(Labelling):
         if settings.by == "labeler":
             label = self.batches("label", self.config.measure.batch_size, limit=self.config.measure.images)
             scores = label_weights(small, self.task, calibration, label, self.parts.labeler, skip=settings.skip).scores
-        density = 1.0 if settings.update else self.density
+        density = self.density
+        if settings.update:  # which has removed what it can
+            others = self._without_update(small)
+            density, given = 1.0, {name: share for name, share in given.items() if name in others}
         return Sparsifier(
-            density, parts.pattern or "unstructured", settings.scope, {} if settings.update else given, settings.floor,
+            density, parts.pattern or "unstructured", settings.scope, given, settings.floor,
             settings.skip, parts.weight_score, settings.normalize, parts.sparsity_schedule or PolynomialSchedule(),
             self.task, calibration, scores,
         )  # fmt: skip
@@ -250,6 +265,9 @@ class Shrinking(Labelling):
         return folded, errors
 
     def _round(self, prepared: fx.GraphModule, inputs: list[Any]) -> list[Any]:
+        if not quantized_weights(prepared):
+            log.warning("The plan leaves every layer in float: rounding has no effect.")
+            return []
         return list(round_weights_(prepared, self.parts.rounding, inputs, seed=self.config.seed))
 
     def cost_of(self, plan: CompressionPlan) -> tuple[float, float]:
