@@ -32,7 +32,7 @@ from torch import Tensor, fx, nn
 from compress.application import slice_model
 from compress.attributes import copy_traced, value_of
 from compress.bit_packing import pack_bits, unpack_bits
-from compress.errors import ArtifactError
+from compress.errors import ArtifactError, CompressError
 from compress.factor_formats import factorize_plan, part_formats
 from compress.fake_quantization import (
     QuantizedWeight,
@@ -190,8 +190,8 @@ def load_artifact(folder: str | Path, base_model: nn.Module | Structure) -> fx.G
         base_model: the dense model (any weights), or its structure; it stays as it is.
 
     Raises:
-        ArtifactError: if a file is missing, truncated, altered, or does not fit the plan.
-        PlanError: if the base model is of another architecture.
+        ArtifactError: if a file is missing, truncated, altered, or does not fit the plan; a single file, the model.
+        PlanError: if the base model is of another architecture than the folder's.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -235,7 +235,13 @@ def read_packed(path: Path, base_model: nn.Module | Structure) -> PackedArtifact
     about = read_header(packed)
     structure = _analyzed(base_model, about, path)
     plan = read_plan(packed, structure.units)
-    module, prepared = _rebuild_module(structure, plan, about, path)
+    try:
+        module, prepared = _rebuild_module(structure, plan, about, path)
+    except CompressError as error:
+        if isinstance(error, ArtifactError):
+            raise
+        # It has no fingerprint of the model: a plan that lies looks like one of another architecture.
+        raise ArtifactError(f"{path} is damaged, or does not fit the base model: {error}") from error
     entries = given_tensors(prepared, about["tied"]) | about["tensors"]
     values = packed.tensors(_forms(entries, about["tensors"].keys(), path))
     return PackedArtifact(about, plan, structure, module, entries, values)

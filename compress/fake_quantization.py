@@ -13,12 +13,14 @@ from compress.errors import PlanError
 from compress.folding import output_axis
 from compress.graph import ATEN, Layer, is_parameter, layers_of
 from compress.plan import LayerFormat
-from compress.quantizer import ACTIVATION_LEVELS, largest_integer
+from compress.quantizer import ACTIVATION_LEVELS, INTEGER_BITS, largest_integer
 
 WEIGHT_OP = ATEN.fake_quantize_per_channel_affine.default
 ACTIVATION_OP = ATEN.fake_quantize_per_tensor_affine.tensor_qparams
 HOLDER = "activation_ranges"
 INT32_LIMIT = 2**31 - 1
+# The largest integer of 8 bits in a reduced range.
+_REDUCED = 63
 _INTEGER_LAYERS = {ATEN.linear.default, ATEN.conv1d.default, ATEN.conv2d.default, ATEN.conv3d.default,
                    ATEN.conv1d.padding, ATEN.conv2d.padding, ATEN.conv3d.padding}  # fmt: skip
 
@@ -110,7 +112,7 @@ def _insert_weight_quantizers(module: fx.GraphModule, formats: Mapping[str, Laye
             continue
         bits = formats[named[0].name].bits
         largest = largest_integer(bits)
-        largest = min(largest, 63) if reduce_range else largest
+        largest = min(largest, _REDUCED) if reduce_range else largest
         # One tied weight has one set of integers: a linear needs its scales at its outputs, an embedding can do either.
         axis = min(output_axis(layer) for layer in group)
         weight = value_of(module, group[0].weight)
@@ -186,15 +188,23 @@ def integer_input(layer: fx.Node) -> fx.Node | None:
 
 def quantized_weights(module: fx.GraphModule) -> list[QuantizedWeight]:
     """Where the weights of a prepared module are fake-quantised, in execution order; empty for a float module."""
+    # The scales of a rounded bias are computed, those of a weight are read.
+    nodes = [node for node in module.graph.nodes
+             if node.op == "call_function" and node.target is WEIGHT_OP and is_parameter(node.args[1])]  # fmt: skip
+    reduced = all(node.args[5] <= _REDUCED for node in nodes)
     found = []
-    for node in module.graph.nodes:
-        # The scales of a rounded bias are computed, those of a weight are read.
-        if node.op == "call_function" and node.target is WEIGHT_OP and is_parameter(node.args[1]):
-            weight, scale, _, axis, _, largest = node.args
-            weight = weight.args[0] if weight.op == "call_module" else weight  # a mask may lie between
-            bits = node.meta.get("bits") or next(b for b in (2, 3, 4, 6, 8) if 2 ** (b - 1) - 1 >= largest)
-            found.append(QuantizedWeight(weight.target, bits, largest, axis, scale.target, node))
+    for node in nodes:
+        weight, scale, _, axis, _, largest = node.args
+        weight = weight.args[0] if weight.op == "call_module" else weight  # a mask may lie between
+        bits = node.meta.get("bits") or _bits_of(largest, reduced)
+        found.append(QuantizedWeight(weight.target, bits, largest, axis, scale.target, node))
     return found
+
+
+def _bits_of(largest: int, reduced: bool) -> int:
+    """The bits of a graph that was traced anew and lost them: 63 is of 7 bits, or of 8 where all ranges are reduced."""
+    bits = next((bits for bits in sorted(INTEGER_BITS) if largest_integer(bits) >= largest), 8)
+    return 8 if bits == 7 and reduced else bits
 
 
 def quantizes_activations(module: fx.GraphModule) -> bool:

@@ -16,7 +16,7 @@ from compress.errors import ArtifactError
 DISTRIBUTION = "autolabel-compress"
 LIBRARIES = (
     "torch", "numpy", "scipy", "scikit-learn", "lightgbm", "safetensors", "onnx", "onnxruntime", "onnxscript",
-    "hydra-core", "omegaconf", "wandb", "matplotlib",
+    "hydra-core", "omegaconf", "wandb", "matplotlib", "constriction", "zstandard",
 )  # fmt: skip
 # The console script of the command line; pyproject.toml.
 SCRIPT = "autolabel"

@@ -21,7 +21,7 @@ from experiments.compared_methods import methods_of
 from experiments.components import Components
 from experiments.config import ConfigError
 from experiments.placement import is_available
-from experiments.settings import Config, QuantizeSettings, SparsifySettings
+from experiments.settings import DENSITY, Config, QuantizeSettings, SparsifySettings
 
 FORMATS = ("onnx",)
 # Name in the group -> what it measures.
@@ -76,6 +76,7 @@ def check_settings(config: Config, parts: Components) -> None:
     _require("front", all(0 < factor < math.inf for factor in config.front), "numbers above 0", config.front)
     _one_of("penalized", config.penalized, ("train", "finetune", "quantize"))
     _check_format(quantize)
+    _check_rounding(quantize, parts)
     sparsify = config.sparsify
     _check_masks(sparsify, parts)
     _check_early(config)
@@ -83,6 +84,8 @@ def check_settings(config: Config, parts: Components) -> None:
     _one_of("sparsify.by", [sparsify.by], ("score", "labeler"))
     _one_of("sparsify.update", [sparsify.update], (None, *METHODS))
     _one_of("sparsify.rewind", [sparsify.rewind], (None, *REWINDS))
+    if sparsify.update is not None:
+        _check_update(sparsify, quantize, parts)
     if config.student is not None:
         _require(
             "finetune.epochs", config.finetune.epochs >= 1, "at least 1 to train a student", config.finetune.epochs
@@ -119,6 +122,44 @@ def _check_format(quantize: QuantizeSettings) -> None:
     grouped, size = quantize.granularity == "group", quantize.group_size
     rule = "at least 1 where quantize.granularity is 'group'" if grouped else "null without quantize.granularity=group"
     _require("quantize.group_size", size is not None and size >= 1 if grouped else size is None, rule, size)
+
+
+def _check_rounding(quantize: QuantizeSettings, parts: Components) -> None:
+    """A rounding moves weights to integers that engines compute on, which other formats do not have."""
+    if parts.rounding is None:
+        return
+    name, format_ = parts.rounding.name, f"{quantize.scheme!r} per {quantize.granularity!r}"
+    low = quantize.enabled and min(quantize.bits, default=32) in INTEGER_BITS
+    _require("rounding", low, "null where quantize.enabled is false or quantize.bits are all above 8", name)
+    _require("rounding", (quantize.scheme, quantize.granularity) == ("symmetric", "channel"),
+             f"null with quantize.scheme and quantize.granularity {format_}: set rounding=null, or "
+             f"quantize.scheme=symmetric quantize.granularity=channel quantize.group_size=null", name)  # fmt: skip
+
+
+def _check_update(sparsify: SparsifySettings, quantize: QuantizeSettings, parts: Components) -> None:
+    """Pruning with an update chooses the weights of each layer by itself, all before the training."""
+    pattern, score, schedule = parts.pattern, parts.weight_score, parts.sparsity_schedule
+    kind, fixed = pattern.name if pattern else None, bool(pattern and pattern.least_density)
+    _require("pattern", kind in (None, "unstructured", "n_of_m"),
+             "null, unstructured or n_of_m with sparsify.update, which removes single weights", kind)  # fmt: skip
+    densities = quantize.enabled and min(quantize.densities, default=1.0) < 1
+    _require("pattern", not (fixed and densities),
+             "null or unstructured with sparsify.update where quantize.densities are below 1", kind)  # fmt: skip
+    density, least = sparsify.density, pattern.least_density if fixed else None
+    _require("sparsify.density", not fixed or density in (None, least),
+             f"null or {least} with sparsify.update and the pattern, which it makes whole", density)  # fmt: skip
+    score_name = score.name if score else None
+    _require("weight_score", score is None, "null with sparsify.update, which scores by second moments", score_name)
+    _require("sparsify.by", sparsify.by == "score", "'score' with sparsify.update", sparsify.by)
+    _require("sparsify.normalize", sparsify.normalize is None, "null with sparsify.update", sparsify.normalize)
+    at_once = schedule is None or schedule.sparsity(0, 10**6, 0.5) == 0.5
+    _require("sparsity_schedule", at_once, "null with sparsify.update, which removes all before the training",
+             schedule.name if schedule else None)  # fmt: skip
+    _require("sparsify.rewind", sparsify.rewind is None, "null with sparsify.update, which leaves its rounds nothing",
+             sparsify.rewind)  # fmt: skip
+    kept = DENSITY if density is None else density
+    _require("sparsify.floor", fixed or sparsify.floor <= kept,
+             f"at most {kept:g} with sparsify.update: that is the density of every layer", sparsify.floor)  # fmt: skip
 
 
 def _check_masks(sparsify: SparsifySettings, parts: Components) -> None:

@@ -23,9 +23,12 @@ OTHERS = {
     },
     "cifar10_coded": {},
 }
-# Weights that Deep Compression keeps of each layer, in %.
-_KEPT = {"record_lenet300": {"fc1": 8, "fc2": 9, "fc3": 26},
-         "record_lenet5": {"conv1": 66, "conv2": 12, "fc1": 8, "fc2": 19}}  # fmt: skip
+# Of each layer of Deep Compression, tables 2 and 3: weights kept in %, bits of one before Huffman coding, and all that
+# is stored of the layer (weights and indices in Huffman code, codebook) in % of its float32 weights.
+_DEEP_COMPRESSION = {
+    "record_lenet300": {"fc1": (8, 6, 2.32), "fc2": (9, 6, 3.04), "fc3": (26, 6, 12.70)},
+    "record_lenet5": {"conv1": (66, 8, 67.45), "conv2": (12, 8, 5.28), "fc1": (8, 5, 2.45), "fc2": (19, 5, 6.13)},
+}
 _TITLES = {"record_lenet300": "LeNet-300-100", "record_lenet5": "LeNet-5 (20-50-500)", "cifar10_coded": "ResNet-20"}
 
 
@@ -37,7 +40,9 @@ def write_page(rows: Sequence[CodedRow]) -> str:
         "scales, biases, checksum. `python -m experiments.evaluate FILE` decodes it and scores it on the 10,000 test "
         "images of MNIST or CIFAR-10. Drawn from `results/NAME/raw.csv`, NAME being record_lenet300, record_lenet5 and "
         "cifar10_coded; files lie in `results/records/`, some of them encoded anew by a later version, in up to 150 "
-        "bytes less; those of ResNet-20 are of seed 2.", "", "![Error against bytes](records.svg)", "",
+        "bytes less; those of ResNet-20 are of seed 2. Bits of Deep Compression are those of its codebooks; per dense "
+        "weight they are after Huffman coding, indices and codebook included.", "",
+        "![Error against bytes](records.svg)", "",
     ]  # fmt: skip
     for name, own in _by_experiment(rows):
         files = [row for row in own if not row.layer]
@@ -91,16 +96,29 @@ def _name(axes: Any, text: str, x: float, y: float, place: int, color: str) -> N
 
 def _layers(file: CodedRow, rows: Sequence[CodedRow]) -> list[str]:
     own = [row for row in rows if row.layer and _key(row) == _key(file)]
-    text = [f"Layers of the file of {file.file_bytes:,} bytes (seed {file.seed}):", "",
-            "| layer | weights | kept, % | kept by Deep Compression, % | bits | bytes | bits per dense weight |",
-            "|---|---|---|---|---|---|---|"]  # fmt: skip
+    others = _DEEP_COMPRESSION.get(file.experiment)
+    head = ["layer", "weights", "kept, %", "bits", "bytes", "bits per dense weight"]
+    head += ["Deep Compression: kept, %", "bits", "bits per dense weight"] if others else []
+    table = []
     for row in own:
-        kept, theirs = 100 * row.kept_weights / row.dense_weights, _KEPT.get(row.experiment, {}).get(row.layer, "")
-        rate = 8 * row.coded_bytes / row.dense_weights
-        text.append(f"| {row.layer} | {row.dense_weights:,} | {kept:.2f} | {theirs} | {row.bits} | {row.coded_bytes:,} "
-                    f"| {rate:.3f} |")  # fmt: skip
+        kept, rate = 100 * row.kept_weights / row.dense_weights, 8 * row.coded_bytes / row.dense_weights
+        cells = [
+            row.layer,
+            f"{row.dense_weights:,}",
+            f"{kept:.2f}",
+            str(row.bits),
+            f"{row.coded_bytes:,}",
+            f"{rate:.3f}",
+        ]
+        if others:
+            their_kept, bits, share = others[row.layer]
+            cells += [f"{their_kept}", f"{bits}", f"{32 * share / 100:.3f}"]
+        table.append(cells)
     rest = file.file_bytes - sum(row.coded_bytes for row in own)
-    return [*text, f"| all else (biases, scales, header) | | | | | {rest:,} | |", ""]
+    table.append(["all else (biases, scales, header)", "", "", "", f"{rest:,}", *[""] * (len(head) - 5)])
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *table)]
+    lines.insert(1, "|" + "---|" * len(head))
+    return [f"Layers of the file of {file.file_bytes:,} bytes (seed {file.seed}):", "", *lines, ""]
 
 
 def _by_experiment(rows: Sequence[CodedRow]) -> Any:

@@ -90,7 +90,11 @@ def render_removed(run: RunFiles, report: Report, figures: Figures) -> str:
         for name, bits in layers
     ]
     group_rows = [[name, str(n), str(removed), format_percent(removed / n)] for name, n, removed in groups]
-    bits, ranges = run.plan.activation_bits, run.plan.activation_ranges
+    activations = f"{run.plan.activation_bits} bits of {run.plan.activation_ranges} ranges"
+    if run.plan.activation_bits is None:
+        asked = widths and pick(run.manifest, "config", "quantize", "activation_bits") is not None
+        activations = "float"
+        activations += ", as always beside layers that do not compute on integers" if asked else ""
     return "".join(
         [
             paragraph(told),
@@ -98,9 +102,7 @@ def render_removed(run: RunFiles, report: Report, figures: Figures) -> str:
             folded("the same as a table", table(["group", "units", "removed", "sparsity"], group_rows)),
             heading("Bits per weight"),
             figure(figures, "bits", "Bits per weight of each layer, in the order of the network."),
-            paragraph(
-                f"Activations between quantised layers: {f'{bits} bits of {ranges} ranges' if bits else 'float'}."
-            ),
+            paragraph(f"Activations between quantised layers: {activations}."),
             folded(
                 "the same as a table, with MACs and weights of whole layers",
                 table(["layer", "bits", "MACs", "weights"], layer_rows),

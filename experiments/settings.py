@@ -8,6 +8,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
+# Fraction of the weights that masks keep where nothing else is said.
+DENSITY = 0.25
+
 
 @dataclass
 class BudgetSettings:
@@ -147,6 +150,8 @@ class SparsifySettings:
 
     `by` is `"score"`, or `"labeler"`: damage measured on cells of alike weights and learned. `update` removes
     them at once before the fine-tuning and solves for the others: `"sweep"` (SparseGPT), `"solve"` or `"exact"` (OBS).
+    It keeps the density (or N of every M) in each layer, whatever the `scope`, and leaves embeddings, transposed convs
+    and weights that are used more than once as they are, but for densities of the plan, which are masks then.
 
     `rewind` trains in `rounds` of lottery tickets that rewind `"weights"` or the `"learning_rate"`. Weights go back to
     what they were after `early`, a part of the first fine-tuning in [0, 1]. That is early in the fine-tuning of the
@@ -175,9 +180,9 @@ class QuantizeSettings:
     become two layers; the budget's `coded_bytes`, `bit_operations` or `macs` say what that buys. `scheme`,
     `granularity` and `group_size` are the number format of all quantised layers, see `compress.LayerFormat`; other
     than `"symmetric"` per `"channel"` they are decoded to floats before they run. `trained_ranges` trains their
-    scales and centroids, with AdamW at `range_rate` times their mean magnitude; activations stay float then.
-    `activation_ranges` of activations in few bits: `"static"` from calibration data, or `"dynamic"` of each input of
-    a quantised layer at run time, see `compress.dynamic_ranges`.
+    scales and centroids, with AdamW at `range_rate` times their mean magnitude. With either, activations stay float,
+    whatever `activation_bits` says. `activation_ranges` of activations in few bits: `"static"` from calibration data,
+    or `"dynamic"` of each input of a quantised layer at run time, see `compress.dynamic_ranges`.
 
     `reduce_range` keeps 8-bit weights of integer layers to 7 bits, whose sums no processor saturates; without it they
     use all 8, and files store them as `exporter.int8_encoding` says.

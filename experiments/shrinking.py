@@ -1,6 +1,7 @@
 """The stage that makes the small network: slice, divide, repair, mask, fine-tune, quantise, and leave the artifact."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,9 +14,11 @@ from compress.artifact import save_artifact
 from compress.budget import cost_words
 from compress.counting import count_macs
 from compress.factor_formats import part_formats
+from compress.fake_quantization import quantized_weights
 from compress.files import write_json
 from compress.float_rounding import round_floats_
 from compress.folding import fold_batch_norm
+from compress.layer_moments import weight_readers
 from compress.masking import density_of
 from compress.plan import SCHEME_BITS, CompressionPlan, LayerFormat
 from compress.quantization import prepare_quantized
@@ -28,12 +31,12 @@ from compress.task import evaluate
 from compress.training_hook import TrainingHook
 from compress.weight_rounding import round_weights_
 from experiments.labelling import Labelling
+from experiments.settings import DENSITY
 from experiments.tracker import to_json
 
 # The artifact's manifest before later stages enter their files, from which it can be made again.
 SAVED_MANIFEST = "artifact.json"
-# Of masks where nothing else is said.
-_DENSITY = 0.25
+log = logging.getLogger(__name__)
 
 
 class Shrinking(Labelling):
@@ -57,6 +60,9 @@ class Shrinking(Labelling):
         stages["fine_tuned"] = self.metrics_of(small, "test")
         final, plan = small, self.final_plan(small, plan)
         if self.quantizes and part_formats(plan):
+            if plan.activation_bits is None and self.config.quantize.activation_bits is not None:
+                # No warning: it is the default, which nobody asked for.
+                log.info("Activations stay float: quantize.activation_bits acts on layers that compute on integers.")
             # Before its formats, for the float32 file. Ranks are of the module itself.
             ranks = {
                 name: LayerFormat(32, "float32", rank=f.rank, rank_scheme=f.rank_scheme)
@@ -114,7 +120,7 @@ class Shrinking(Labelling):
             return settings.density if self.sparsifies else 1.0
         if settings.threshold is not None:
             return None
-        return None if pattern is not None and pattern.least_density > 0 else _DENSITY
+        return None if pattern is not None and pattern.least_density > 0 else DENSITY
 
     def prune_weights(self, small: fx.GraphModule, plan: CompressionPlan) -> None:
         """Remove weights at once, the others making up for them, if that is configured; in place."""
@@ -124,8 +130,18 @@ class Shrinking(Labelling):
         pattern = self.parts.pattern
         keep: Any = (pattern.n, pattern.m) if pattern is not None and pattern.name == "n_of_m" else self.density
         given = {name: f.density for name, f in part_formats(plan).items() if f.density < 1}
-        layers = {name: given.get(name, keep) for name in density_of(small, settings.skip).layers}
+        others = self._without_update(small)
+        layers = {name: given.get(name, keep) for name in density_of(small, settings.skip).layers if name not in others}
+        if dense := [name for name in others if name not in given]:
+            log.warning(
+                "sparsify.update leaves %s dense: no conv or linear with a weight of its own.", ", ".join(dense)
+            )
         prune_weights_(small, layers, self.recovery_inputs(), method=settings.update, seed=self.config.seed)
+
+    def _without_update(self, small: fx.GraphModule) -> list[str]:
+        """The layers, but those that are skipped, whose weights no second moments say how to update."""
+        updated = {reader.layer for reader in weight_readers(small)}
+        return [name for name in density_of(small, self.config.sparsify.skip).layers if name not in updated]
 
     def sparsifier(self, small: fx.GraphModule, plan: CompressionPlan) -> Sparsifier | None:
         """The hook that removes weights and holds their zeros; None where all stay."""
@@ -138,10 +154,13 @@ class Shrinking(Labelling):
         if settings.by == "labeler":
             label = self.batches("label", self.config.measure.batch_size, limit=self.config.measure.images)
             scores = label_weights(small, self.task, calibration, label, self.parts.labeler, skip=settings.skip).scores
-        density = 1.0 if settings.update else self.density
+        density = self.density
+        if settings.update:  # which has removed what it can
+            others = self._without_update(small)
+            density, given = 1.0, {name: share for name, share in given.items() if name in others}
         schedule: SparsitySchedule = OneShotSchedule() if settings.threshold is not None else PolynomialSchedule()
         return Sparsifier(
-            density, parts.pattern or "unstructured", settings.scope, {} if settings.update else given, settings.floor,
+            density, parts.pattern or "unstructured", settings.scope, given, settings.floor,
             settings.skip, parts.weight_score, settings.normalize, parts.sparsity_schedule or schedule,
             self.task, calibration, scores, settings.threshold,
         )  # fmt: skip
@@ -158,7 +177,7 @@ class Shrinking(Labelling):
 
     def final_plan(self, small: fx.GraphModule, plan: CompressionPlan) -> CompressionPlan:
         """The plan with the number format that is configured, and the densities that came of masks."""
-        settings, formats = self.config.quantize, dict(plan.layer_formats)
+        formats = dict(plan.layer_formats)
         if self.quantizes:
             formats = {name: self.in_scheme(layer_format) for name, layer_format in formats.items()}
         if self.sparsifies or any(f.density < 1 for f in formats.values()):
@@ -167,8 +186,14 @@ class Shrinking(Labelling):
                     formats[name] = replace(formats[name], density=share)
                 elif share < 1 and not any(name.startswith(f"{whole}.") for whole in formats):
                     formats[name] = LayerFormat(32, "float32", density=share)
-        bits = plan.activation_bits if not settings.trained_ranges else None
+        bits = None if plan.activation_bits is None else self.activation_bits(formats.values())
         return replace(plan, layer_formats=formats, activation_bits=bits)
+
+    def activation_bits(self, formats: Iterable[LayerFormat]) -> int | None:
+        """What activations have beside layers of these formats: few bits only where some layer computes on integers."""
+        settings = self.config.quantize
+        integers = self.quantizes and any(self.in_scheme(layer_format).on_integers for layer_format in formats)
+        return settings.activation_bits if integers and not settings.trained_ranges else None
 
     def in_scheme(self, layer_format: LayerFormat) -> LayerFormat:
         """The format with the number format that is configured, at the closest bits that this has."""
@@ -228,9 +253,8 @@ class Shrinking(Labelling):
 
     def with_activations(self, plan: CompressionPlan) -> CompressionPlan:
         """The plan with what is configured for activations, if it has formats."""
-        settings = self.config.quantize
-        bits = None if settings.trained_ranges else settings.activation_bits
-        chosen = replace(plan, activation_bits=bits, activation_ranges=settings.activation_ranges)
+        bits = self.activation_bits(plan.layer_formats.values())
+        chosen = replace(plan, activation_bits=bits, activation_ranges=self.config.quantize.activation_ranges)
         return chosen if plan.layer_formats else plan
 
     def _rounded(
@@ -247,6 +271,9 @@ class Shrinking(Labelling):
         return folded, errors
 
     def _round(self, prepared: fx.GraphModule, inputs: list[Any]) -> list[Any]:
+        if not quantized_weights(prepared):
+            log.warning("The plan leaves every layer in float: rounding has no effect.")
+            return []
         return list(round_weights_(prepared, self.parts.rounding, inputs, seed=self.config.seed))
 
     def cost_of(self, plan: CompressionPlan) -> tuple[float, float]:

@@ -73,6 +73,7 @@ class Experiment(Teaching):
         """Every stage in order."""
         self.refuse_impossible_budget()
         self.refuse_unknown_layers()
+        self.refuse_unknown_pairs()
         stage, settings = self._run_stage, self._settings
         self._told: list[str] = []
         dense = ["dense/model.safetensors"]

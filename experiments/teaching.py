@@ -34,9 +34,10 @@ class Teaching(Shrinking):
         bits = max(settings.bits)
         layers = [name for name, kind in zip(units.ids, units.kind, strict=True) if kind == "layer"]
         low = settings.enabled and bits <= 8
+        formats = {name: self.in_scheme(LayerFormat(bits)) for name in layers} if low else {}
         plan = CompressionPlan(
-            layer_formats={name: self.in_scheme(LayerFormat(bits)) for name in layers} if low else {},
-            activation_bits=settings.activation_bits if low and not settings.trained_ranges else None,
+            layer_formats=formats,
+            activation_bits=self.activation_bits(formats.values()),
             activation_ranges=settings.activation_ranges,
             fingerprint=units.fingerprint,
             provenance={"student": self.config.student["_target_"], "seed": self.config.seed},

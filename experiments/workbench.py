@@ -22,7 +22,8 @@ from compress.application import slice_model
 from compress.costs import CostTable
 from compress.counting import unit_costs
 from compress.data_free import synthesize_batches
-from compress.errors import PlanError
+from compress.distiller import Distiller
+from compress.errors import CompressError, PlanError
 from compress.factor_formats import factorize_plan
 from compress.finetuning import finetune_
 from compress.graph import check_finite
@@ -177,6 +178,18 @@ class Workbench:
             prunable_weights(self.planned.traced.module, self.config.sparsify.skip)
         except PlanError as error:
             raise ConfigError(f"sparsify.skip: {error}") from None
+
+    def refuse_unknown_pairs(self) -> None:
+        """Raises ConfigError where the distillation finds no layers to compare, or names some that are not there."""
+        distillation = self.parts.distillation
+        if distillation is None or distillation.reads == "outputs" or not self.config.finetune.alpha:
+            return
+        if self.config.quantize.ranks:  # as above
+            return
+        try:
+            Distiller(distillation, self.planned.traced.module, self.model, self.example, self.config.seed)
+        except CompressError as error:
+            raise ConfigError(f"distillation: {error}") from None
 
     def refuse_impossible_budget(self) -> None:
         choices = ["removed", *(self.parts.oracles["layer_choice"].choices if self.quantizes else ())]

@@ -173,7 +173,7 @@ def test_a_packed_file_of_something_else_is_refused(x, tmp_path):
 def test_a_packed_file_refuses_another_architecture(x, floats, tmp_path):
     save_artifact(tmp_path, apply_plan(_net(), floats, x), floats, x)
     pack_artifact(tmp_path)
-    with pytest.raises((ArtifactError, PlanError)):
+    with pytest.raises(ArtifactError):
         load_artifact(tmp_path / "weights.packed", _net(width=8))
 
 

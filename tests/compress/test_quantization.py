@@ -206,3 +206,17 @@ def test_a_plan_without_formats_quantises_nothing():
     module = prepare_quantized(trace(model, x).module, CompressionPlan(), [(x,)], MinMaxQuantizer())
     assert torch.equal(module(x), model(x))
     assert not quantized_weights(module)
+
+
+def test_bits_that_a_graph_lost_follow_from_its_integers():
+    model, x = nn.Sequential(*(nn.Linear(3, 3) for _ in range(7))), torch.randn(2, 3)
+    formats = {str(i): LayerFormat(bits) for i, bits in enumerate((2, 3, 4, 5, 6, 7, 8))}
+    traced = trace(model.eval(), x).module
+    for reduce_range, expected in ((False, [2, 3, 4, 5, 6, 7, 8]), (True, [2, 3, 4, 5, 6, 8, 8])):
+        plan = CompressionPlan(layer_formats=formats)
+        module = prepare_quantized(traced, plan, [], MinMaxQuantizer(), reduce_range=reduce_range)
+        assert [entry.bits for entry in quantized_weights(module)] == [2, 3, 4, 5, 6, 7, 8]
+        for node in module.graph.nodes:
+            node.meta.pop("bits", None)
+        # 63 may be the largest of 7 bits or of 8 in a reduced range: nothing else tells.
+        assert [entry.bits for entry in quantized_weights(module)] == expected

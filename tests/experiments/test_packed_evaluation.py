@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,13 +21,13 @@ from compress.packing import VERSION, PackedFile, write_packed
 from compress.plan import CompressionPlan, LayerFormat
 from compress.quantization import prepare_quantized
 from compress.quantizers.minmax import MinMaxQuantizer
-from compress.structure import find_units
+from compress.structure import analyze, find_units
 from experiments import evaluate
 from experiments.composition import compose_config
 from experiments.config import build
 from experiments.config_names import names_of
 from experiments.data import load_digits
-from experiments.models import DigitsCNN
+from experiments.models import DigitsCNN, LeNet5
 from experiments.packed_evaluation import evaluate_file, model_of, told_sizes
 
 ROOT = Path(__file__).parents[2]
@@ -196,6 +198,34 @@ def test_a_file_of_an_earlier_version_is_packed_anew(path, tmp_path):
     x = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     first, second = (load_artifact(file, model) for file in (path, tmp_path / "anew.packed"))
     assert torch.equal(first(x), second(x))
+
+
+def test_a_record_that_lies_is_refused_or_loads(tmp_path):
+    """Its checksum holds, but not what it says."""
+    data, path, rng = (RECORDS / "lenet5_small.packed").read_bytes(), tmp_path / "lie.packed", np.random.default_rng(0)
+    structure, refused = analyze(LeNet5(), torch.zeros(2, 1, 28, 28)), 0
+    for i in range(20):
+        body = bytearray(data[8:])
+        if i % 4:  # one in two early in the file, where plan and shapes are
+            body[rng.integers(len(body) if i % 2 else 150)] ^= int(rng.integers(1, 256))
+        else:
+            body = body[: rng.integers(len(body))] + rng.bytes(rng.integers(3))
+        path.write_bytes(data[:4] + zlib.crc32(body).to_bytes(4, "little") + body)
+        try:
+            load_artifact(path, structure)
+        except ArtifactError:
+            refused += 1
+    assert refused > 10
+
+
+@pytest.mark.parametrize("removed", [range(20), range(18, 25), [25]])
+def test_a_record_of_another_model_is_refused(removed, tmp_path):
+    packed = PackedFile(RECORDS / "lenet5_small.packed")
+    write_packed(tmp_path / "lie.packed", {}, {}, packed.about, "none", {**packed.sets, 0: removed})
+    with pytest.raises(
+        ArtifactError, match=r"lie\.packed is damaged, or does not fit the base model: The plan removes"
+    ):
+        load_artifact(tmp_path / "lie.packed", LeNet5())
 
 
 def test_how_images_are_divided_and_varied_says_nothing_about_a_file():

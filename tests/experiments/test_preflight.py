@@ -126,6 +126,32 @@ def names(*overrides):
             "sparsify.rewind=weights sparsify.early=0.6 finetune.patience=1",
             "sparsify.early must be at most 0.5 with finetune.patience",
         ),
+        (
+            "rounding=gptq quantize.scheme=affine",
+            "with quantize.scheme and quantize.granularity 'affine' per 'channel'",
+        ),
+        ("rounding=adaround quantize.granularity=tensor", "set rounding=null, or quantize.scheme=symmetric"),
+        ("rounding=nearest quantize.granularity=group quantize.group_size=8", "'symmetric' per 'group': set rounding"),
+        (
+            "rounding=gptq quantize.scheme=ternary quantize.trained_ranges=true",
+            "rounding must be null with quantize.sch",
+        ),
+        ("rounding=gptq quantize.enabled=false", "rounding must be null where quantize.enabled is false"),
+        ("rounding=gptq quantize.bits=[32]", "or quantize.bits are all above 8. Got 'gptq'"),
+        ("sparsify.update=sweep pattern=block", "pattern must be null, unstructured or n_of_m with sparsify.update"),
+        ("sparsify.update=exact pattern=channel", "which removes single weights. Got 'channel'"),
+        ("sparsify.update=sweep pattern=n_of_m quantize.densities=[1.0,0.5]", "where quantize.densities are below 1"),
+        ("sparsify.update=sweep pattern=n_of_m sparsify.density=0.75", "sparsify.density must be null or 0.5 with"),
+        ("sparsify.update=solve weight_score=wanda", "weight_score must be null with sparsify.update"),
+        ("sparsify.update=sweep sparsify.by=labeler", "sparsify.by must be 'score' with sparsify.update"),
+        ("sparsify.update=sweep sparsify.normalize=max", "sparsify.normalize must be null with sparsify.update"),
+        ("sparsify.update=sweep sparsity_schedule=agp", "sparsity_schedule must be null with sparsify.update"),
+        (
+            "sparsify.update=sweep sparsity_schedule=one_shot sparsity_schedule.at=0.5",
+            "before the training. Got 'one_s",
+        ),
+        ("sparsify.update=sweep sparsify.rewind=weights", "sparsify.rewind must be null with sparsify.update"),
+        ("sparsify.update=sweep sparsify.floor=0.3", "sparsify.floor must be at most 0.25 with sparsify.update"),
         ("finetune.optimizer=lion", "finetune: The 'optimizer' parameter"),
         ("train.lr=0", "train: The 'lr' parameter"),
         ("~oracles.removal", "oracles must be a group that holds"),
@@ -142,11 +168,17 @@ def test_a_setting_that_no_stage_could_use_is_refused(override, message):
 @pytest.mark.parametrize(
     "override",
     [
-        "sparsify.density=0.5 pattern=n_of_m", "quantize.granularity=group quantize.group_size=8",
         "sparsify.threshold=0.1 sparsity_schedule=one_shot pattern=block",
         "sparsify.rewind=weights sparsify.early=0.5 finetune.patience=1",
+        "sparsify.density=0.5 pattern=n_of_m",
+        "quantize.granularity=group quantize.group_size=8",
+        "rounding=gptq quantize.bits=[32,8]",
+        "rounding=gptq quantize.trained_ranges=true",
+        "sparsify.update=sweep",
+        "sparsify.update=sweep pattern=n_of_m quantize.densities=[1.0]",
+        "sparsify.update=exact pattern=unstructured sparsity_schedule=one_shot quantize.densities=[1.0,0.5]",
     ],
-)  # fmt: skip
+)
 def test_a_setting_that_a_stage_can_use_passes(override):
     check_settings(*configured(*override.split()))
 

@@ -17,11 +17,17 @@ ROWS = [row(""), row("conv1", kept=250, coded=120), row("fc1", weights=400_000, 
 def test_a_file_is_told_with_its_error_ratio_and_layers():
     page = write_page(ROWS)
     assert "| ours | 0 | 0.75 | 2,000 | 862 |" in page  # 1,724,320 / 2,000
-    assert "| conv1 | 500 | 50.00 | 66 | 3 | 120 | 1.920 |" in page  # 8 * 120 / 500
-    assert "| fc1 | 400,000 | 0.25 | 8 | 3 | 1,500 | 0.030 |" in page
-    assert "| all else (biases, scales, header) | | | | | 380 | |" in page
+    assert "| conv1 | 500 | 50.00 | 3 | 120 | 1.920 | 66 | 8 | 21.584 |" in page  # 8 * 120 / 500; 32 * 67.45 %
+    assert "| fc1 | 400,000 | 0.25 | 3 | 1,500 | 0.030 | 8 | 5 | 0.784 |" in page
+    assert "| all else (biases, scales, header) |  |  |  | 380 |  |  |  |  |" in page
     assert "Deep Compression" in page
     assert "median" not in page
+
+
+def test_layers_that_others_did_not_compress_stand_alone():
+    page = write_page([row("", experiment="cifar10_coded"), row("conv1", experiment="cifar10_coded")])
+    assert "| conv1 | 500 | 10.00 | 3 | 100 | 1.600 |\n" in page
+    assert "Deep Compression: " not in page
 
 
 def test_several_seeds_have_a_median():

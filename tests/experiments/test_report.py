@@ -455,6 +455,21 @@ def test_methods_that_spend_less_than_the_others_are_named(run):
     assert "a disadvantage: frugal (49" in page or "a disadvantage: frugal (50" in page
 
 
+@pytest.mark.parametrize(
+    ("bits", "asked", "told"),
+    [
+        (8, 8, "8 bits of static ranges."),
+        (None, None, "float."),
+        (None, 8, "float, as always beside layers that do not compute on integers."),
+    ],
+)
+def test_it_says_what_activations_have(bits, asked, told, run):
+    plan = CompressionPlan.load(run / "plan.json")
+    replace(plan, activation_bits=bits).save(run / "plan.json")
+    change(run, "manifest.json", config={"quantize": {"activation_bits": asked}})
+    assert f"Activations between quantised layers: {told}" in page_without_figures(run)
+
+
 def test_texts_of_the_run_are_escaped(run):
     change(run, "manifest.json", name="<script>alert(1)</script>")
     page = page_without_figures(run)

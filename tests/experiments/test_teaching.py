@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from compress import finetuning
 from compress.artifact import load_artifact
-from compress.errors import BudgetError, CompressError
+from compress.errors import BudgetError
 from compress.plan import CompressionPlan
 from compress.task import evaluate
 from experiments.components import build_components
@@ -136,6 +136,15 @@ def test_a_student_above_the_budget_is_refused_before_any_training(tmp_path):
     assert not (tmp_path / "macs" / "dense").exists()
 
 
+def test_a_plan_says_what_activations_have(tmp_path, caplog):
+    with caplog.at_level("INFO", "experiments.shrinking"):
+        report = begin(tmp_path, "quantize.scheme=affine", "finetune.epochs=1")
+    for name in ("plan.json", "artifact/plan.json"):
+        assert read(tmp_path / name)["activation_bits"] is None
+    assert "Activations stay float" in caplog.text
+    assert report["warnings"] == []
+
+
 def test_settings_without_effect_are_told(tmp_path):
     report = begin(tmp_path, "quantize.ranks=[0.5]", "finetune.epochs=1")
     assert report["warnings"] == ["quantize.ranks and quantize.densities have no effect on a student."]
@@ -159,8 +168,11 @@ def test_refuses_in_the_first_second(override, message):
 
 
 def test_inner_values_need_pairs_where_no_layer_is_common(tmp_path):
-    with pytest.raises(CompressError, match="have no layer in common"):
+    with pytest.raises(ConfigError, match="distillation: The student and the teacher have no layer in common"):
         begin(tmp_path / "run", "distillation=hints")
+    with pytest.raises(ConfigError, match="distillation: The 'pairs' parameter names 'fc9'"):
+        begin(tmp_path / "run", "distillation=hints", "distillation.pairs=[[hidden,fc9]]")
+    assert not (tmp_path / "run" / "dense").exists()
     begin(tmp_path / "run", "distillation=hints", "distillation.pairs=[[hidden,fc1]]")
     plain = begin(tmp_path / "plain")
     hinted = read(tmp_path / "run" / "report.json")

@@ -1,0 +1,106 @@
+"""From a plan to the small network: settings that have no effect on it, and what the plan says then."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress.graph import trace
+from compress.masking import density_of
+from compress.plan import CompressionPlan, LayerFormat
+from experiments.composition import compose_config
+from experiments.run_dir import RunDir
+from experiments.stages import Experiment
+from experiments.tracker import RunInfo
+from experiments.trackers.null import NullTracker
+
+
+class Words(nn.Module):
+    """An embedding, a linear, and an output that reads a weight for the second time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.inner, self.end = nn.Embedding(12, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.end(self.end(self.inner(self.words(tokens))).relu())
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """A function from overrides to a run of which no stage is done."""
+
+    def begin(*overrides):
+        config = compose_config(["experiment=quickstart", "debug=fast", *overrides])
+        return Experiment(config, RunDir(tmp_path), NullTracker(RunInfo("shrinking", tmp_path)))
+
+    return begin
+
+
+@pytest.fixture
+def words():
+    torch.manual_seed(0)
+    return trace(Words().eval(), torch.randint(0, 12, (4, 3))).module
+
+
+@pytest.mark.parametrize("method", ["sweep", "exact"])
+def test_what_has_no_second_moments_is_not_updated(method, experiment, words, caplog, monkeypatch):
+    run, plan = experiment(f"sparsify.update={method}", "sparsify.density=0.5"), CompressionPlan()
+    monkeypatch.setattr(run, "recovery_inputs", lambda: [(torch.randint(0, 12, (16, 3)),)])
+    run.prune_weights(words, plan)
+    assert density_of(words).layers == {"words": 1.0, "inner": 0.5, "end": 1.0}
+    (record,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert record.getMessage().startswith("sparsify.update leaves words, end dense")
+    masks = run.sparsifier(words, plan)
+    masks.attach(words, 0, 10)
+    assert density_of(words).layers == {"words": 1.0, "inner": 0.5, "end": 1.0}
+    caplog.clear()
+    run.config.sparsify.skip = ["words", "end"]
+    run.prune_weights(words, plan)
+    assert not caplog.records
+
+
+def test_what_the_plan_thins_and_nothing_updates_gets_a_mask(experiment, words, caplog, monkeypatch):
+    run = experiment("sparsify.update=sweep", "sparsity_schedule=one_shot")
+    thin = {name: LayerFormat(8, density=0.5) for name in ("words", "inner")}
+    plan = CompressionPlan(layer_formats=thin)
+    monkeypatch.setattr(run, "recovery_inputs", lambda: [(torch.randint(0, 12, (16, 3)),)])
+    run.prune_weights(words, plan)
+    assert [record.getMessage().split(" dense")[0] for record in caplog.records] == ["sparsify.update leaves end"]
+    run.sparsifier(words, plan).attach(words, 0, 10)
+    assert density_of(words).layers == {"words": 0.5, "inner": 0.5, "end": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "formats", "bits"),
+    [
+        ([], {"conv1": LayerFormat(8), "fc1": LayerFormat(32, "float32", density=0.5)}, 8),
+        (["quantize.activation_bits=null"], {"conv1": LayerFormat(8)}, None),
+        (["quantize.scheme=affine"], {"conv1": LayerFormat(8)}, None),
+        (["quantize.scheme=float16"], {"conv1": LayerFormat(8)}, None),
+        (["quantize.granularity=tensor"], {"conv1": LayerFormat(8)}, None),
+        (["quantize.granularity=group", "quantize.group_size=4"], {"conv1": LayerFormat(8)}, None),
+        (["quantize.trained_ranges=true"], {"conv1": LayerFormat(8)}, None),
+        ([], {"conv1": LayerFormat(32, "float32", density=0.5)}, None),
+    ],
+)
+def test_a_plan_says_what_activations_have(overrides, formats, bits, experiment):
+    run = experiment(*overrides)
+    plan = run.with_activations(CompressionPlan(layer_formats=formats))
+    assert plan.activation_bits == bits
+    # As a folder from before says it.
+    old = CompressionPlan(layer_formats=formats, activation_bits=8)
+    small = run.structure.traced.module
+    assert run.final_plan(small, plan).activation_bits == bits
+    if "quantize.activation_bits=null" not in overrides:
+        assert run.final_plan(small, old).activation_bits == bits
+
+
+@pytest.mark.parametrize("trained", ["false", "true"])
+def test_a_plan_that_leaves_all_in_float_is_not_rounded(trained, experiment, caplog):
+    run = experiment("rounding=gptq", f"quantize.trained_ranges={trained}")
+    small = run.structure.traced.module.eval()
+    plan = CompressionPlan(layer_formats={"fc1": LayerFormat(32, "float32", density=0.999)})
+    low = run.in_formats(small, plan, "rounding.json")
+    assert "The plan leaves every layer in float: rounding has no effect." in caplog.text
+    assert run.run_dir.file("rounding.json").read_text().strip() == "[]"
+    torch.testing.assert_close(low(*run.example), small(*run.example))
