@@ -16,7 +16,6 @@ An artifact folder holds
 - exported files such as `model.onnx`, entered by `register_file`.
 """
 
-import hashlib
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor, fx, nn
 
 from compress.application import slice_model
+from compress.artifact_files import MANIFEST, PLAN, SCHEMA_VERSION, WEIGHTS, fingerprint, verify_artifact
 from compress.attributes import copy_traced, value_of
 from compress.bit_packing import pack_bits, unpack_bits
 from compress.errors import ArtifactError, CompressError
@@ -41,7 +41,7 @@ from compress.fake_quantization import (
     quantizes_activations,
     tied_layers,
 )
-from compress.files import read_json, write_atomic, write_json
+from compress.files import write_atomic, write_json
 from compress.folding import fold_batch_norm
 from compress.formatted_weight import FormattedEntry, formatted_weights, insert_stored_formats
 from compress.graph import require_traced
@@ -55,11 +55,6 @@ from compress.stored_tensors import given_tensors, integer_entry, named_values, 
 from compress.stored_weight import parameter_names, restore_weight, store_weight
 from compress.structure import Structure, analyze
 from compress.tensor_coding import TensorForm
-
-SCHEMA_VERSION = 1
-WEIGHTS, PLAN, MANIFEST = "model.safetensors", "plan.json", "manifest.json"
-PACKED = "weights.packed"
-_KEYS = {"files", "tensors", "tied", "quantized", "example_inputs", "explicit", "norms", "formatted"}
 
 
 def save_artifact(
@@ -114,69 +109,9 @@ def save_artifact(
         "quantized": quantized,
         "formatted": bool(formatted),
         "weight_bytes": sum(value.nbytes for value in stored.values()),
-        "files": {name: _fingerprint(folder / name) for name in (WEIGHTS, PLAN)},
+        "files": {name: fingerprint(folder / name) for name in (WEIGHTS, PLAN)},
     }
     write_json(folder / MANIFEST, manifest)
-    return manifest
-
-
-def register_file(folder: str | Path, name: str) -> dict[str, Any]:
-    """The manifest after the file `name` of the folder (such as `model.onnx`) was entered with its sha256 and size.
-
-    Raises:
-        ArtifactError: if the file or the manifest is missing.
-    """
-    folder = Path(folder)
-    manifest = read_manifest(folder)
-    manifest["files"][name] = _fingerprint(folder / _plain_name(name))
-    write_json(folder / MANIFEST, manifest)
-    return manifest
-
-
-def drop_files(folder: str | Path, suffix: str) -> None:
-    """Delete the files that end in `suffix`, and take them out of the manifest first: a crash leaves it whole.
-
-    Raises:
-        ArtifactError: if the manifest is missing or damaged.
-    """
-    folder = Path(folder)
-    manifest = read_manifest(folder)
-    kept = {name: entry for name, entry in manifest["files"].items() if not name.endswith(suffix)}
-    write_json(folder / MANIFEST, {**manifest, "files": kept})
-    for path in folder.glob(f"*{suffix}"):
-        path.unlink()
-
-
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of an artifact folder. Raises ArtifactError if it is missing, damaged or of another version."""
-    path = Path(folder) / MANIFEST
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
-        raise ArtifactError(f"{path} is not an artifact manifest of schema version {SCHEMA_VERSION}.")
-    lacking = _KEYS - manifest.keys()
-    if lacking or not isinstance(manifest["files"], dict) or not {WEIGHTS, PLAN} <= manifest["files"].keys():
-        raise ArtifactError(f"{path} lacks {sorted(lacking) or 'the files of the model'}. Save the artifact again.")
-    return manifest
-
-
-def verify_artifact(folder: str | Path) -> dict[str, Any]:
-    """The manifest of an artifact whose files are all there and unaltered.
-
-    Raises:
-        ArtifactError: naming the first file that is missing, truncated or altered.
-    """
-    folder = Path(folder)
-    manifest = read_manifest(folder)
-    for name, expected in manifest["files"].items():
-        path = folder / _plain_name(name)
-        actual = _fingerprint(path)
-        if actual["bytes"] != expected.get("bytes"):
-            raise ArtifactError(
-                f"{path} has {actual['bytes']} bytes, the manifest says {expected.get('bytes')}: it is truncated or "
-                f"was replaced. Copy the artifact again."
-            )
-        if actual["sha256"] != expected.get("sha256"):
-            raise ArtifactError(f"{path} was altered (its sha256 is not the manifest's). Copy the artifact again.")
     return manifest
 
 
@@ -387,17 +322,3 @@ def _fill(module: nn.Module, values: Mapping[str, Tensor], tied: Mapping[str, st
                     f"{path}: tensor {name!r} has shape {tuple(source.shape)}, the plan gives {tuple(target.shape)}."
                 )
             target.copy_(source)
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"Cannot read {path}: {error.strerror or error}. Copy the artifact again.") from error
-    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-
-
-def _plain_name(name: str) -> str:
-    if not name or Path(name).name != name or name in (".", ".."):
-        raise ArtifactError(f"The manifest names {name!r}, which is no plain file name of the folder.")
-    return name

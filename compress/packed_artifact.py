@@ -6,15 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from compress.artifact import (
-    PACKED,
-    PLAN,
-    drop_files,
-    read_packed,
-    register_file,
-    stored_values,
-    verify_artifact,
-)
+from compress.artifact import read_packed, stored_values
+from compress.artifact_files import PACKED, PLAN, drop_files, register_file, verify_artifact
 from compress.input_shapes import rebuild_inputs
 from compress.packed_header import read_about, write_header
 from compress.packing import PackedFile, write_packed

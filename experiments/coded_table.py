@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from compress.artifact import PACKED, load_artifact
+from compress.artifact import load_artifact
+from compress.artifact_files import PACKED
 from compress.attributes import value_of
 from compress.errors import ArtifactError
 from compress.files import read_json, write_atomic

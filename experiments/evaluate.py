@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from compress.artifact import PACKED, verify_artifact
+from compress.artifact_files import PACKED, verify_artifact
 from compress.errors import ArtifactError, CompressError
 from compress.files import read_json
 from compress.runtimes.onnxruntime import OnnxRuntime, measure_latency, run_onnx

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from compress.artifact import register_file
+from compress.artifact_files import register_file
 from compress.errors import ArtifactError
 from compress.fake_quantization import quantized_weights
 from compress.runtimes.onnxruntime import OnnxRuntime, check_export, measure_latency

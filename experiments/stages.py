@@ -13,7 +13,8 @@ from autolabel.active_sampling import ACTIVE
 from autolabel.features.criteria import CRITERIA
 from autolabel.joint_damage import JointDamage
 from autolabel.tables import LabelTable
-from compress.artifact import MANIFEST, PACKED, drop_files, load_artifact, register_file
+from compress.artifact import load_artifact
+from compress.artifact_files import MANIFEST, PACKED, drop_files, register_file
 from compress.budget import Budget
 from compress.errors import ArtifactError
 from compress.files import read_json, write_atomic, write_json
@@ -159,7 +160,7 @@ class Experiment(Teaching):
         else:
             (self.run_dir.path / "plan_damage.json").unlink(missing_ok=True)
         if self.config.front and self.parts.budget != Budget():
-            ways = {"formats_for": self.config.compare.formats_for}
+            ways = {"compare": {"formats_for": self.config.compare.formats_for}}
             stage(
                 "front",
                 self.front,

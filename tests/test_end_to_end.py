@@ -29,7 +29,8 @@ from filelock import FileLock
 from autolabel import FeatureTable, LabelTable
 from autolabel.joint_damage import JointDamage
 from compress import Budget, CompressionPlan, UnitTable, analyze
-from compress.artifact import load_artifact, verify_artifact
+from compress.artifact import load_artifact
+from compress.artifact_files import verify_artifact
 from compress.criteria import MagnitudeCriterion
 from compress.errors import ArtifactError, DataError
 from compress.files import write_json

@@ -11,14 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compress.application import apply_plan
-from compress.artifact import (
-    drop_files,
-    load_artifact,
-    read_manifest,
-    register_file,
-    save_artifact,
-    verify_artifact,
-)
+from compress.artifact import load_artifact, save_artifact
+from compress.artifact_files import drop_files, read_manifest, register_file, verify_artifact
 from compress.errors import ArtifactError, CompressError, PlanError
 from compress.folding import fold_batch_norm
 from compress.packed_artifact import pack_artifact, repack_artifact

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from sklearn.datasets import load_digits as sklearn_digits
 from torch import nn
 
-from compress.artifact import register_file, save_artifact
+from compress.artifact import save_artifact
+from compress.artifact_files import register_file
 from compress.errors import ArtifactError
 from compress.exporters.onnx import export_onnx
 from compress.files import write_json
