@@ -29,6 +29,7 @@ from experiments.run_files import read_comparison  # noqa: E402
 from experiments.who_predicts import Row  # noqa: E402
 
 RESULTS = ROOT / "results"
+CURVES, KEPT = RESULTS / "coded_curve" / "raw.csv", RESULTS / "records" / "raw.csv"
 RESNET20 = "ResNet-20 on CIFAR-10 at half the MACs", 91.73  # with the test accuracy of the dense network
 
 
@@ -72,10 +73,6 @@ def _records() -> list[CodedRow]:
     return [row for path in found if path.exists() for row in read_raw(path, CodedRow)]
 
 
-def _curves() -> list[coded_curve.CurveRow]:
-    return read_raw(RESULTS / "coded_curve" / "raw.csv", coded_curve.CurveRow)
-
-
 def _resnet20() -> str:
     names = ("raw", "higher_rate", "controls", "float32")
     rows, higher_rate, controls, float32 = (read_comparison(RESULTS / "cifar10_resnet20" / f"{n}.csv") for n in names)
@@ -96,7 +93,7 @@ def _figure(name: str) -> Figure:
     if name == "no_regret":
         return regret_page.draw_regret(_boards(name, regret_page.read_rows))
     if name == "coded_curve":
-        return coded_curve.draw_curves(_curves())
+        return coded_curve.draw_curves(read_raw(CURVES, coded_curve.CurveRow))
     if name == "cifar10_resnet20":
         return comparison_page.draw_methods(read_comparison(raw), RESNET20[1])
     if name == "plan_damage":
@@ -107,8 +104,9 @@ def _figure(name: str) -> Figure:
 # Name of the page -> its Markdown.
 pages: dict[str, Callable[[], str]] = {
     "who_predicts": _who_predicts, "no_regret": _no_regret, "mixed_precision": _mixed_precision,
-    "plan_damage": _plan_damage, "records": lambda: records_page.write_page(_records()),
-    "coded_curve": lambda: coded_curve.write_page(_curves()), "cifar10_resnet20": _resnet20,
+    "plan_damage": _plan_damage, "cifar10_resnet20": _resnet20,
+    "records": lambda: records_page.write_page(_records(), read_raw(KEPT, records_page.KeptFile)),
+    "coded_curve": lambda: coded_curve.write_page(read_raw(CURVES, coded_curve.CurveRow)),
 }  # fmt: skip
 
 

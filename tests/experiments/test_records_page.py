@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from experiments.coded_table import CodedRow
-from experiments.records_page import draw_records, write_page
+from experiments.records_page import KeptFile, draw_records, write_page
 
 
 def row(layer, seed=0, experiment="record_lenet5", metric=99.25, size=2000, weights=500, kept=50, coded=100):
@@ -28,6 +28,12 @@ def test_layers_that_others_did_not_compress_stand_alone():
     page = write_page([row("", experiment="cifar10_coded"), row("conv1", experiment="cifar10_coded")])
     assert "| conv1 | 500 | 10.00 | 3 | 100 | 1.600 |\n" in page
     assert "Deep Compression: " not in page
+
+
+def test_files_that_are_kept_are_told_as_they_are_now():
+    kept = KeptFile("a.packed", "lenet5", "mnist", "accuracy_percent", 99.0, 1.0, 1234, 10_000, 1200, "c", "abc", "{}")
+    assert "| a.packed | 1.00 | 1,234 | 1,200 |" in write_page(ROWS, [kept])
+    assert "## Files" not in write_page(ROWS)
 
 
 def test_several_seeds_have_a_median():
