@@ -1,11 +1,13 @@
 """Metric against bytes of the coded file, for several ways to spend the same bytes: the table, its page, its figure."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -62,6 +64,8 @@ ResNet-20: `experiment=coded_curve`)."""
 
 # Arms that are told, and not drawn.
 _MEASURED = "as measured"
+# What must be beaten at the same bytes.
+_JOINT, _ALONE = "joint", " alone"
 
 
 def write_page(rows: Sequence[CurveRow]) -> str:
@@ -84,8 +88,40 @@ def write_page(rows: Sequence[CurveRow]) -> str:
                 page.append(
                     f"| {arm} | {mean.ratio:.1f} | {mean.file_bytes:,.0f} | {mean.metric:.2f} | {mean.spread} |"
                 )
-        page.append("")
+        page += ["", *_at_equal_bytes(own)]
     return "\n".join(page).rstrip() + "\n"
+
+
+def _at_equal_bytes(rows: Sequence[CurveRow]) -> list[str]:
+    """Markdown: what every drawn arm comes to at the sizes of the joint arm, and where that is ahead of all others."""
+    arms = {name: _points(own) for name, own in _grouped(rows, lambda row: row.arm) if _MEASURED not in name}
+    others = {name: points for name, points in arms.items() if name.endswith(_ALONE)}
+    if _JOINT not in arms or not others:
+        return []
+    joint = sorted(arms[_JOINT], key=lambda point: -point.file_bytes)
+    page = ["At equal bytes (between two sizes of an arm, in proportion to the logarithm of the bytes; an arm whose "
+            "files are all smaller counts with its largest, one whose files are all larger says nothing):", "",
+            "| times smaller | joint | " + " | ".join(others) + " | joint ahead by |",
+            "|---" * (len(others) + 3) + "|"]  # fmt: skip
+    for point in joint:
+        found = [metric_at(points, point.file_bytes) for points in others.values()]
+        known = [metric for metric in found if metric is not None]
+        ahead = f"{point.metric - max(known):+.2f}" if known else "no other reaches it"
+        cells = [f"{point.ratio:.1f}", f"{point.metric:.2f}", *("-" if x is None else f"{x:.2f}" for x in found)]
+        page.append("| " + " | ".join([*cells, ahead]) + " |")
+    return [*page, ""]
+
+
+def metric_at(points: Sequence["CurvePoint"], file_bytes: float) -> float | None:
+    """What an arm comes to in so many bytes, linear in their logarithm between two of its files.
+
+    Where all of them are smaller it is that of the largest, where all are larger None.
+    """
+    known = sorted((point.file_bytes, point.metric) for point in points)
+    if file_bytes < known[0][0]:
+        return None
+    sizes, metrics = np.array(known).T
+    return float(np.interp(math.log(file_bytes), np.log(sizes), metrics))
 
 
 def draw_curves(rows: Sequence[CurveRow]) -> Figure:
@@ -113,7 +149,7 @@ def draw_curves(rows: Sequence[CurveRow]) -> Figure:
 
 
 @dataclass(frozen=True)
-class _Point:
+class CurvePoint:
     """Means over seeds at one size."""
 
     ratio: float
@@ -123,12 +159,12 @@ class _Point:
     spread: str
 
 
-def _points(rows: Sequence[CurveRow]) -> list[_Point]:
+def _points(rows: Sequence[CurveRow]) -> list[CurvePoint]:
     found = []
     for _, own in _grouped(rows, lambda row: row.point):
         metrics = [row.metric for row in own]
         deviation = stdev(metrics) if len(metrics) > 1 else 0.0
-        found.append(_Point(fmean(row.ratio for row in own), fmean(row.file_bytes for row in own), fmean(metrics),
+        found.append(CurvePoint(fmean(row.ratio for row in own), fmean(row.file_bytes for row in own), fmean(metrics),
                             deviation, f"{deviation:.2f}" if len(metrics) > 1 else "one seed"))  # fmt: skip
     return found
 

@@ -24,6 +24,24 @@ ROW = CurveRow("cifar10_coded", "joint", "budget.coded_bytes=0.1", 0, "accuracy_
                "c", "a", "{}")  # fmt: skip
 
 
+def test_arms_are_compared_at_equal_bytes():
+    rows = [
+        replace(ROW, arm=arm, point=str(size), file_bytes=size, metric=metric)
+        for arm, files in {"joint": {100: 90.0, 10: 80.0}, "bits alone": {1000: 92.0, 10: 88.0},
+                           "masks alone": {50: 70.0}, "fisher": {100: 99.0}}.items()
+        for size, metric in files.items()
+    ]  # fmt: skip
+    page = write_page(rows)
+    # Half of the way from 10 to 1000 in the logarithm.
+    assert "| times smaller | joint | bits alone | masks alone | joint ahead by |" in page
+    assert "| 11.0 | 90.00 | 90.00 | 70.00 | +0.00 |" in page
+    assert "| 110.0 | 80.00 | 88.00 | - | -8.00 |" in page
+    alone = write_page([row for row in rows if row.arm != "bits alone"])
+    assert "| 11.0 | 90.00 | 70.00 | +20.00 |" in alone
+    assert "| 110.0 | 80.00 | - | no other reaches it |" in alone
+    assert "equal bytes" not in write_page([row for row in rows if row.arm != "joint"])
+
+
 @pytest.fixture(scope="module")
 def config():
     return compose_config(["experiment=coded_curve"])
