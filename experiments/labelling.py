@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from experiments.run_files import JOINT_FILE
 from experiments.tracker import to_json
 from experiments.workbench import Workbench
 
+LAYER_ROWS = "layer_rows.jsonl"
+
 
 class Labelling(Workbench):
     """What is measured and learned before anything is decided."""
@@ -30,8 +33,12 @@ class Labelling(Workbench):
         features = extract_features(self.structure, task=self.task, statistics=self.statistics)
         features.save(self.run_dir.file("features.npz"))
 
-    def measure_layers(self) -> None:
-        """Damage of every width of every layer: the sensitivity curves."""
+    def measure_layers(self, rows_file: Path | None = None) -> None:
+        """Damage of every width of every layer: the sensitivity curves.
+
+        Args:
+            rows_file: of measured rows; None for the run's own.
+        """
         settings = self.config.measure
         batches = self.batches("label", settings.batch_size, limit=settings.images)
         oracle = self.parts.oracles["layer_choice"]
@@ -44,7 +51,7 @@ class Labelling(Workbench):
                 oracle,
                 None,
                 seed=self.config.seed,
-                rows_file=self.run_dir.file("layer_rows.jsonl"),
+                rows_file=rows_file or self.run_dir.file(LAYER_ROWS),
                 on_row=on_row,
             )
         labels.save(self.run_dir.file("layer_labels.npz"))

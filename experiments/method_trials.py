@@ -5,26 +5,30 @@ import shlex
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from compress.artifact import load_artifact
-from compress.files import read_json
+from compress.files import read_json, write_atomic
+from compress.hashing import hash_values
 from compress.masking import density_of
 from experiments.composition import compose_config
+from experiments.labelling import LAYER_ROWS
 from experiments.manifest import describe_code, library_versions
 from experiments.method_catalogue import CataloguedMethod
 from experiments.run_dir import RunDir
 from experiments.settings import Config
 from experiments.shrinking import SAVED_MANIFEST
 from experiments.stages import Experiment
-from experiments.tracker import Tracker
+from experiments.tracker import Tracker, to_json
 
+# Folder of the run for rows of layers, one file for each set of choices: trials that offer the same share them.
+_SHARED = "layer_rows"
 # Of the run that is tried with another configuration: made after its plan, or with the plan of another method.
 _AFTER_THE_PLAN = (
-    "artifact", SAVED_MANIFEST, "unquantized", "checkpoint", "comparison", "layer_rows.jsonl", "wandb", "result.json",
+    "artifact", SAVED_MANIFEST, "unquantized", "checkpoint", "comparison", LAYER_ROWS, _SHARED, "wandb", "result.json",
     "packed.json", ".lock",
 )  # fmt: skip
 
@@ -91,11 +95,20 @@ class MethodTrials:
         if trial.parts.student is not None:
             trial.plan_student()
         elif method.decides:
-            trial.measure_layers()
+            trial.measure_layers(self._rows_of(trial))
             trial.compare()
         trial.compress()
         trial.pack()
         return trial
+
+    def _rows_of(self, trial: Experiment) -> Path:
+        """The file of measured rows that a trial shares with all that offer the same choices of layers."""
+        path, own = (self.base.run_dir.path / _SHARED / f"{_choices_hash(made.config)}.jsonl"
+                     for made in (trial, self.base))  # fmt: skip
+        measured = self.base.run_dir.path / LAYER_ROWS
+        if path == own and not path.exists() and measured.exists():
+            write_atomic(path, lambda file: file.write(measured.read_bytes()))
+        return path
 
     def row(self, method: CataloguedMethod, overrides: Sequence[str], folder: Path) -> MethodRow:
         """What a method comes to.
@@ -119,3 +132,9 @@ class MethodTrials:
             weight_bytes=result["weight_bytes"], file_bytes=read_json(folder / "packed.json")["file_bytes"],
             seconds=seconds, command=shlex.join(["python", "-m", "experiments.run", *overrides]), **self._made,
         )  # fmt: skip
+
+
+def _choices_hash(config: Config) -> str:
+    """Of all that rows of layers are measured with, but for the network and its data."""
+    told = {"measure": asdict(config.measure), **{name: getattr(config, name) for name in ("oracles", "quantizer")}}
+    return hash_values(json.dumps(to_json(told), sort_keys=True))[:16]

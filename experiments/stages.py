@@ -30,6 +30,7 @@ from experiments.exporting import export_run
 from experiments.figures import FIGURES
 from experiments.front import solve_front
 from experiments.front_table import FRONT_FILE, FrontRow
+from experiments.labelling import LAYER_ROWS
 from experiments.placement import PlacedBatches, placed
 from experiments.plan_prediction import predict_recovered
 from experiments.progress import progress
@@ -113,7 +114,7 @@ class Experiment(Teaching):
             inputs=dense,
             outputs=["layer_labels.npz"],
             settings=settings("data", "measure", "oracles", "quantizer"),
-            scratch=["layer_rows.jsonl"],
+            scratch=[LAYER_ROWS],
         )
         joint = [JOINT_FILE] if self.config.quantize.joint_plans else []
         stage(
@@ -255,8 +256,7 @@ class Experiment(Teaching):
         compare = self.config.compare
         races = any(Method(name).spending == RACE for name in compare.methods)
         trained = ["finetune"] if compare.finetune_epochs or compare.trial_steps or races else []
-        if trained and self.config.distillation is not None:
-            trained.append("distillation")
+        trained += ["distillation"] if trained and self.config.distillation is not None else []
         tried = ["quantizer", "sparsify", *OPTIONAL] if compare.trial_steps else []
         return self._settings(*names, *trained, *tried)
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from autolabel.oracles import LayerChoiceOracle
 from experiments.coded_curve import CurveRow, draw_curves, write_page
 from experiments.composition import compose_config
 from experiments.config import ConfigError
@@ -62,7 +63,14 @@ def test_what_cannot_be_tried_is_refused(config, changed, match):
         CodedCurveJob(**{**good, **changed}).check(config)
 
 
-def test_arms_share_the_network_and_meet_the_point(config, tmp_path):
+def test_arms_share_the_network_and_meet_the_point(config, tmp_path, monkeypatch):
+    measured, measure = [], LayerChoiceOracle.measure
+
+    def counted(self, structure, replay, rows, known, notes):
+        measured.append(len(rows) * len(self.choices) - len(known))
+        return measure(self, structure, replay, rows, known, notes)
+
+    monkeypatch.setattr(LayerChoiceOracle, "measure", counted)
     job = CodedCurveJob(
         BASE,
         {"joint": [], "bits alone": ["constraints.floor=1.0"], "gone": None, "uniform": ["constraints.floor=0.999"]},
@@ -83,6 +91,11 @@ def test_arms_share_the_network_and_meet_the_point(config, tmp_path):
     assert bits.macs == uniform.macs > joint.macs
     assert uniform.file_bytes > bits.file_bytes
     assert "budget.coded_bytes=1.0 'quantize.bits=[8]' constraints.floor=0.999" in uniform.command
+    # Arms that offer the same choices share what was measured of them: once for all, once for 8 bits alone.
+    layers, widths = 5, (2, 1)
+    shared = [path.read_text().count("unit_id") for path in (tmp_path / "base" / "layer_rows").iterdir()]
+    assert sorted(shared) == sorted(layers * n for n in widths)
+    assert sorted(measured) == [0, 0, 0, 0, layers, 2 * layers]
 
 
 def test_tables_of_several_runs_come_together(tmp_path):
