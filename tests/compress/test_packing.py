@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import re
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ from compress.entropy_coding import (
 )
 from compress.errors import ArtifactError, CompressError
 from compress.json_coding import code_json
-from compress.packing import MAGIC, VERSION, PackedFile, write_packed
+from compress.packing import _WORDS, MAGIC, VERSION, PackedFile, write_packed
 from compress.tensor_coding import CODERS, TensorForm
 
 
@@ -264,3 +266,11 @@ def test_an_unknown_coder_of_a_file_is_refused(tmp_path):
     with pytest.raises(CompressError, match="'coder' parameter"):
         write_packed(tmp_path / "m.packed", TENSORS, BITS, {}, "huffman")
     assert not (tmp_path / "m.packed").exists()
+
+
+def test_the_page_of_the_format_tells_the_version_that_is_written():
+    page = (Path(__file__).parents[2] / "docs" / "packed_format.md").read_text()
+    assert f"`{MAGIC.decode()}`" in page
+    assert f"## Layout, version {VERSION}\n" in page
+    told = set(re.findall(r"^\| (`.*?) \| ", page.partition("## Header")[2], flags=re.MULTILINE))
+    assert {name for cell in told for name in re.findall(r"`(\w+)`", cell)} <= set(_WORDS)
