@@ -49,9 +49,18 @@ INSTEAD = {
     DENSITIES: ["budget.coded_bytes=0.06", "quantize.bits=[8]", "constraints.floor=0.5"],
 }
 METHODS = {method.name: method for method in catalogue()}
-# Two runs of each of these must agree in every byte: something is drawn at random in them.
-RANDOM = ["penalty=l0", "sparsify.by=labeler"]
-EXPORTED = ["quantize.scheme=codebook", "quantize.activation_ranges=dynamic", RANKS]
+# Two runs of each of these must agree in every byte: something is drawn at random in them, or they train otherwise.
+RANDOM = [
+    "penalty=l0", "sparsify.by=labeler", "sparsify.rewind=weights", "rounding=adaround", "recovery.data_free=true",
+    "model@student=digits_mlp", "distillation=relation",
+]  # fmt: skip
+# One of every kind of graph that leaves: ways to train it, and to choose what goes, lead to these.
+EXPORTED = [
+    *(f"quantize.scheme={scheme}" for scheme in SCHEME_BITS if scheme not in ("float32", "symmetric")),
+    "quantize.granularity=tensor", "quantize.granularity=group quantize.group_size=16", "quantize.trained_ranges=true",
+    "quantize.activation_ranges=dynamic", "quantize.activation_bits=null", "pattern=n_of_m", "sparsify.update=sweep",
+    "model@student=digits_mlp", RANKS, SPATIAL,
+]  # fmt: skip
 
 
 @dataclass
