@@ -25,7 +25,12 @@ GROUPS = {
 # Acts on what is quantised, not on masks.
 _FORMAT_PENALTIES = {"penalty=quantization", "penalty=coded_bytes"}
 # What a method needs besides.
-_BESIDES = {"penalty=coded_bytes": ("quantize.trained_ranges=true",)}
+_BESIDES = {
+    "penalty=coded_bytes": ("quantize.trained_ranges=true",),
+    # A fine-tuning of some hundred steps is brief: weaker ones would hardly show.
+    "penalty=l1": ("penalty.strength=1e-3",),
+    "penalty=group_lasso": ("penalty.strength=1e-2",),
+}
 # Settings that the plan is made with.
 _OF_PLANS = ("budget.", "compare.", "quantize.activation_bits=", "quantize.activation_ranges=")
 # What is done without an override.
