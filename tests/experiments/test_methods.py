@@ -54,7 +54,7 @@ def test_a_configuration_is_composed_within_another(config):
 def test_unknown_methods_are_refused(config):
     with pytest.raises(ConfigError, match=r"job\.only.*penalty=l7"):
         MethodsJob(only=["penalty=l7"]).check(config)
-    MethodsJob(only=["penalty=l1"]).check(config)
+    MethodsJob(only=["penalty=l1 penalty.strength=1e-3"]).check(config)
 
 
 def test_a_killed_job_goes_on_with_the_next_method(config, tmp_path, caplog):
@@ -87,9 +87,11 @@ def test_the_page_tells_what_is_known():
     assert all(f"| `{method.name}` |" in plain for method in catalogue())
     assert "| bytes |" not in plain
     row = MethodRow("", 0, "accuracy_percent", 99.0, 98.5, 98.25, 0.1, 1e6, 1.0, 2e4, 23464, 1.0, "", "", "{}")
-    page = write_page([row, replace(row, method="penalty=l1", metric=97.5, density=0.875)], "`the job`")
+    page = write_page(
+        [row, replace(row, method="penalty=l1 penalty.strength=1e-3", metric=97.5, density=0.875)], "`the job`"
+    )
     assert "comes to 98.25 % in 23,464 bytes" in page
-    (line,) = (line for line in page.splitlines() if line.startswith("| `penalty=l1` |"))
+    (line,) = (line for line in page.splitlines() if line.startswith("| `penalty=l1 penalty.strength=1e-3` |"))
     assert line.endswith("| 97.50 | 0.88 | 23,464 |")
     (line,) = (line for line in page.splitlines() if line.startswith("| `penalty=l0` |"))
     assert line.endswith("|  |  |  |")
