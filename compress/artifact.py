@@ -17,7 +17,7 @@ An artifact folder holds
 """
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from compress.application import slice_model
 from compress.artifact_files import MANIFEST, PLAN, SCHEMA_VERSION, WEIGHTS, fingerprint, verify_artifact
 from compress.attributes import copy_traced, value_of
 from compress.bit_packing import pack_bits, unpack_bits
-from compress.errors import ArtifactError, CompressError
+from compress.errors import ArtifactError
 from compress.factor_formats import factorize_plan, part_formats
 from compress.fake_quantization import (
     QuantizedWeight,
@@ -55,6 +55,10 @@ from compress.stored_tensors import given_tensors, integer_entry, named_values, 
 from compress.stored_weight import parameter_names, restore_weight, store_weight
 from compress.structure import Structure, analyze
 from compress.tensor_coding import TensorForm
+
+# What other content than was written may come to, where it is read. CompressError is a ValueError.
+_DAMAGE = (SafetensorError, KeyError, TypeError, AttributeError, ValueError, OverflowError, IndexError, RuntimeError,
+           NotImplementedError, MemoryError)  # fmt: skip
 
 
 def save_artifact(
@@ -139,7 +143,7 @@ def load_artifact(folder: str | Path, base_model: nn.Module | Structure) -> fx.G
     with _damage_named(folder):
         decoded_with = parameter_names(entries)
         values = {name: _dequantized(name, entries[name], values) for name in values if name not in decoded_with}
-    _fill(module, values, about["tied"], folder)
+        _fill(module, values, about["tied"], folder)
     return module.eval()
 
 
@@ -166,20 +170,16 @@ class PackedArtifact:
 
 def read_packed(path: Path, base_model: nn.Module | Structure) -> PackedArtifact:
     """All that a file from `pack_artifact` holds; parameters and errors as of `load_artifact`."""
-    packed = PackedFile(path)
-    about = read_header(packed)
-    structure = _analyzed(base_model, about, path)
-    plan = read_plan(packed, structure.units)
-    try:
+    with _misfit_named(path):
+        packed = PackedFile(path)
+        about = read_header(packed)
+        structure = _analyzed(base_model, about, path)
+        plan = read_plan(packed, structure.units)
         module, prepared = _rebuild_module(structure, plan, about, path)
-    except CompressError as error:
-        if isinstance(error, ArtifactError):
-            raise
-        # It has no fingerprint of the model: a plan that lies looks like one of another architecture.
-        raise ArtifactError(f"{path} is damaged, or does not fit the base model: {error}") from error
-    entries = given_tensors(prepared, about["tied"]) | about["tensors"]
-    values = packed.tensors(_forms(entries, about["tensors"].keys(), path))
-    return PackedArtifact(about, plan, structure, module, entries, values)
+        entries = given_tensors(prepared, about["tied"]) | about["tensors"]
+        known = sum(value.numel() for value in named_values(prepared).values())
+        values = packed.tensors(_forms(entries, known, path))
+        return PackedArtifact(about, plan, structure, module, entries, values)
 
 
 def _analyzed(base_model: nn.Module | Structure, about: Mapping[str, Any], folder: Path) -> Structure:
@@ -221,20 +221,33 @@ def _rebuild_module(
 def _damage_named(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except _DAMAGE as error:
         if isinstance(error, ArtifactError):
             raise
         raise ArtifactError(f"{folder} is damaged ({type(error).__name__}: {error}). Save it again.") from error
 
 
-def _forms(entries: Mapping[str, Any], told: Collection[str], folder: Path) -> dict[str, TensorForm]:
-    """The forms of all tensors, of which the file itself told some."""
+@contextmanager
+def _misfit_named(path: Path) -> Iterator[None]:
+    """A packed file has no fingerprint of the model: one that lies looks like one of another architecture."""
+    try:
+        yield
+    except _DAMAGE as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(
+            f"{path} is damaged, or does not fit the base model ({type(error).__name__}: {error}). Load it with the "
+            "model class that it was saved with, or save it again."
+        ) from error
+
+
+def _forms(entries: Mapping[str, Any], known: int, folder: Path) -> dict[str, TensorForm]:
+    """The forms of all tensors, of which the file itself told some; the module that they are for has `known` values."""
     with _damage_named(folder):
         forms = {}
         for name, entry in entries.items():
             bits, shape = entry.get("bits"), tuple(map(int, entry["shape"]))
             forms[name] = TensorForm(shape, str(entry["dtype"]) if bits is None else "int8", bits)
-        known = sum(form.size for name, form in forms.items() if name not in told)
         if any(min(form.shape, default=0) < 0 or form.size > 2 * max(known, 2**16) for form in forms.values()):
             raise ArtifactError(f"{folder} is damaged: a tensor has an impossible size. Save it again.")
         return forms

@@ -14,7 +14,9 @@ from compress.errors import ArtifactError
 
 _NULL, _FALSE, _TRUE, _WHOLE, _NUMBER, _WORD, _TEXT, _LIST, _OBJECT = range(9)
 _PLAIN = {_NULL: None, _FALSE: False, _TRUE: True}
-_MOST_TEXT = 2**16
+_MOST_TEXT = 2**17
+# Room for twice the words that there are: files hold their places.
+_WORD_BITS = 7
 _MOST_VALUES = 2**18
 _DEEPEST = 20
 
@@ -24,7 +26,7 @@ def code_json(model: BitModel, value: Any, words: Sequence[str]) -> Any:
 
     Args:
         value: plain JSON; when decoding it says nothing.
-        words: texts that take a number instead of their bytes, the same when decoding.
+        words: texts that take a number instead of their bytes, 128 at most, the same when decoding.
 
     Raises:
         ArtifactError: if what is read is no JSON. TypeError, ValueError: for what JSON cannot hold.
@@ -35,9 +37,8 @@ def code_json(model: BitModel, value: Any, words: Sequence[str]) -> Any:
 class _Coder:
     def __init__(self, model: BitModel, words: Sequence[str]) -> None:
         self.model, self.words = model, list(words)
-        self.word_bits = max(len(self.words) - 1, 1).bit_length()
         self.places = {word: place for place, word in enumerate(self.words)}
-        self.left = _MOST_VALUES
+        self.left, self.left_text = _MOST_VALUES, _MOST_TEXT
 
     def code(self, value: Any, key: str, depth: int) -> Any:
         if depth > _DEEPEST:
@@ -91,7 +92,7 @@ class _Coder:
         return -size - 1 if negative else size
 
     def _word(self, word: str, context: Any) -> str:
-        place = self.model.tree(self.places.get(word, 0), self.word_bits, [("json word", context)])
+        place = self.model.tree(self.places.get(word, 0), _WORD_BITS, [("json word", context)])
         if place >= len(self.words):
             raise ArtifactError("The header names no word: the file is damaged. Save the artifact again.")
         return self.words[place]
@@ -99,7 +100,8 @@ class _Coder:
     def _text(self, text: str) -> str:
         data = text.encode()
         length = self.model.number(len(data), "json text length")
-        if length > _MOST_TEXT:
+        self.left_text -= length
+        if self.left_text < 0:
             raise ArtifactError("The header is too long: the file is damaged. Save the artifact again.")
         found = bytearray()
         for byte in data.ljust(length, b"\0"):

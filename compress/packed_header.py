@@ -102,8 +102,11 @@ def read_plan(packed: PackedFile, units: UnitTable) -> CompressionPlan:
             raise ValueError(f"it removes from other groups than the {len(groups)} of this model")
         formats = dict(header.get("bits", {})) | _by_name(header.get("layers", []), _layers(units))
         removed = {name if isinstance(name, str) else groups[name]: found for name, found in packed.sets.items()}
+        bits = header.get("activation_bits")
+        if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 32):
+            raise ValueError(f"activations of {bits!r} bits")
         return CompressionPlan(
-            removed, {name: _long_format(entry) for name, entry in formats.items()}, header.get("activation_bits"),
+            removed, {name: _long_format(entry) for name, entry in formats.items()}, bits,
             header.get("activation_ranges", "static"),
         )  # fmt: skip
     except (CompressError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

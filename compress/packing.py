@@ -28,7 +28,7 @@ from compress.arithmetic_coding import BitDecoder, BitEncoder
 from compress.bit_model import BitModel
 from compress.context_coding import MOST_SET, code_set, code_text
 from compress.entropy_coding import read_number, write_number
-from compress.errors import ArtifactError
+from compress.errors import ArtifactError, CompressError
 from compress.files import write_atomic
 from compress.json_coding import code_json
 from compress.tensor_coding import CodedTensor, TensorForm, TensorReader, TensorWriter
@@ -89,13 +89,18 @@ def write_packed(
         sets: name, or number, -> distinct non-negative integers.
 
     Raises:
-        ArtifactError: if the file cannot be written. CompressError: for an unknown coder.
+        ArtifactError: if the file cannot be written. CompressError: for an unknown coder, or what is no plain JSON.
     """
     sets = sets or {}
     encoder = BitEncoder()
     model = BitModel(encoder)
     writer = TensorWriter(model, coder)
-    code_json(model, [about, list(sets)], _WORDS)
+    try:
+        code_json(model, [about, list(sets)], _WORDS)
+    except (ArtifactError, UnicodeError, AttributeError, TypeError, ValueError) as error:
+        raise CompressError(
+            f"A packed file cannot hold this header ({error}). Give it plain and shorter JSON."
+        ) from None
     for members in sets.values():
         code_set(model, members)
     forms = {name: TensorForm(tuple(value.shape), str(value.dtype).removeprefix("torch."), bits.get(name))

@@ -100,16 +100,26 @@ def _at_equal_bytes(rows: Sequence[CurveRow]) -> list[str]:
         return []
     joint = sorted(arms[_JOINT], key=lambda point: -point.file_bytes)
     page = ["At equal bytes (between two sizes of an arm, in proportion to the logarithm of the bytes; an arm whose "
-            "files are all smaller counts with its largest, one whose files are all larger says nothing):", "",
-            "| times smaller | joint | " + " | ".join(others) + " | joint ahead by |",
+            "files are all smaller counts with its largest, as >=; one whose files are all larger has none, and is "
+            "told with its smallest):", "",
+            "| times smaller | joint | " + " | ".join(others) + " | joint against the best that comes to it |",
             "|---" * (len(others) + 3) + "|"]  # fmt: skip
     for point in joint:
-        found = [metric_at(points, point.file_bytes) for points in others.values()]
-        known = [metric for metric in found if metric is not None]
-        ahead = f"{point.metric - max(known):+.2f}" if known else "no other reaches it"
-        cells = [f"{point.ratio:.1f}", f"{point.metric:.2f}", *("-" if x is None else f"{x:.2f}" for x in found)]
-        page.append("| " + " | ".join([*cells, ahead]) + " |")
+        found = {name: metric_at(points, point.file_bytes) for name, points in others.items()}
+        known = {name: metric for name, metric in found.items() if metric is not None}
+        best = max(known, key=lambda name: known[name], default=None)
+        ahead = "-" if best is None else f"{point.metric - known[best]:+.2f} ({best})"
+        cells = [_cell(points, found[name], point.file_bytes) for name, points in others.items()]
+        page.append("| " + " | ".join([f"{point.ratio:.1f}", f"{point.metric:.2f}", *cells, ahead]) + " |")
     return [*page, ""]
+
+
+def _cell(points: Sequence["CurvePoint"], metric: float | None, file_bytes: float) -> str:
+    """A metric at so many bytes; of an arm that does not come to so few, its smallest file."""
+    if metric is None:
+        least = min(points, key=lambda point: point.file_bytes)
+        return f"none ({least.metric:.2f} at {least.ratio:.1f}x)"
+    return f"{'>= ' if file_bytes > max(point.file_bytes for point in points) else ''}{metric:.2f}"
 
 
 def metric_at(points: Sequence["CurvePoint"], file_bytes: float) -> float | None:

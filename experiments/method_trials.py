@@ -16,7 +16,7 @@ from compress.hashing import hash_values
 from compress.masking import density_of
 from experiments.composition import compose_config
 from experiments.labelling import LAYER_ROWS
-from experiments.manifest import describe_code, library_versions
+from experiments.manifest import describe_code, hash_file, library_versions
 from experiments.method_catalogue import CataloguedMethod
 from experiments.run_dir import RunDir
 from experiments.settings import Config
@@ -47,7 +47,7 @@ class MethodRow:
         density: part of its weights that is not zero.
         weight_bytes: of its weights, not coded.
         file_bytes: of the one file that holds all of it.
-        seconds: from the plan to the file.
+        seconds: from labels of layers, which trials share, to the file.
         command, commit, versions: what made it.
     """
 
@@ -88,6 +88,7 @@ class MethodTrials:
 
         The dense network and what was measured of it are the same; the plan too, unless the method has a part in it.
         """
+        self._measuring_s = 0.0
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.base.run_dir.path, folder, ignore=shutil.ignore_patterns(*_AFTER_THE_PLAN))
         trial = Experiment(config, RunDir(folder), self.base.tracker)
@@ -95,7 +96,9 @@ class MethodTrials:
         if trial.parts.student is not None:
             trial.plan_student()
         elif method.decides:
+            start = time.monotonic()
             trial.measure_layers(self._rows_of(trial))
+            self._measuring_s = time.monotonic() - start
             trial.compare()
         trial.compress()
         trial.pack()
@@ -103,7 +106,7 @@ class MethodTrials:
 
     def _rows_of(self, trial: Experiment) -> Path:
         """The file of measured rows that a trial shares with all that offer the same choices of layers."""
-        path, own = (self.base.run_dir.path / _SHARED / f"{_choices_hash(made.config)}.jsonl"
+        path, own = (self.base.run_dir.path / _SHARED / f"{_choices_hash(made.config, self.base)}.jsonl"
                      for made in (trial, self.base))  # fmt: skip
         measured = self.base.run_dir.path / LAYER_ROWS
         if path == own and not path.exists() and measured.exists():
@@ -120,7 +123,7 @@ class MethodTrials:
         """
         start = time.monotonic()
         trial = self.run(method, compose_config(overrides), folder)
-        seconds = round(time.monotonic() - start, 1)
+        seconds = round(time.monotonic() - start - self._measuring_s, 1)
         dense, result = read_json(folder / "dense.json"), read_json(folder / "result.json")
         stages = result["stages"]
         last = stages.get("quantized", stages["fine_tuned"])
@@ -134,7 +137,15 @@ class MethodTrials:
         )  # fmt: skip
 
 
-def _choices_hash(config: Config) -> str:
-    """Of all that rows of layers are measured with, but for the network and its data."""
-    told = {"measure": asdict(config.measure), **{name: getattr(config, name) for name in ("oracles", "quantizer")}}
+def _choices_hash(config: Config, base: Experiment) -> str:
+    """Of all that rows of layers are measured with: choices, examples, and the network of the base."""
+    dense = hash_file(base.run_dir.path / "dense" / "model.safetensors")
+    told = {
+        "dense": dense,
+        "data": config.data,
+        "seed": config.seed,
+        "task": config.task,
+        "measure": asdict(config.measure),
+        **{name: getattr(config, name) for name in ("oracles", "quantizer")},
+    }
     return hash_values(json.dumps(to_json(told), sort_keys=True))[:16]

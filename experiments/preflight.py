@@ -173,6 +173,8 @@ def _check_masks(sparsify: SparsifySettings, parts: Components) -> None:
         return
     _require("sparsify.threshold", math.isfinite(sparsify.threshold), "a finite number", sparsify.threshold)
     _require("sparsify.density", density is None, "null where sparsify.threshold says what stays", density)
+    _require("sparsify.scope", sparsify.scope == "global", "global with sparsify.threshold, one for all layers",
+             sparsify.scope)  # fmt: skip
     for name in ("update", "rewind"):
         value = getattr(sparsify, name)
         _require(f"sparsify.{name}", value is None, "null with sparsify.threshold: it is told by a density", value)
@@ -184,6 +186,8 @@ def _check_masks(sparsify: SparsifySettings, parts: Components) -> None:
 def _check_early(config: Config) -> None:
     early, finetune = config.sparsify.early, config.finetune
     _require("sparsify.early", 0 <= early <= 1, "a part of the fine-tuning in [0, 1]", early)
+    _require("sparsify.early", early == SparsifySettings.early or config.sparsify.rewind == "weights",
+             f"{SparsifySettings.early} where sparsify.rewind is not weights", early)  # fmt: skip
     if config.sparsify.rewind == "weights" and finetune.patience is not None:
         # So many epochs are trained whatever validation says.
         sure = finetune.patience / max(finetune.epochs, 1)

@@ -82,7 +82,14 @@ class PlanFinder:
         favourites = [self._favourite(self.seed + 1000 * i).removed_mask(units) for i in range(_SEARCHES)]
         likely = choose_entrants(self._labeler, self._summarizer, favourites, self._formula_masks(), _FORMULAS)
         entrants: dict[bytes, CompressionPlan] = {}
-        for plan in map(self._with_formats, map(self._plan, likely)):
+        for mask in likely:
+            try:
+                plan = self._with_formats(self._plan(mask))
+            except BudgetError:
+                # Others may come to the bytes; if none does, that is the answer.
+                if mask is likely[-1] and not entrants:
+                    raise
+                continue
             entrants.setdefault(plan.removed_mask(units).tobytes(), plan)
         plans = list(entrants.values())
         steps = self.experiment.finetuning_steps
@@ -98,6 +105,8 @@ class PlanFinder:
 
         with progress("racing plans") as on_plan:
             result = race.run(train, [plan.removed_mask(units) for plan in plans], on_plan)
+        if result.losses and not np.isfinite(result.losses[-1]).any():
+            log.warning("No plan of the race outlived its training: the labeler's favourite takes its place.")
         features = self._features_macs + self._summarizer.forward_macs
         log.info("The race of %d plans took %.3g MACs.", len(plans), result.forward_macs)
         told = {

@@ -26,7 +26,7 @@ from compress.entropy_coding import (
     write_number,
 )
 from compress.errors import ArtifactError, CompressError
-from compress.json_coding import code_json
+from compress.json_coding import _Coder, code_json
 from compress.packing import _WORDS, MAGIC, VERSION, PackedFile, write_packed
 from compress.tensor_coding import CODERS, TensorForm
 
@@ -100,6 +100,22 @@ def test_json_comes_back(value):
 def test_other_bytes_are_json_or_named_damage(data):
     with contextlib.suppress(ArtifactError, ValueError):
         json.dumps(code_json(BitModel(BitDecoder(data)), None, WORDS))
+
+
+def test_a_header_has_room_for_so_much_text_and_no_more(tmp_path):
+    path = tmp_path / "m.packed"
+    write_packed(path, {}, {}, ["a" * 2**15] * 3)
+    assert PackedFile(path).about == ["a" * 2**15] * 3
+    # A text that comes again costs nearly nothing, but time to read.
+    for about in (["a" * 2**15] * 5, [0] * 2**19, 2**50, "\ud800", {1: 2}):
+        with pytest.raises(CompressError, match="cannot hold this header"):
+            write_packed(path, {}, {}, about)
+    encoder = BitEncoder()
+    unbounded = _Coder(BitModel(encoder), ())
+    unbounded.left_text = unbounded.left = 2**40
+    unbounded.code(["a" * 2**15] * 5, "", 0)
+    with pytest.raises(ArtifactError, match="too long"):
+        code_json(BitModel(BitDecoder(encoder.finish())), None, ())
 
 
 @pytest.mark.parametrize("value", [float("nan"), b"bytes", {"a": {1}}])
@@ -273,4 +289,9 @@ def test_the_page_of_the_format_tells_the_version_that_is_written():
     assert f"`{MAGIC.decode()}`" in page
     assert f"## Layout, version {VERSION}\n" in page
     told = set(re.findall(r"^\| (`.*?) \| ", page.partition("## Header")[2], flags=re.MULTILINE))
-    assert {name for cell in told for name in re.findall(r"`(\w+)`", cell)} <= set(_WORDS)
+    names = {name for cell in told for name in re.findall(r"`(\w+)`", cell)}
+    assert names == {
+        "inputs", "layers", "bits", "activation_bits", "activation_ranges", "quantized", "formatted", "norms", "tied",
+        "tensors", "about", "class_names", "input",
+    }  # fmt: skip
+    assert names <= set(_WORDS)

@@ -34,12 +34,12 @@ def test_arms_are_compared_at_equal_bytes():
     ]  # fmt: skip
     page = write_page(rows)
     # Half of the way from 10 to 1000 in the logarithm.
-    assert "| times smaller | joint | bits alone | masks alone | joint ahead by |" in page
-    assert "| 11.0 | 90.00 | 90.00 | 70.00 | +0.00 |" in page
-    assert "| 110.0 | 80.00 | 88.00 | - | -8.00 |" in page
+    assert "| times smaller | joint | bits alone | masks alone | joint against the best that comes to it |" in page
+    assert "| 11.0 | 90.00 | 90.00 | >= 70.00 | +0.00 (bits alone) |" in page
+    assert "| 110.0 | 80.00 | 88.00 | none (70.00 at 22.0x) | -8.00 (bits alone) |" in page
     alone = write_page([row for row in rows if row.arm != "bits alone"])
-    assert "| 11.0 | 90.00 | 70.00 | +20.00 |" in alone
-    assert "| 110.0 | 80.00 | - | no other reaches it |" in alone
+    assert "| 11.0 | 90.00 | >= 70.00 | +20.00 (masks alone) |" in alone
+    assert "| 110.0 | 80.00 | none (70.00 at 22.0x) | - |" in alone
     assert "equal bytes" not in write_page([row for row in rows if row.arm != "joint"])
 
 

@@ -120,6 +120,8 @@ def names(*overrides):
             "sparsify.threshold=0.1 sparsity_schedule=agp",
             "sparsity_schedule must be null or one_shot with sparsify.threshold: others are told by a density",
         ),
+        ("sparsify.threshold=0.1 sparsify.scope=layer", "sparsify.scope must be global with sparsify.threshold"),
+        ("sparsify.early=0.5", "sparsify.early must be 0.02 where sparsify.rewind is not weights"),
         ("sparsify.early=1.5", "sparsify.early must be a part of the fine-tuning in [0, 1]. Got 1.5"),
         ("sparsify.early=-0.1", "sparsify.early must be a part of the fine-tuning in [0, 1]"),
         (
@@ -194,7 +196,7 @@ def test_the_configured_allocator_and_criterion_take_part():
 
 
 def test_every_part_of_the_configuration_belongs_to_a_stage(tmp_path, monkeypatch):
-    config, _ = configured("compare.finetune_epochs=1")
+    config, _ = configured("compare.finetune_epochs=1", "front=[1.5]")
     info = RunInfo("test", tmp_path)
     experiment = Experiment(config, RunDir(tmp_path), NullTracker(info))
     seen = set()
