@@ -30,7 +30,9 @@ def main() -> None:
             [sys.executable, "-m", "experiments.evaluate", str(path)], cwd=ROOT, check=True, stdout=subprocess.PIPE,
             text=True,
         )  # fmt: skip
-        rows.append({**json.loads(told.stdout.splitlines()[-1]), "before_bytes": before, **made})
+        row = json.loads(told.stdout.splitlines()[-1])
+        row.pop("tensors")  # which only the run that packed it knows
+        rows.append({**row, "before_bytes": before, **made})
         print(f"{path.name}: {before:,} -> {rows[-1]['file_bytes']:,} bytes, {rows[-1]['metric']:.2f}")
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

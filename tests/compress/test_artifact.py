@@ -158,6 +158,11 @@ def test_a_packed_file_of_something_else_is_refused(x, tmp_path):
         ({"inputs": [[5, 2, 4, 4]], "quantized": {"activations": False}}, "is damaged"),
         ({"inputs": [[5, 2, 4, 4]], "tensors": {"z": {"shape": [10**6, 10**6], "dtype": "float32"}}}, "is damaged"),
         ({"inputs": [[5, 2, 4, 4]]}, "does not fit"),
+        ({"inputs": []}, "is damaged"), ({"inputs": [[5, 2, 4, 0]]}, "is damaged"), ({"inputs": [[7]]}, "is damaged"),
+        ({"inputs": {"args": [{"shape": [5, 2, 4, 4], "dtype": "qint8"}], "kwargs": []}}, "is damaged"),
+        ({"inputs": [[5, 2, 4, 4]], "norms": [[1]]}, "is damaged"),
+        ({"inputs": [[5, 2, 4, 4]], "tied": {"a": "nowhere"}}, "(is damaged|does not fit)"),
+        ({"inputs": [[5, 2, 4, 4]], "activation_bits": "x"}, "is damaged"),
     ):  # fmt: skip
         write_packed(path, {"a": torch.ones(2)}, {}, about)
         with pytest.raises(ArtifactError, match=rf"m\.packed {words}"):
@@ -178,6 +183,21 @@ def test_what_is_not_float32_comes_back_too(x, floats, tmp_path):
     pack_artifact(tmp_path)
     loaded, folder = (load_artifact(path, _net(seed=3)) for path in (tmp_path / "weights.packed", tmp_path))
     assert torch.equal(loaded(x), folder(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_large_layers_of_other_dtypes_come_back_from_a_packed_file(dtype, tmp_path):
+    model, inputs = (
+        nn.Sequential(nn.Linear(300, 600), nn.ReLU(), nn.Linear(600, 2)).to(dtype),
+        torch.ones(2, 300).to(dtype),
+    )
+    plan = CompressionPlan()
+    save_artifact(tmp_path, apply_plan(model, plan, inputs), plan, inputs)
+    pack_artifact(tmp_path, "zstd")
+    loaded = load_artifact(
+        tmp_path / "weights.packed", nn.Sequential(nn.Linear(300, 600), nn.ReLU(), nn.Linear(600, 2)).to(dtype)
+    )
+    assert torch.equal(loaded(inputs), model(inputs))
 
 
 def test_names_of_model_and_data_are_told_and_what_follows_from_them_is_not(x, floats, tmp_path):
