@@ -52,14 +52,15 @@ dense network, its labels, the repair without labels, and the same training; an 
 *joint* decides channels, the bits of every layer and which part of its weights stays, in one solve; *joint without
 masks* leaves the last out. What few bits damage heals in training, what was removed does so less: of four plans, in
 which damages of formats count a tenth or less of what was measured or no channel goes, on measured labels or on a
-criterion, that is taken which has the lowest validation loss after 100 steps of training (400 of LeNet-300-100).
+criterion, that is taken which has the lowest validation loss after 100 steps of training (400 of the LeNets).
 *fisher* and *magnitude* are to be compared with *joint without masks*: three such plans, on these scores alone. *as
 measured* takes damages as they were measured, of labels or of Fisher, whichever has the lower validation loss after
 the repair; the figure leaves such arms out. *channels alone* and *masks alone* keep what stays in 8 bits, *bits
 alone* and *masks alone* keep all channels; *uniform bits* gives all layers the same. Plans are made before training;
 what it does to the entropy of symbols is why files are not of the bytes asked for. Drawn from
 `results/coded_curve/raw.csv` (`python -m experiments.run -m experiment=coded_curve_lenet300 seed=0,1,2`; of
-ResNet-20: `experiment=coded_curve`)."""
+ResNet-20: `experiment=coded_curve`; of others: `coded_curve_lenet5`, `coded_curve_minilm`). An arm has no file of a
+size that it cannot come to, whatever it gives up."""
 
 
 # Arms that are told, and not drawn.
@@ -140,8 +141,11 @@ def draw_curves(rows: Sequence[CurveRow]) -> Figure:
     networks = _grouped(rows, lambda row: row.network)
     # An arm looks the same in every panel.
     places = {arm: place for place, (arm, _) in enumerate(_grouped(rows, lambda row: row.arm))}
-    figure = new_figure(3.6)
-    for axes, (network, own) in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
+    lines = 1 if len(networks) < 4 else 2
+    figure = new_figure(0.6 + 3.2 * lines)
+    panels = figure.subplots(lines, math.ceil(len(networks) / lines), squeeze=False).flat
+    handles: dict[str, Any] = {}
+    for axes, (network, own) in zip(panels, networks, strict=False):
         axes.axhline(fmean(row.dense for row in own), color=FAINT, linewidth=1, linestyle=":")
         for arm, of_arm in _grouped(own, lambda row: row.arm):
             place = places[arm]
@@ -154,7 +158,10 @@ def draw_curves(rows: Sequence[CurveRow]) -> Figure:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_ylabel(own[0].metric_name.replace("_", " "))
-        axes.legend()
+        handles |= {arm: handle for handle, arm in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)))
+    for axes in panels:  # one that is left over
+        axes.set_visible(False)
     return figure
 
 

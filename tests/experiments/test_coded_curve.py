@@ -114,8 +114,9 @@ def test_the_page_and_the_figure_tell_means_over_seeds():
     page = write_page(rows)
     assert "| joint | 10.0 | 110 | 90.50 | 0.71 |" in page
     assert "| bits alone | 10.0 | 110 | 80.00 | one seed |" in page
-    (axes,) = draw_curves([*rows, replace(ROW, point="budget.coded_bytes=0.05", file_bytes=55, metric=85.0)]).axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["joint", "bits alone"]
+    figure = draw_curves([*rows, replace(ROW, point="budget.coded_bytes=0.05", file_bytes=55, metric=85.0)])
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["joint", "bits alone"]
     joint = axes.containers[0].lines[0]
     assert joint.get_xdata().tolist() == [10.0, 20.0]
     assert joint.get_ydata().tolist() == [90.5, 85.0]
