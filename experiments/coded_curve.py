@@ -67,6 +67,7 @@ size that it cannot come to, whatever it gives up."""
 _MEASURED = "as measured"
 # What must be beaten at the same bytes.
 _JOINT, _ALONE = "joint", " alone"
+_ALIKE = 1.05
 
 
 def write_page(rows: Sequence[CurveRow]) -> str:
@@ -101,8 +102,8 @@ def _at_equal_bytes(rows: Sequence[CurveRow]) -> list[str]:
         return []
     joint = sorted(arms[_JOINT], key=lambda point: -point.file_bytes)
     page = ["At equal bytes (between two sizes of an arm, in proportion to the logarithm of the bytes; an arm whose "
-            "files are all smaller counts with its largest, as >=; one whose files are all larger has none, and is "
-            "told with its smallest):", "",
+            "files are all smaller counts with its largest, as >=; one whose files are all more than 5 % larger has "
+            "none, and is told with its smallest):", "",
             "| times smaller | joint | " + " | ".join(others) + " | joint against the best that comes to it |",
             "|---" * (len(others) + 3) + "|"]  # fmt: skip
     for point in joint:
@@ -126,10 +127,11 @@ def _cell(points: Sequence["CurvePoint"], metric: float | None, file_bytes: floa
 def metric_at(points: Sequence["CurvePoint"], file_bytes: float) -> float | None:
     """What an arm comes to in so many bytes, linear in their logarithm between two of its files.
 
-    Where all of them are smaller it is that of the largest, where all are larger None.
+    Where all of them are smaller it is that of the largest, where all are larger that of the smallest, or None if it is
+    by more than 5 %: files are not of the bytes asked for.
     """
     known = sorted((point.file_bytes, point.metric) for point in points)
-    if file_bytes < known[0][0]:
+    if file_bytes * _ALIKE < known[0][0]:
         return None
     sizes, metrics = np.array(known).T
     return float(np.interp(math.log(file_bytes), np.log(sizes), metrics))
