@@ -58,7 +58,7 @@ from compress.tensor_coding import TensorForm
 
 # What other content than was written may come to, where it is read. CompressError is a ValueError.
 _DAMAGE = (SafetensorError, KeyError, TypeError, AttributeError, ValueError, OverflowError, IndexError, RuntimeError,
-           NotImplementedError, MemoryError)  # fmt: skip
+           MemoryError)  # fmt: skip
 
 
 def save_artifact(
@@ -170,7 +170,9 @@ class PackedArtifact:
 
 def read_packed(path: Path, base_model: nn.Module | Structure) -> PackedArtifact:
     """All that a file from `pack_artifact` holds; parameters and errors as of `load_artifact`."""
-    with _misfit_named(path):
+    # It has no fingerprint of the model: one that lies looks like one of another architecture.
+    remedy = "Load it with the model class that it was saved with, or save it again."
+    with _damage_named(path, "is damaged, or does not fit the base model", remedy):
         packed = PackedFile(path)
         about = read_header(packed)
         structure = _analyzed(base_model, about, path)
@@ -218,27 +220,13 @@ def _rebuild_module(
 
 
 @contextmanager
-def _damage_named(folder: Path) -> Iterator[None]:
+def _damage_named(path: Path, verdict: str = "is damaged", remedy: str = "Save it again.") -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
         if isinstance(error, ArtifactError):
             raise
-        raise ArtifactError(f"{folder} is damaged ({type(error).__name__}: {error}). Save it again.") from error
-
-
-@contextmanager
-def _misfit_named(path: Path) -> Iterator[None]:
-    """A packed file has no fingerprint of the model: one that lies looks like one of another architecture."""
-    try:
-        yield
-    except _DAMAGE as error:
-        if isinstance(error, ArtifactError):
-            raise
-        raise ArtifactError(
-            f"{path} is damaged, or does not fit the base model ({type(error).__name__}: {error}). Load it with the "
-            "model class that it was saved with, or save it again."
-        ) from error
+        raise ArtifactError(f"{path} {verdict} ({type(error).__name__}: {error}). {remedy}") from error
 
 
 def _forms(entries: Mapping[str, Any], known: int, folder: Path) -> dict[str, TensorForm]:
