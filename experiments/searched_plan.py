@@ -73,7 +73,7 @@ class PlanFinder:
     def race(self, notes: Path) -> CompressionPlan:
         """The winner among the labeler's favourites and plans of formulas after brief trainings.
 
-        What races is what would leave: the channels that are gone after formats were chosen too, trained in float32.
+        What races is what would leave: the channels that are gone after formats were chosen too, trained in floats.
 
         Args:
             notes: file of what was tried, so that a killed race goes on.
