@@ -1,24 +1,22 @@
 """What a network loses when all of its layers are stored in few bits at once, each in its own width."""
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from autolabel.choice_bench import DENSE, ChoiceBench
 from autolabel.joint_damage import JointDamage
 from autolabel.oracle import Moments
 from autolabel.tables import LabelTable
-from compress.attributes import value_of
 from compress.errors import CompressError
-from compress.quantizer import FLOAT_BITS, OUTPUT_AXIS, WEIGHT_BITS, Quantizer, dequantize_weight, quantize_weight
+from compress.layer_choice import LayerChoice
+from compress.quantizer import FLOAT_BITS, WEIGHT_BITS, Quantizer
 from compress.structure import Structure
-from compress.task import Batch, Task, evaluate
+from compress.task import Batch, Task
 
 
-class WidthBench:
+class WidthBench(ChoiceBench):
     """A copy of a network whose weights can be rounded to any widths; only weights are, activations stay float.
 
     Args:
@@ -28,32 +26,14 @@ class WidthBench:
         bits: the widths that are offered.
 
     Attributes:
-        layers: `n_layers` ids of the layer units that take a width.
         bits: as given.
     """
 
     def __init__(
         self, structure: Structure, task: Task, quantizer: Quantizer, bits: Sequence[int] = WEIGHT_BITS
     ) -> None:
-        self.task, self.bits = task, tuple(bits)
-        self._module = copy.deepcopy(structure.traced.module).eval()
-        found = {layer.name: layer for layer in structure.traced.layers()}
-        self.layers = tuple(str(i) for i in np.array(structure.units.ids)[structure.units.kind == "layer"])
-        self._weights: dict[str, Tensor] = {}
-        self._rounded: dict[tuple[str, int], Tensor] = {}
-        for name in self.layers:
-            weight = value_of(self._module, found[name].weight)
-            self._weights[name] = weight
-            axis, dense = OUTPUT_AXIS[found[name].kind], weight.detach().clone()
-            self._rounded[name, FLOAT_BITS] = dense
-            for width in self.bits:
-                rounded = dequantize_weight(*quantize_weight(dense, width, quantizer, axis), axis)
-                self._rounded[name, width] = rounded.to(dense.dtype)
-
-    @property
-    def n_choices(self) -> int:
-        """Layers times widths."""
-        return len(self.layers) * len(self.bits)
+        self.bits = tuple(bits)
+        super().__init__(structure, task, quantizer, [LayerChoice(width) for width in self.bits])
 
     def evaluate(self, widths: Sequence[int], batches: Sequence[Batch]) -> tuple[float, float]:
         """`(metric, loss)` with layer i stored in `widths[i]` bits (32 leaves it as it is).
@@ -61,21 +41,11 @@ class WidthBench:
         Raises:
             CompressError: for a wrong number of widths or one that is not offered.
         """
-        self._round(widths)
-        return evaluate(self._module, self.task, batches)
+        return super().evaluate(self._picks(widths), batches)
 
     def losses(self, widths: Sequence[int], batches: Sequence[Batch]) -> np.ndarray:
         """`(n_examples,)` float64 losses, see `evaluate`."""
-        self._round(widths)
-        with torch.no_grad():
-            found = [self.task.loss(self._module(*self.task.inputs(batch)), batch).double() for batch in batches]
-        return torch.cat(found).numpy()
-
-    def _round(self, widths: Sequence[int]) -> None:
-        self._check(widths)
-        with torch.no_grad():
-            for name, width in zip(self.layers, widths, strict=True):
-                self._weights[name].copy_(self._rounded[name, int(width)])
+        return super().losses(self._picks(widths), batches)
 
     def taken(self, widths: np.ndarray) -> np.ndarray:
         """`(n_plans, n_choices)` bool: which choice each plan takes, layer by layer, in the order of `bits`.
@@ -83,55 +53,21 @@ class WidthBench:
         Args:
             widths: `(n_plans, n_layers)` bits; a layer of 32 takes nothing.
         """
-        widths = np.asarray(widths)
-        for plan in widths:
-            self._check(plan)
-        found = widths[:, :, None] == np.array(self.bits)
-        return found.reshape(len(widths), -1)
+        return super().taken(np.array([self._picks(plan) for plan in np.asarray(widths)]))
 
     def draw(self, count: int, seed: int) -> np.ndarray:
         """`(count, n_layers)` widths, every layer's drawn uniformly."""
-        return np.random.default_rng(seed).choice(self.bits, (count, len(self.layers)))
+        return np.array(self.bits)[super().draw(count, seed)]
 
-    def rounding_error(self, importance: dict[str, Tensor] | None = None) -> np.ndarray:
-        """`(n_choices,)` squared error that rounding leaves in each layer's weight.
-
-        Args:
-            importance: layer -> what each weight's error is multiplied by; by default one over the layer's energy.
-        """
-        found = []
-        for name in self.layers:
-            dense = self._rounded[name, FLOAT_BITS].double()
-            scale = 1 / dense.square().sum().clamp_min(1e-30) if importance is None else importance[name].double()
-            found += [
-                float(((self._rounded[name, width].double() - dense).square() * scale).sum()) for width in self.bits
-            ]
-        return np.array(found)
-
-    def fisher(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """Layer -> half the diagonal of the empirical Fisher matrix of its weight, from single examples.
-
-        It is the second-order sensitivity of HAWQ-style methods with the Fisher matrix in the place of the Hessian.
-        """
-        self.evaluate([FLOAT_BITS] * len(self.layers), batches[:1])
-        weights = [self._weights[name] for name in self.layers]
-        sums, n = [torch.zeros_like(weight, dtype=torch.float64) for weight in weights], 0
-        for batch in batches:
-            for i in range(len(self.task.inputs(batch)[0])):
-                single = tuple(column[i : i + 1] for column in batch)
-                loss = self.task.loss(self._module(*self.task.inputs(single)), single).sum()
-                for total, gradient in zip(sums, torch.autograd.grad(loss, weights), strict=True):
-                    total += gradient.double().square()
-                n += 1
-        return {name: total / (2 * n) for name, total in zip(self.layers, sums, strict=True)}
-
-    def _check(self, widths: Sequence[int]) -> None:
-        allowed = {*self.bits, FLOAT_BITS}
-        if len(widths) != len(self.layers) or not {int(width) for width in widths} <= allowed:
+    def _picks(self, widths: Sequence[int]) -> list[int]:
+        """What `ChoiceBench` calls these widths."""
+        places = {FLOAT_BITS: DENSE, **{width: i for i, width in enumerate(self.bits)}}
+        if len(widths) != len(self.layers) or not {int(width) for width in widths} <= set(places):
             raise CompressError(
-                f"A plan of widths needs one of {sorted(allowed)} for each of {len(self.layers)} layers. "
+                f"A plan of widths needs one of {sorted(places)} for each of {len(self.layers)} layers. "
                 f"Got {[int(width) for width in widths]}."
             )
+        return [places[int(width)] for width in widths]
 
 
 def learn_joint_widths(

@@ -8,7 +8,9 @@ Tables are columns of equal length. `networks`: one row for each network (name, 
 quality, hash of its weights). `plans`: one row for each plan, `network` being a row of `networks`: what it removes and
 costs, where it came from, and its loss and metric on every data part at every moment. `groups`: one row for each group
 of each plan, `plan` being a row of `plans`: the numbers of `autolabel.plan_summary`. `units`: one row for each channel
-and head of each network: its features (`autolabel.describe_features`) and its measured labels.
+and head of each network: its features (`autolabel.describe_features`) and its measured labels. `choices`: one row for
+each way to store each layer of each network (bits, density), with its damage alone. `configs`: one row for each random
+configuration of each network, all layers stored otherwise at once, with its damage.
 """
 
 import json
@@ -23,8 +25,10 @@ from autolabel.plan_summary import PlanSummary
 from compress.errors import ArtifactError, CompressError
 from compress.files import load_arrays, save_arrays
 
-SCHEMA_VERSION = 1
-TABLES = ("networks", "plans", "groups", "units")
+SCHEMA_VERSION = 2
+TABLES = ("networks", "plans", "groups", "units", "choices", "configs")
+# Which table a row belongs to a row of, by the column that says so.
+_PARENTS = {"plans": "network", "groups": "plan", "units": "network", "choices": "network", "configs": "network"}
 Table = Mapping[str, np.ndarray]
 
 
@@ -33,7 +37,7 @@ class LabelBank:
     """Labels of many networks.
 
     Attributes:
-        networks, plans, groups, units: tables, column name -> array; see the module.
+        networks, plans, groups, units, choices, configs: tables, column name -> array; see the module.
         about: what all rows share: settings, versions, commit, data splits; plain JSON.
     """
 
@@ -41,6 +45,8 @@ class LabelBank:
     plans: Table
     groups: Table
     units: Table
+    choices: Table
+    configs: Table
     about: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -48,14 +54,14 @@ class LabelBank:
             lengths = {len(column) for column in getattr(self, name).values()}
             if len(lengths) != 1:
                 raise CompressError(f"The columns of table {name!r} must have one length. Got {sorted(lengths)}.")
-        for child, parent in (("plans", "network"), ("groups", "plan"), ("units", "network")):
+        for child, parent in _PARENTS.items():
             table, limit = getattr(self, child), len(next(iter(getattr(self, f"{parent}s").values())))
             found = table.get(parent)
             if found is None or (len(found) and not 0 <= found.min() <= found.max() < limit):
                 raise CompressError(f"Column {parent!r} of table {child!r} must hold rows of table '{parent}s'.")
 
     def rows(self, table: str, network: int) -> Table:
-        """The rows of `plans` or `units` that belong to one network."""
+        """The rows of a table other than `networks` and `groups` that belong to one network."""
         found = getattr(self, table)
         mine = found["network"] == network
         return {name: column[mine] for name, column in found.items()}
@@ -111,7 +117,6 @@ def merge_banks(banks: Sequence[LabelBank], about: Mapping[str, Any]) -> LabelBa
     if not banks:
         raise CompressError("The 'banks' parameter of merge_banks must hold at least one bank. Got none.")
     tables: dict[str, dict[str, np.ndarray]] = {}
-    offsets = {"plans": "networks", "groups": "plans", "units": "networks"}
     sizes = {name: np.cumsum([0, *(len(next(iter(getattr(b, name).values()))) for b in banks)]) for name in TABLES}
     for table in TABLES:
         names = [tuple(getattr(bank, table)) for bank in banks]
@@ -120,9 +125,8 @@ def merge_banks(banks: Sequence[LabelBank], about: Mapping[str, Any]) -> LabelBa
         columns = {}
         for name in names[0]:
             parts = [getattr(bank, table)[name] for bank in banks]
-            parent = offsets.get(table)
-            if parent is not None and name == parent[:-1]:
-                parts = [part + start for part, start in zip(parts, sizes[parent], strict=False)]
+            if name == _PARENTS.get(table):
+                parts = [part + start for part, start in zip(parts, sizes[f"{name}s"], strict=False)]
             columns[name] = np.concatenate(parts)
         tables[table] = columns
     return LabelBank(**tables, about=about)

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ from autolabel.tables import FeatureTable
 from compress.allocator import Constraints
 from compress.criteria import RandomCriterion
 from compress.errors import ArtifactError, CompressError
+from compress.hashing import hash_values
 from compress.task import evaluate
+from experiments.bank_choices import choice_tables
+from experiments.data.splits import TRAIN_PARTS, DataSplits
 from experiments.manifest import describe_code, library_versions
 from experiments.seeding import derive_seed
 from experiments.subject import PARTS, RepairSettings, Subject
@@ -30,7 +33,9 @@ from experiments.worker_pool import run_pieces
 from experiments.zoo import load_network, read_rows
 
 log = logging.getLogger(__name__)
-_MASKS = {"context_masks", "repaired_masks"}
+# Settings of labels that are quickly measured anew; plans are not.
+_UNITS, _CHOICES = {"context_masks", "repaired_masks"}, {"bits", "densities", "configs"}
+_UNIT_LABELS = ("damage_", "std_err_", "macs_")
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class BankSettings:
         steps, batch_size, finetune: optimizer steps of the fine-tuning after the repair, and its other settings.
         brief_steps: of the brief one.
         context_masks, repaired_masks: of the unit labels in company, see `ContextOracle` and `RepairedOracle`.
+        bits, densities, configs: of the layer labels, see `choice_tables`.
         seed: of the plans, the repair and the training.
     """
 
@@ -57,6 +63,9 @@ class BankSettings:
     batch_size: int = 64
     context_masks: int = 128
     repaired_masks: int = 32
+    bits: tuple[int, ...] = (2, 3, 4, 6, 8)
+    densities: tuple[float, ...] = (0.5, 0.25, 0.1)
+    configs: int = 40
     finetune: dict[str, Any] = field(default_factory=lambda: {"optimizer": "adamw", "lr": 2e-3})
     seed: int = 0
 
@@ -72,7 +81,8 @@ def build_bank(
     """Label every network of the zoo in `zoo` and write `label_bank.npz` and its data card into `folder`.
 
     Networks that are labelled already are not labelled again; labels of other weights or settings are refused. Where
-    only features or the masks of unit labels are others, these are made anew, and the plan labels stay.
+    only features, the masks of unit labels or the choices of layers are others, these are made anew, and all other
+    labels stay.
 
     Raises:
         ArtifactError: if the zoo is empty or damaged, or the folder holds labels of other weights or settings.
@@ -119,11 +129,16 @@ def build_bank(
 
 
 def _is_behind(file: Path, settings: BankSettings) -> bool:
-    """Whether a file holds other features, or labels that differ by the masks of unit labels and by nothing else."""
-    about, wanted = LabelBank.load(file).about, _plain(settings)
-    found = about["settings"]
-    differs = {name for name in wanted if found.get(name) != wanted[name]} | (set(found) - set(wanted))
-    return differs <= _MASKS and bool(differs or about.get("features_version") != FEATURES_VERSION)
+    """Whether a file holds other features, or labels that differ by what is quickly made anew and by nothing else."""
+    about = LabelBank.load(file).about
+    differs = _differences(about["settings"], settings)
+    return differs <= _UNITS | _CHOICES and bool(differs or about.get("features_version") != FEATURES_VERSION)
+
+
+def _differences(found: Mapping[str, Any], settings: BankSettings) -> set[str]:
+    """Names of the settings that are others."""
+    wanted = _plain(settings)
+    return {name for name in wanted if found.get(name) != wanted[name]} | (set(found) - set(wanted))
 
 
 def _try_network(zoo: str, name: str, file: str, settings: BankSettings) -> float | str:
@@ -153,18 +168,32 @@ def label_network(zoo: str, name: str, file: str, settings: BankSettings) -> flo
     labels = _plan_labels(subject, drawn) if known is None else _labels_of(known)
     if labels["removed"].tolist() != _masks(subject, plans):
         raise ArtifactError(f"{file} holds labels of other plans than are drawn now. Delete it to measure them.")
+    code = describe_code() if known is None else known.about["code"]
+    anew = _UNITS | _CHOICES if known is None else _differences(known.about["settings"], settings)
+    choices, configs = (
+        choice_tables(subject, settings.bits, settings.densities, settings.configs)
+        if known is None or anew & _CHOICES
+        else (known.choices, known.configs)
+    )
+    damages = (
+        _unit_damages(subject, features.unit_ids, drawn.fraction, settings)
+        if known is None or anew & _UNITS
+        else {name: known.units[name] for name in known.units if name.startswith(_UNIT_LABELS)}
+    )
     bank = LabelBank(
-        networks=_network_table(row, subject),
+        networks=_network_table(row, subject, data, code),
         plans={**labels, **_plan_columns(subject, plans)},
         groups=_group_table(subject, plans),
-        units=_unit_table(subject, features, drawn.fraction, settings),
+        units={**_unit_features(features), **damages},
+        choices=choices,
+        configs=configs,
         about={
             "settings": _plain(settings),
             "features_version": FEATURES_VERSION,
             "group_columns": list(subject.summarizer.summarize(plans.removed[:1]).names),
             "plan_columns": list(subject.summarizer.summarize(plans.removed[:1]).plan_names),
             "unit_columns": list(features.names),
-            "code": describe_code() if known is None else known.about["code"],
+            "code": code,
             "libraries": library_versions(),
         },
     )
@@ -205,12 +234,15 @@ def draw_plans(subject: Subject, name: str, settings: BankSettings) -> DrawnPlan
     return DrawnPlans(plans, size, fraction)
 
 
-def _network_table(row: dict[str, Any], subject: Subject) -> dict[str, np.ndarray]:
+def _network_table(
+    row: dict[str, Any], subject: Subject, data: DataSplits, code: dict[str, Any]
+) -> dict[str, np.ndarray]:
     table = {
         "name": row["name"], "family": row["family"], "task": row["task"], "recipe": json.dumps(row, sort_keys=True),
         "n_units": subject.structure.n_removable, "macs": subject.costs.dense_macs,
         "weight_bytes": subject.costs.dense_weight_bytes,
-        "calibration_examples": subject.settings.images,
+        "calibration_examples": subject.settings.images, "seed": subject.seed, "data_sha256": _hash_splits(data),
+        "code": json.dumps(code, sort_keys=True), "libraries": json.dumps(library_versions(), sort_keys=True),
     }  # fmt: skip
     for part in PARTS:
         batches = subject.bench.judged[part]
@@ -218,6 +250,12 @@ def _network_table(row: dict[str, Any], subject: Subject) -> dict[str, np.ndarra
             subject.structure.traced.module, subject.task, batches
         )
     return {name: np.array([value]) for name, value in table.items()}
+
+
+def _hash_splits(data: DataSplits) -> str:
+    """Of which examples are in which part."""
+    parts = [*TRAIN_PARTS, "test"]
+    return hash_values(data.name, {part: (getattr(data, part).source, getattr(data, part).indices) for part in parts})
 
 
 def _labels_of(known: LabelBank) -> dict[str, np.ndarray]:
@@ -267,11 +305,21 @@ def _group_table(subject: Subject, plans: SampledPlans) -> dict[str, np.ndarray]
     }
 
 
-def _unit_table(
-    subject: Subject, features: FeatureTable, fraction: float, settings: BankSettings
+def _unit_features(features: FeatureTable) -> dict[str, np.ndarray]:
+    """What every unit is, and what is known of it without measuring."""
+    return {
+        "network": np.zeros(len(features.unit_ids), dtype=np.int64),
+        "unit": np.array(features.unit_ids, dtype=str),
+        "group": features.group.astype(str),
+        **{f"feature_{name}": features.values[:, i] for i, name in enumerate(features.names)},
+    }
+
+
+def _unit_damages(
+    subject: Subject, unit_ids: Sequence[str], fraction: float, settings: BankSettings
 ) -> dict[str, np.ndarray]:
-    """Features of every unit, and its damage in three moments on the label examples."""
-    rows = subject.structure.units.positions(features.unit_ids)
+    """Damage of every unit in three moments on the label examples; names begin as in `_UNIT_LABELS`."""
+    rows = subject.structure.units.positions(unit_ids)
     # MACs fall with the square of the units that stay, bytes too.
     kept = fraction**0.5
     oracles = {
@@ -279,12 +327,7 @@ def _unit_table(
         "in_context": ContextOracle(kept, settings.context_masks, subject.seed),
         "repaired": RepairedOracle(kept, settings.repaired_masks, seed=subject.seed),
     }
-    table = {
-        "network": np.zeros(len(rows), dtype=np.int64),
-        "unit": np.array(features.unit_ids, dtype=str),
-        "group": features.group.astype(str),
-        **{f"feature_{name}": features.values[:, i] for i, name in enumerate(features.names)},
-    }
+    table = {}
     for moment, oracle in oracles.items():
         labels = measure(subject.structure, None, subject.task, subject.label, oracle)
         table[f"damage_{moment}"], table[f"std_err_{moment}"] = labels.damage[rows, 0], labels.std_err[rows, 0]

@@ -125,7 +125,7 @@ class WidthStudy:
         alone = table.damage[np.array(structure.units.positions(bench.layers))].reshape(-1)
         n_label = sum(len(task.inputs(batch)[0]) for batch in label)
         full = n_label * costs.dense_macs
-        fisher = bench.rounding_error(bench.fisher(label))
+        fisher = bench.storing_error(bench.fisher(label))
         taken = bench.taken(judged_widths)
         harmful = np.maximum(alone, 0)
         noise = _noise(bench, drawn[self.seeds[0]][:_CHUNK], label)
@@ -139,7 +139,7 @@ class WidthStudy:
         }  # fmt: skip
         predicted = {
             (BITS, 0): (-judged_widths.mean(1), 0.0),
-            (ERROR, 0): (taken @ bench.rounding_error(), 0.0),
+            (ERROR, 0): (taken @ bench.storing_error(), 0.0),
             (FISHER, 0): (taken @ fisher, 3 * full),
             (SUM, 0): (taken @ harmful, table.forward_macs),
             **{key: (fit.predict(taken), macs) for key, (fit, macs) in fits.items()},
@@ -254,7 +254,7 @@ def _key(
     """Of the network, the widths and their scales, and the examples (through the losses)."""
     told = [structure.traced.fingerprint, bench.layers, bench.bits, quantizer.name, sorted(vars(quantizer).items())]
     digest = hashlib.sha256(json.dumps(told, default=str).encode())
-    digest.update(bench.rounding_error().round(9).tobytes())
+    digest.update(bench.storing_error().round(9).tobytes())
     for batches in (label, judged):
         digest.update(bench.losses([FLOAT_BITS] * len(bench.layers), batches).round(5).tobytes())
     return digest.hexdigest()

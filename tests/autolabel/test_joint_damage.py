@@ -166,7 +166,7 @@ def test_fisher_is_that_of_single_examples(network):
             loss = nn.functional.cross_entropy(module(x[i : i + 1]), y[i : i + 1])
             total += torch.autograd.grad(loss, weight)[0].square()
     torch.testing.assert_close(fisher["3"].float(), total / 64)
-    errors = bench.rounding_error(fisher).reshape(2, 2)
+    errors = bench.storing_error(fisher).reshape(2, 2)
     assert (errors[:, 0] < errors[:, 1]).all()
 
 

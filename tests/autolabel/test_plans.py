@@ -12,7 +12,7 @@ from torch import nn
 import compress
 from autolabel import reader_errors
 from autolabel.allocators import LearnedSearchAllocator
-from autolabel.label_bank import LabelBank, merge_banks
+from autolabel.label_bank import TABLES, LabelBank, merge_banks
 from autolabel.plan_board import boards_of, normal_scores, plan_matrix
 from autolabel.plan_oracle import MOMENTS, PlanBench, PlanOracle
 from autolabel.plan_race import PlanRace, brief_training
@@ -219,6 +219,8 @@ def small_bank(name="net-a", n_plans=6, n_groups=2, seed=0):
         groups={"plan": np.repeat(np.arange(n_plans), n_groups), "group": np.tile(["a", "b"], n_plans),
                 "kept": rng.random(n_plans * n_groups).astype(np.float32)},
         units={"network": np.zeros(3, dtype=np.int64), "damage_at_once": rng.random(3)},
+        choices={"network": np.zeros(4, dtype=np.int64), "damage": rng.random(4)},
+        configs={"network": np.zeros(2, dtype=np.int64), "damage_test": rng.random(2)},
         about={"group_columns": ["kept"], "plan_columns": ["macs"], "settings": {}},
     )  # fmt: skip
 
@@ -229,7 +231,7 @@ def test_banks_are_merged_saved_and_read_back(tmp_path):
     bank.save(tmp_path / "bank.npz")
     read = LabelBank.load(tmp_path / "bank.npz")
     assert read.about == bank.about
-    for table in ("networks", "plans", "groups", "units"):
+    for table in TABLES:
         for name, column in getattr(bank, table).items():
             np.testing.assert_array_equal(getattr(read, table)[name], column)
     np.testing.assert_array_equal(read.rows("plans", 1)["loss_finetuned_test"], second.plans["loss_finetuned_test"])
@@ -249,12 +251,12 @@ def test_a_damaged_bank_is_named(tmp_path):
     with pytest.raises(ArtifactError, match=r"bank\.npz"):
         LabelBank.load(path)
     np.savez(path, about=np.array('{"schema_version": 9}'), columns=np.array([], dtype=str))
-    with pytest.raises(ArtifactError, match="schema version 1"):
+    with pytest.raises(ArtifactError, match="schema version 2"):
         LabelBank.load(path)
     bank = small_bank()
     groups = {**bank.groups, "plan": bank.groups["plan"] + 6}
     with pytest.raises(CompressError, match="'plan' of table 'groups'"):
-        LabelBank(bank.networks, bank.plans, groups, bank.units, bank.about)
+        dataclasses.replace(bank, groups=groups)
 
 
 def test_normal_scores():

@@ -28,7 +28,7 @@ from experiments.who_predicts import judge_formulas, judge_predictions, predict_
 from experiments.zoo import Recipe, build_zoo
 
 SETTINGS = BankSettings(plans=6, fractions=(0.3,), images=64, steps=4, brief_steps=2, batch_size=32, context_masks=2,
-                        repaired_masks=4)  # fmt: skip
+                        repaired_masks=4, bits=(2, 4), densities=(0.5,), configs=5)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,14 @@ def test_every_network_has_its_rows(built):
     assert len(bank.units["network"]) == bank.networks["n_units"].sum()
     sizes = np.where(bank.plans["size"] == "macs", bank.plans["macs"], bank.plans["weight_bytes"])
     assert (sizes <= 0.5 + 1e-6).all()
+    # Two bits and a density for each of two and of three layers.
+    assert np.bincount(bank.choices["network"]).tolist() == [3 * n for n in (3, 4)]
+    assert set(bank.choices["choice"].tolist()) == {"2bit", "4bit", "32bit_d0.5"}
+    assert (bank.choices["weight_error"] > 0).all()
+    assert [len(text.split()) for text in bank.configs["choices"]] == [3] * 5 + [4] * 5
+    assert np.isfinite(bank.configs["damage_test"]).all()
+    assert set(bank.networks) >= {"data_sha256", "seed", "code", "libraries"}
+    assert len({*bank.networks["data_sha256"].tolist()}) == 1
     read = LabelBank.load(folder / "label_bank.npz")
     np.testing.assert_array_equal(read.plans["loss_finetuned_test"], bank.plans["loss_finetuned_test"])
     assert read.about["settings"]["steps"] == 4
@@ -95,7 +103,10 @@ def test_other_masks_measure_units_anew_and_leave_plans(built, zoo, tmp_path, mo
     np.testing.assert_array_equal(again.units["damage_at_once"], bank.units["damage_at_once"])
     assert np.median(again.units["std_err_in_context"]) < 0.8 * np.median(bank.units["std_err_in_context"])
     assert again.about["settings"]["context_masks"] == 8
+    np.testing.assert_array_equal(again.choices["damage"], bank.choices["damage"])
     monkeypatch.setattr(bank_building, "FEATURES_VERSION", -1)
+    monkeypatch.setattr(bank_building, "_unit_damages", None)
+    monkeypatch.setattr(bank_building, "choice_tables", None)
     newer = build_bank(copy, zoo, dataclasses.replace(SETTINGS, context_masks=8), workers=1)
     assert newer.about["features_version"] == -1
     assert set(newer.plans) == set(bank.plans)

@@ -133,7 +133,7 @@ def unit_bank():
         units[f"damage_{truth}"], units[f"std_err_{truth}"] = damage, np.ones(20)
     plans = {"network": np.zeros(1, dtype=np.int64)}
     networks = {"name": np.array(["n"]), "family": np.array(["f"]), "task": np.array(["t"]), "noise": rng.random(1)}
-    return LabelBank(networks, plans, {"plan": np.zeros(1, dtype=np.int64)}, units, {})
+    return LabelBank(networks, plans, {"plan": np.zeros(1, dtype=np.int64)}, units, plans, plans, {})
 
 
 def test_units_are_ordered_within_layers_and_across_them():
