@@ -1,7 +1,7 @@
 """Trees, a linear model and a formula, each asked for its opinion."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,18 +32,35 @@ class BlendPlanLabeler:
         strength: of the linear model.
         formula: name of a column of whole plans, higher is worse.
         seed: of everything random.
+        parts: whose opinions count, out of `PARTS`; all are fitted.
+
+    Raises:
+        CompressError: for no part or one that is not known.
     """
 
     name: ClassVar[str] = "blend"
+    PARTS: ClassVar[tuple[str, ...]] = ("trees", "linear", "formula")
 
     members: int = 2
     rounds: int = 200
     strength: float = 1.0
     formula: str = "refitted_loss_sum"
     seed: int = 0
+    parts: tuple[str, ...] = PARTS
     _trees: GBDTPlanLabeler | None = field(default=None, repr=False)
     _linear: RidgePlanLabeler | None = field(default=None, repr=False)
     _weight: float = field(default=0.0, repr=False)
+
+    def __post_init__(self) -> None:
+        self.parts = tuple(self.parts)
+        if not self.parts or not set(self.parts) <= set(self.PARTS):
+            raise CompressError(
+                f"The 'parts' parameter of BlendPlanLabeler must be out of {self.PARTS}. Got {self.parts}."
+            )
+
+    def without(self, part: str) -> "BlendPlanLabeler":
+        """The same, already fitted if this one is, with the opinion of one part not heard."""
+        return replace(self, parts=tuple(other for other in self.parts if other != part))
 
     def fit(self, boards: Sequence[PlanBoard], moment: str = "finetuned") -> "BlendPlanLabeler":
         """See `PlanLabeler`."""
@@ -68,7 +85,9 @@ class BlendPlanLabeler:
             _standard(linear.predict(summary, reference)[0], linear.predict(compared)[0]),
             PlanFormula(self.formula).predict(summary, reference)[0],
         ])  # fmt: skip
-        weights = np.array([1.0, 1.0, self._weight])[:, None] / (2.0 + self._weight)
+        heard = np.array([part in self.parts for part in self.PARTS])
+        weights = (np.array([1.0, 1.0, self._weight]) * heard)[:, None]
+        weights = weights / max(float(weights.sum()), 1e-12)
         score = (weights * opinions).sum(axis=0)
         return score, np.sqrt((weights * (opinions - score) ** 2).sum(axis=0))
 

@@ -7,21 +7,29 @@ from matplotlib.figure import Figure
 from experiments.figure_style import FAINT, MUTED, SERIES, dots_and_mean, new_figure, plain_rows
 from experiments.label_economy import EconomyRow, summarize_economy
 from experiments.plan_intervals import IntervalRow, summarize_intervals
-from experiments.who_predicts import PLANS, Row, summarize
+from experiments.who_predicts import PLANS, SPLITS, Row, summarize
 
 _TITLES = {
     "plans": "Plans of equal size",
     "within_layers": "Units within layers",
     "across_layers": "Units of all layers together",
+    "choices": "Ways to store a layer",
+    "configs": "All layers stored otherwise at once",
 }
 _TRUTHS = {
     "finetuned": "loss after repair and fine-tuning",
     "at_once": "damage at once",
     "in_context": "damage in thinned company",
     "repaired": "damage in thinned company after a refit",
+    "stored": "damage at once",
 }
 _MOST = 14
-_MEASURED = {"briefly_tuned": "after 20 steps", "finetuned": "after fine-tuning"}
+# In names of labelers that go without an ingredient: a table of their own.
+_ABLATED = " without "
+_ABLATIONS = """What each ingredient is worth: labelers that go without it, of networks of a new family and task. Trees,
+linear model and formula are the parts of the blend; groups of columns, and networks to learn from, were taken from the
+linear model. *Change* is that of the mean of families to the whole labeler's."""
+_MEASURED = {"refitted": "after repair", "briefly_tuned": "after 20 steps", "finetuned": "after fine-tuning"}
 _ECONOMY = """How good the chosen plan is after fine-tuning if only a predictor's first favourites out of 30 plans are
 measured, as a part of the test metric of the plan that fine-tuning all 30 would choose; and what these measurements
 cost as a part of fine-tuning all 30 (in MACs; the statistics that features need are not counted). The labelers never
@@ -44,7 +52,7 @@ units, the best 14 predictors of each table are shown. The networks are the firs
 
 def write_page(rows: Sequence[Row], command: str) -> str:
     """A Markdown page with one table for each scope and truth, the best on the mean over families first."""
-    lines = summarize(rows)
+    lines = summarize([row for row in rows if _ABLATED not in row.predictor])
     n = len({row.network for row in rows})
     page = ["# Who predicts what", "", f"{n} networks; drawn from `results/who_predicts/raw.csv` ({command}).", ""]
     page += [_EXPLANATION, ""]
@@ -71,7 +79,28 @@ def write_page(rows: Sequence[Row], command: str) -> str:
             ]  # fmt: skip
             page.append("| " + " | ".join(map(str, cells)) + " |")
         page.append("")
-    return "\n".join(page)
+    return "\n".join([*page, *_ablation_lines(rows)])
+
+
+def _ablation_lines(rows: Sequence[Row]) -> list[str]:
+    """The part of the page on ingredients; nothing where none was left out."""
+    ablated = [row for row in rows if _ABLATED in row.predictor and row.zero_shot == SPLITS[0]]
+    if not ablated:
+        return []
+    whole = {row.predictor.partition(_ABLATED)[0] for row in ablated}
+    judged = [row for row in rows if row.predictor in whole and row.zero_shot == SPLITS[0] and row.scope == PLANS]
+    lines = {line["predictor"]: line for line in summarize([*judged, *ablated])}
+    page = ["## Ingredients", "", _ABLATIONS, "", "| labeler | median | mean of families | change | worst family |",
+            "|---|---|---|---|---|"]  # fmt: skip
+    for predictor in sorted(lines, key=lambda name: (name.partition(_ABLATED)[0], _ABLATED in name)):
+        line, base = lines[predictor], lines.get(predictor.partition(_ABLATED)[0])
+        mean = line["spearman_mean_of_families"]
+        change = f"{mean - base['spearman_mean_of_families']:+.3f}" if base is not None and base is not line else ""
+        page.append(
+            f"| {predictor} | {line['spearman_median']:.3f} | {mean:.3f} | {change} | "
+            f"{line['spearman_worst_family']:.2f} ({line['worst_family']}) |"
+        )
+    return [*page, ""]
 
 
 def write_economy(rows: Sequence[EconomyRow]) -> str:
@@ -107,7 +136,9 @@ def write_intervals(rows: Sequence[IntervalRow]) -> str:
 def _sees(split: str) -> str:
     known, _, measured = split.partition("+")
     told = {"": "formula", "measured": "measured", "network": "known families"}.get(known, "new family and task")
-    return f"{told}, {measured} plans measured" if measured else told
+    number, _, moment = measured.partition(" ")
+    at = f" {_MEASURED[moment]}" if moment else ""
+    return f"{told}, {number} plans measured{at}" if measured else told
 
 
 def draw_plans(rows: Sequence[Row]) -> Figure:
@@ -115,7 +146,8 @@ def draw_plans(rows: Sequence[Row]) -> Figure:
 
     A small dot for the median of each family, a large one for their mean.
     """
-    lines = [line for line in summarize(rows) if line["scope"] == PLANS and line["truth"] == "finetuned"]
+    told = [row for row in rows if _ABLATED not in row.predictor]
+    lines = [line for line in summarize(told) if line["scope"] == PLANS and line["truth"] == "finetuned"]
     figure = new_figure(1.0 + 0.24 * len(lines))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[2, 1])
     names = [f"{line['predictor']} ({_sees(str(line['zero_shot']))})" for line in lines]

@@ -18,6 +18,7 @@ from compress.errors import CompressError
 log = logging.getLogger(__name__)
 COLUMNS = ("truth", "scope", "family", "task", "network", "predictor", "zero_shot", "spearman", "kendall", "regret")
 PLANS = "plans"
+_SCOPES = (PLANS, "within_layers", "across_layers", "choices", "configs")
 # What is held out when a labeler judges a board.
 SPLITS = ("family_and_task", "network")
 _FOLDS = 10
@@ -30,12 +31,14 @@ class Row:
 
     Attributes:
         truth: the moment whose loss, on data that decide nothing, is the truth.
-        scope: what is ordered: `"plans"` of a board, or units `"within_layers"` or `"across_layers"`.
+        scope: what is ordered: `"plans"` of a board, units `"within_layers"` or `"across_layers"`, `"choices"` of how
+            single layers are stored, or `"configs"` of all layers at once.
         zero_shot: for a labeler, what of the judged board it never saw: `"family_and_task"` or `"network"`, and how
-            many of the board's plans were measured for it after that (`"family_and_task+8"`); empty for formulas,
-            `"measured"` for a loss that was measured on the judged network itself.
+            many of the board's plans were measured for it after that (`"family_and_task+8"`, or
+            `"family_and_task+8 refitted"` at an earlier moment than the truth); empty for formulas, `"measured"` for
+            what was measured on the judged network itself.
         regret: metric points lost by taking the predictor's favourite instead of the best plan of the board; None of
-            units.
+            what is no plan.
     """
 
     truth: str
@@ -100,8 +103,12 @@ def predict_boards(
     truth: str,
     splits: Sequence[str] = SPLITS,
     on_fit: Callable[[int, int], None] | None = None,
+    variants: Callable[[str, PlanLabeler], Iterable[tuple[str, PlanLabeler]]] = lambda name, labeler: (),
 ) -> Iterator[Prediction]:
     """Every labeler on every board, each board judged by one that never saw its network, or its family and its task.
+
+    Args:
+        variants: `(name, labeler)` of others that a fitted one makes, to be judged beside it.
 
     Raises:
         CompressError: if there are not two families and two tasks.
@@ -118,8 +125,9 @@ def predict_boards(
         assert_disjoint(train, [boards[i] for i in test], split)
         for name, make in labelers.items():
             labeler = make().fit(train, truth)
-            for i in test:
-                yield Prediction(boards[i], name, split, labeler.predict(boards[i].summary)[0])
+            for told, judge in ((name, labeler), *variants(name, labeler)):
+                for i in test:
+                    yield Prediction(boards[i], told, split, judge.predict(boards[i].summary)[0])
         if on_fit is not None:
             on_fit(number + 1, len(folds))
 
@@ -129,8 +137,14 @@ def judge_predictions(predictions: Iterable[Prediction], truth: str) -> list[Row
     return [_row(p.board, truth, p.labeler, p.split, p.score) for p in predictions]
 
 
-def judge_few_shot(predictions: Iterable[Prediction], truth: str, measured: int = 8, seed: int = 0) -> list[Row]:
-    """Rows of labelers after so many random plans of the board were measured; the other plans are ordered."""
+def judge_few_shot(
+    predictions: Iterable[Prediction], truth: str, moment: str, measured: int = 8, seed: int = 0
+) -> list[Row]:
+    """Rows of labelers after so many random plans of the board were measured; the other plans are ordered.
+
+    Args:
+        moment: that they were measured at, up to the truth.
+    """
     rows = []
     for p in predictions:
         n = len(p.score)
@@ -138,8 +152,9 @@ def judge_few_shot(predictions: Iterable[Prediction], truth: str, measured: int 
             continue
         chosen = np.random.default_rng([seed, *map(ord, p.board.network)]).permutation(n)[:measured]
         rest = np.setdiff1d(np.arange(n), chosen)
-        score = adapt(p.score, p.board.summary, chosen, p.board.loss[truth][chosen])
-        rows.append(_row(p.board, truth, p.labeler, f"{p.split}+{measured}", score, rest))
+        score = adapt(p.score, p.board.summary, chosen, p.board.loss[moment][chosen])
+        seen = f"{p.split}+{measured}" + ("" if moment == truth else f" {moment}")
+        rows.append(_row(p.board, truth, p.labeler, seen, score, rest))
     return rows
 
 
@@ -207,8 +222,9 @@ def summarize(rows: Sequence[Row]) -> list[dict[str, object]]:
             **{f"spearman/{f}": m for f, m in medians.items()},
             **(_regret(by_family) if scope == PLANS else {}),
         })  # fmt: skip
-    order = {"plans": 0, "within_layers": 1, "across_layers": 2}
-    return sorted(lines, key=lambda x: (order[x["scope"]], x["truth"], -float(x["spearman_mean_of_families"])))
+    return sorted(
+        lines, key=lambda x: (_SCOPES.index(str(x["scope"])), x["truth"], -float(x["spearman_mean_of_families"]))
+    )
 
 
 def _regret(rows: Mapping[str, Sequence[Row]]) -> dict[str, object]:

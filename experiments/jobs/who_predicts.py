@@ -13,6 +13,8 @@ from autolabel.plan_board import PlanBoard, boards_of
 from autolabel.plan_oracle import MOMENTS
 from autolabel.unit_board import unit_boards_of
 from compress.files import write_json
+from experiments.ablations import ablated_labelers, ablated_parts
+from experiments.choice_predictors import judge_choices
 from experiments.config import ConfigError
 from experiments.label_economy import COLUMNS as ECONOMY_COLUMNS
 from experiments.label_economy import EconomyRow, economy
@@ -57,6 +59,7 @@ class WhoPredictsJob:
         labelers: names out of `LABELERS`.
         unit_labelers: names out of `UNIT_LABELERS`, of labelers that order single units.
         unit_truths: damages that these predict, out of `TRUTHS`.
+        ablations: judge labelers that go without an ingredient too, see `experiments.ablations`.
     """
 
     name = "who_predicts"
@@ -65,9 +68,11 @@ class WhoPredictsJob:
     def __init__(
         self, bank: str, truths: Sequence[str] = ("finetuned",), labelers: Sequence[str] = tuple(LABELERS),
         unit_labelers: Sequence[str] = tuple(UNIT_LABELERS), unit_truths: Sequence[str] = TRUTHS,
+        ablations: bool = True,
     ) -> None:  # fmt: skip
         self.bank, self.truths, self.labelers = bank, tuple(truths), tuple(labelers)
         self.unit_labelers, self.unit_truths = tuple(unit_labelers), tuple(unit_truths)
+        self.ablations = ablations
 
     def check(self, config: Config) -> None:
         """The bank must be there, and the names known."""
@@ -88,7 +93,7 @@ class WhoPredictsJob:
         run_dir.add_input(self.bank)
         bank = LabelBank.load(self.bank)
         boards = boards_of(bank, MOMENTS)
-        rows = judge_units(bank)
+        rows = judge_units(bank) + judge_choices(bank)
         with progress("judging labelers of units") as on_fit:
             kinds = {name: UNIT_LABELERS[name] for name in self.unit_labelers}
             rows += judge_unit_labelers(unit_boards_of(bank, TRUTHS), kinds, self.unit_truths, on_fit=on_fit)
@@ -97,9 +102,17 @@ class WhoPredictsJob:
                 rows += judge_formulas(board, truth, config.seed)
             with progress(f"judging labelers of {truth}") as on_fit:
                 labelers = {name: LABELERS[name] for name in self.labelers}
-                predictions = list(predict_boards(boards, labelers, truth, on_fit=on_fit))
-            rows += judge_predictions(predictions, truth)
-            rows += judge_few_shot([p for p in predictions if p.split == SPLITS[0]], truth, seed=config.seed)
+                variants = {"variants": ablated_parts} if self.ablations else {}
+                judged = list(predict_boards(boards, labelers, truth, on_fit=on_fit, **variants))
+                predictions = [p for p in judged if p.labeler in labelers]
+            rows += judge_predictions(judged, truth)
+            if self.ablations:
+                with progress(f"leaving ingredients out ({truth})") as on_fit:
+                    ablated = predict_boards(boards, ablated_labelers(), truth, SPLITS[:1], on_fit)
+                    rows += judge_predictions(ablated, truth)
+            unseen = [p for p in predictions if p.split == SPLITS[0]]
+            for moment in dict.fromkeys(("refitted", truth)):
+                rows += judge_few_shot(unseen, truth, moment, seed=config.seed)
             if truth == "finetuned":
                 _write(run_dir, "label_economy.csv", ECONOMY_COLUMNS, _economy(boards, predictions, config.seed))
                 _write(run_dir, "plan_intervals.csv", INTERVAL_COLUMNS, judge_intervals(predictions, truth))

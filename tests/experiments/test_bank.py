@@ -15,6 +15,7 @@ from compress.errors import ArtifactError, CompressError
 from compress.files import read_json, write_json
 from experiments import bank_building
 from experiments.bank_building import BankSettings, build_bank
+from experiments.choice_predictors import judge_choices
 from experiments.config import ConfigError
 from experiments.jobs.bank import BankJob
 from experiments.jobs.pretrain import PretrainJob
@@ -139,6 +140,9 @@ def test_boards_are_judged(built):
         r.predictor for r in rows
     }
     assert {row.truth for row in judge_units(built[1])} == {"at_once", "in_context", "repaired"}
+    choices = judge_choices(built[1])
+    assert {(row.scope, row.predictor) for row in choices} >= {("choices", "fisher_error"), ("configs", "damage_alone")}
+    assert all(-1 <= row.spearman <= 1 for row in choices)
     # One task: nothing is left for a labeler that must not have seen it.
     with pytest.raises(CompressError, match="at least two of each"):
         judge_predictions(predict_boards(boards, {"ridge": RidgePlanLabeler}, "finetuned"), "finetuned")

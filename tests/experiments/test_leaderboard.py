@@ -49,6 +49,18 @@ def test_the_page_tells_the_best_first():
     assert "Units within layers: damage in thinned company after a refit" in page
 
 
+def test_labelers_that_go_without_an_ingredient_have_a_table_of_their_own():
+    without = [dataclasses.replace(row, predictor="labeler/gbdt without trees", spearman=row.spearman - 0.1)
+               for row in ROWS if row.predictor == "labeler/gbdt"]  # fmt: skip
+    assert "Ingredients" not in write_page(ROWS, "`command`")
+    before, after = write_page([*ROWS, *without], "`command`").split("## Ingredients")
+    assert "without" not in before.split("## ")[1]
+    assert "| labeler/gbdt | 0.800 | 0.800 |  |" in after
+    assert "| labeler/gbdt without trees | 0.700 | 0.700 | -0.100 |" in after
+    with figure_style():
+        assert "without" not in render_file_svg(draw_plans([*ROWS, *without])).decode()
+
+
 def test_the_figure_names_every_predictor():
     with figure_style():
         svg = render_file_svg(draw_plans(ROWS)).decode()

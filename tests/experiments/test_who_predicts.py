@@ -1,6 +1,7 @@
 """Who predicts: splits that never leak, numbers by hand, and a table with every predictor."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from autolabel.label_bank import LabelBank
 from autolabel.plan_board import PlanBoard
 from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_summary import PlanSummary
+from experiments.ablations import INGREDIENTS, OfFewer, WithoutColumns
 from experiments.unit_predictors import judge_units
 from experiments.who_predicts import (
     COLUMNS,
+    SPLITS,
     Prediction,
     Row,
     assert_disjoint,
@@ -163,7 +166,46 @@ def test_measured_plans_are_not_ordered_again():
         loss = {moment: rng.random(n) for moment in MOMENTS}
         big.append(dataclasses.replace(one, summary=summary, loss=loss, judged_loss=loss, judged_metric=loss))
     predictions = [Prediction(b, "labeler", "family_and_task", b.loss["finetuned"]) for b in big]
-    rows = judge_few_shot(predictions, "finetuned", measured=8)
+    rows = judge_few_shot(predictions, "finetuned", "finetuned", measured=8)
     assert {row.zero_shot for row in rows} == {"family_and_task+8"}
     assert all(row.spearman > 0.9 for row in rows)
-    assert judge_few_shot(predictions, "finetuned", measured=18) == []
+    assert judge_few_shot(predictions, "finetuned", "finetuned", measured=18) == []
+    earlier = judge_few_shot(predictions, "finetuned", "refitted", measured=8)
+    assert {row.zero_shot for row in earlier} == {"family_and_task+8 refitted"}
+
+
+class Remembers(Spy):
+    """Also what it is asked about."""
+
+    asked: list[PlanSummary] = []
+
+    def predict(self, summary, reference=None):
+        Remembers.asked.append(summary)
+        return summary.values[:, 0, 0].astype(np.float64), np.zeros(len(summary.values))
+
+
+def test_a_labeler_goes_without_columns():
+    Spy.learned, Remembers.asked = [], []
+    labeler = WithoutColumns(Remembers(), INGREDIENTS["least squares"]).fit(BOARDS[:2])
+    labeler.predict(BOARDS[2].summary)
+    for summary in (*(board.summary for board in Spy.learned[0]), Remembers.asked[0]):
+        assert summary.names == ("macs_share", "kept", "log_kept", "fisher_share")
+        assert summary.plan_names == ("log_removed_fisher",)
+        assert summary.values.shape[2] == 4
+    np.testing.assert_array_equal(Remembers.asked[0].values, BOARDS[2].summary.values[:, :, [0, 1, 2, 4]])
+    assert not re.fullmatch(INGREDIENTS["criteria"], "macs_share")
+    assert re.fullmatch(INGREDIENTS["criteria"], "fisher_share")
+
+
+def test_a_labeler_of_fewer_networks_learns_from_the_same_few():
+    Spy.learned = []
+    for _ in range(2):
+        OfFewer(Remembers(), 0.25).fit(BOARDS)
+    assert len(Spy.learned[0]) == 3
+    assert Spy.learned[0] == Spy.learned[1]
+
+
+def test_variants_are_judged_beside_who_made_them():
+    boards = [board(f"{f}-{t}", f, t, i) for i, (f, t) in enumerate([("mlp", "digits"), ("conv", "text")])]
+    found = predict_boards(boards, {"spy": Spy}, "finetuned", SPLITS[:1], variants=lambda name, it: [(f"{name}!", it)])
+    assert [p.labeler for p in found] == ["spy", "spy!"] * 2
