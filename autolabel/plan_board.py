@@ -1,5 +1,6 @@
 """A board: plans of one network and one size, what is known of them, and what became of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -107,6 +108,24 @@ def plan_matrix(summary: PlanSummary, reference: PlanSummary | None = None) -> t
         [own, standard, _ranks(own, others), np.broadcast_to(context, (len(own), len(context)))], axis=1
     )
     return matrix, (*names, *(f"z_{x}" for x in names), *(f"rank_{x}" for x in names), *context_names)
+
+
+def select_columns(matrix: np.ndarray, names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
+    """Columns by name, in the order wanted: a labeler reads what it learned from, whatever else is known by now.
+
+    Raises:
+        CompressError: if one is missing.
+    """
+    if tuple(names) == tuple(wanted):
+        return matrix
+    place = {name: i for i, name in enumerate(names)}
+    missing = [name for name in wanted if name not in place]
+    if missing:
+        raise CompressError(
+            f"This plan labeler was fitted on other columns: {missing[0]!r} is missing. Summarise plans with the same "
+            "criteria."
+        )
+    return matrix[:, [place[name] for name in wanted]]
 
 
 def _pooled(summary: PlanSummary) -> tuple[np.ndarray, list[str]]:

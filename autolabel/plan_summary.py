@@ -7,6 +7,7 @@ import numpy as np
 
 from autolabel.feature import log_size
 from autolabel.reader_errors import ERRORS, REMEDIES, ReaderErrors
+from autolabel.signal_paths import SignalPaths
 from compress.costs import CostTable
 from compress.criterion import Criterion
 from compress.elimination import readings
@@ -15,7 +16,7 @@ from compress.output_sensitivity import OutputSensitivity
 from compress.statistics import Statistics
 
 # Raised with every change of what the columns mean: stored summaries of another version are made anew.
-FEATURES_VERSION = 3
+FEATURES_VERSION = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,8 @@ class PlanSummarizer:
     formulas add up to; and of the layers that read the group the error left if the units that go are silenced, replaced
     by their mean, or made up for by least squares (as parts of these layers' variance, and carried to the end: as parts
     of the variance of the network's outputs, and in nats), and the effective rank of what stays (Roy and Vetterli 2007,
-    "The effective rank"). Errors of a whole plan are added up over reading layers.
+    "The effective rank"). Errors of a whole plan are added up over reading layers, and followed through the graph as
+    parts of what each layer passes on (`SignalPaths`).
 
     Args:
         statistics: of the model, with activations, gradients and moments.
@@ -81,7 +83,10 @@ class PlanSummarizer:
             "fisher": 0.5 * (gates**2).mean(axis=0),
             "second_order": -gates.mean(axis=0) + 0.5 * (gates**2).mean(axis=0),
         }
-        self.readers = [ReaderErrors(reading, sensitivity, self.n, ridge) for reading in readings(statistics)]
+        places = readings(statistics)
+        self.readers = [ReaderErrors(reading, sensitivity, self.n, ridge) for reading in places]
+        self.calls = [reading.call for reading in places]
+        self.paths = SignalPaths(statistics.structure, sensitivity.variances)
         self.fixed = self._fixed()
         self.expect(self.scores)
 
@@ -198,7 +203,7 @@ class PlanSummarizer:
         return mean
 
     def _sums(self, errors: Sequence[Mapping[str, np.ndarray]], n_plans: int) -> dict[str, np.ndarray]:
-        """Errors of whole plans: each reader counts once, whatever it reads."""
+        """Errors of whole plans, added up and along the graph; each reader counts once, whatever it reads."""
         found: dict[str, np.ndarray] = {}
         none = np.zeros((1, n_plans))
         for remedy in REMEDIES:
@@ -208,6 +213,10 @@ class PlanSummarizer:
             found[f"{remedy}_output_largest"] = log_size(np.maximum(of["output"].max(axis=0), 0.0), 1e-6)
             found[f"{remedy}_output_capped"] = np.log1p(np.maximum(of["output"], 0.0)).sum(axis=0)
             found[f"{remedy}_loss_sum"] = log_size(np.maximum(of["loss"].sum(axis=0), 0.0), 1e-6)
+        for what in ERRORS:
+            parts = {call: e[f"refitted_{what}"] / reader.whole(what)
+                     for call, reader, e in zip(self.calls, self.readers, errors, strict=True)}  # fmt: skip
+            found[f"path_{what}"] = self.paths.lost(parts, n_plans)
         return found
 
     def _removed_shares(self, kept: np.ndarray) -> dict[str, np.ndarray]:

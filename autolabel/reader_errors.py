@@ -51,6 +51,10 @@ class ReaderErrors:
         # What stays -> place in `_orders`, and how many columns stay.
         self._prefixes: dict[bytes, tuple[int, int]] = {}
 
+    def whole(self, what: str) -> float:
+        """What `"averaged"` would be in this kind of error if all columns went."""
+        return max(float((self.covariance * self.metrics[what]).sum()), 1e-300)
+
     def expect(self, scores: np.ndarray) -> None:
         """Be quick about plans that keep the highest of these `(n_units,)` scores, whatever their number."""
         if len(self.rows) <= _WIDE:

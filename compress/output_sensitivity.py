@@ -1,7 +1,7 @@
 """How far the outputs and the loss of a network move when the outputs of one layer do."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,12 +33,15 @@ class OutputSensitivity:
         loss: the same of the derivative of the loss: F.
         output_energy: variance of the network's outputs over examples, summed over outputs.
         forward_macs: MACs spent (a backward pass counts as two forward passes).
+        variances: node that another one reads beside a second -> variance of its output over the examples of a batch,
+            summed over elements.
     """
 
     outputs: Mapping[str, Tensor]
     loss: Mapping[str, Tensor]
     output_energy: float
     forward_macs: float
+    variances: Mapping[str, float] = field(default_factory=dict)
 
 
 def collect_output_sensitivity(
@@ -82,7 +85,8 @@ def collect_output_sensitivity(
     energy = max(square - float(mean.square().sum()) / total, 1e-30) / total
     found = {kind: {name: matrix / total for name, matrix in sums.items()} for kind, sums in probe.sums.items()}
     macs = (1 + 2 * (probes + 1)) * total * count_macs(structure)
-    return OutputSensitivity(found["outputs"], found["loss"], energy, macs)
+    variances = {name: value / len(batches) for name, value in probe.variances.items()}
+    return OutputSensitivity(found["outputs"], found["loss"], energy, macs, variances)
 
 
 def _sum(a: Tensor, b: Tensor) -> Tensor:
@@ -102,6 +106,14 @@ class _Probe(fx.Interpreter):
         self._layers = {x.node.name: x for x in structure.traced.layers() if x.kind != "embedding"}
         self._kept: dict[str, Tensor] = {}
         self.sums: dict[str, dict[str, Tensor]] = {"outputs": {}, "loss": {}}
+        self.variances: dict[str, float] = {}
+        computed = {node for node in self.graph.nodes if node.op == "call_function"}
+        self._met = {
+            source
+            for node in computed
+            if len(computed & {*node.all_input_nodes}) > 1
+            for source in node.all_input_nodes
+        }
 
     def outputs(self, *inputs: Any) -> Any:
         self._kept = {}
@@ -109,6 +121,9 @@ class _Probe(fx.Interpreter):
 
     def run_node(self, node: fx.Node) -> Any:
         out = super().run_node(node)
+        if node in self._met and isinstance(out, Tensor) and out.is_floating_point() and out.dim():
+            own = float(out.detach().double().var(0, correction=0).sum())
+            self.variances[node.name] = self.variances.get(node.name, 0.0) + own
         if node.name in self._layers:
             if not out.requires_grad:
                 out = out.detach().requires_grad_()

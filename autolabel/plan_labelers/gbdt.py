@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import lightgbm as lgb
 import numpy as np
 
-from autolabel.plan_board import PlanBoard, plan_matrix
+from autolabel.plan_board import PlanBoard, plan_matrix, select_columns
 from autolabel.plan_labeler_files import load_members, save_members
 from autolabel.plan_summary import PlanSummary
 from compress.errors import ArtifactError, CompressError
@@ -74,15 +74,10 @@ class GBDTPlanLabeler:
         """See `PlanLabeler`."""
         if not self._models:
             raise CompressError("This plan labeler was not fitted. Call fit first.")
-        x, names = plan_matrix(summary, reference)
-        if names != self._names:
-            raise CompressError(
-                "This plan labeler was fitted on other columns. Summarise plans with the same criteria."
-            )
-        found = self._raw(x)
+        found = self._raw(select_columns(*plan_matrix(summary, reference), self._names))
         if self.objective == "lambdarank":
             # Its scores have no scale: that of the plans compared with.
-            known = found if reference is None else self._raw(plan_matrix(reference)[0])
+            known = found if reference is None else self._raw(select_columns(*plan_matrix(reference), self._names))
             mean, deviation = known.mean(axis=1, keepdims=True), known.std(axis=1, keepdims=True)
             found = (found - mean) / np.maximum(deviation, 1e-9)
         return found.mean(axis=0), found.std(axis=0)

@@ -9,7 +9,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from autolabel.plan_board import PlanBoard, plan_matrix
+from autolabel.plan_board import PlanBoard, plan_matrix, select_columns
 from autolabel.plan_labeler_files import load_members, save_members
 from autolabel.plan_summary import PlanSummary
 from compress.errors import ArtifactError, CompressError
@@ -45,12 +45,7 @@ class RidgePlanLabeler:
         """See `PlanLabeler`."""
         if self._weight is None:
             raise CompressError("This plan labeler was not fitted. Call fit first.")
-        x, names = self._columns(summary, reference)
-        if names != self._names:
-            raise CompressError(
-                "This plan labeler was fitted on other columns. Summarise plans with the same criteria."
-            )
-        score = x @ self._weight
+        score = select_columns(*self._columns(summary, reference), self._names) @ self._weight
         return score, np.zeros(len(score))
 
     def save(self, path: str | Path) -> None:
