@@ -1,15 +1,53 @@
 """A plan labeler's scores, corrected by a few plans that were measured on the network itself."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from autolabel.plan_board import normal_scores, plan_matrix
-from autolabel.plan_summary import PlanSummary
+from autolabel.plan_labeler import PlanLabeler
+from autolabel.plan_summary import PlanSummary, join_summaries
 from compress.errors import CompressError
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptedPlanLabeler:
+    """A fitted plan labeler that knows a few plans of the network it is asked about; it judges as `PlanLabeler` does.
+
+    Args:
+        labeler: who judges.
+        plans: those that were measured.
+        losses: theirs, at any one moment.
+
+    Raises:
+        CompressError: for fewer than two measured plans, or losses that are not finite.
+    """
+
+    labeler: PlanLabeler
+    plans: PlanSummary
+    losses: np.ndarray
+
+    def __post_init__(self) -> None:
+        _check(np.arange(len(self.plans.plan_values)), self.losses)
+
+    @property
+    def name(self) -> str:
+        """For tables and plans."""
+        return f"{self.labeler.name}+{len(self.losses)}"
+
+    def predict(self, summary: PlanSummary, reference: PlanSummary | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """See `PlanLabeler.predict`."""
+        compared = summary if reference is None else reference
+        whole, n = join_summaries(self.plans, summary), len(self.losses)
+        score, spread = self.labeler.predict(whole, compared)
+        known = self.labeler.predict(compared)[0]
+        standard = (score - known.mean()) / max(float(known.std()), 1e-9)
+        return adapt(standard, whole, np.arange(n), self.losses, reference=compared)[n:], spread[n:]
 
 
 def adapt(
     score: np.ndarray, summary: PlanSummary, measured: np.ndarray, losses: np.ndarray, *, slope: float = 0.75,
-    variance: float = 0.5, noise: float = 0.3, length: float = 1.0,
+    variance: float = 0.5, noise: float = 0.3, length: float = 1.0, reference: PlanSummary | None = None,
 ) -> np.ndarray:  # fmt: skip
     """`(n_plans,)` scores, higher is worse: what plans like these were found to lose more or less than expected.
 
@@ -24,15 +62,16 @@ def adapt(
         slope: how much of the labeler's opinion, in standard deviations of the plans, is believed.
         variance, noise: of what the labeler gets wrong, and of the measured normal scores.
         length: of the kernel, in median distances between plans.
+        reference: plans that scores were standardised among; None to do so among these.
 
     Raises:
         CompressError: for fewer than two measured plans, or losses that are not finite.
     """
     measured, losses = np.asarray(measured), np.asarray(losses, dtype=np.float64)
-    if len(measured) != len(losses) or len(losses) < 2 or not np.isfinite(losses).all():
-        raise CompressError(f"At least two plans with finite losses are needed. Got {len(measured)} and {losses}.")
-    prior = slope * (score - score.mean()) / max(float(score.std()), 1e-9)
-    matrix, names = plan_matrix(summary)
+    _check(measured, losses)
+    standard = score if reference is not None else (score - score.mean()) / max(float(score.std()), 1e-9)
+    prior = slope * standard
+    matrix, names = plan_matrix(summary, reference)
     x = np.clip(matrix[:, [i for i, name in enumerate(names) if name.startswith("z_")]], -3, 3)
     distance = ((x[:, None] - x[None, measured]) ** 2).sum(axis=2)
     scale = 2 * length**2 * max(float(np.median(distance[distance > 0])) if (distance > 0).any() else 1.0, 1e-12)
@@ -41,3 +80,8 @@ def adapt(
     # Measured plans are compared with one another: where all of them lie among all plans is the labeler's to say.
     wrong = wrong - wrong.mean()
     return prior + kernel @ np.linalg.solve(kernel[measured] + noise * np.eye(len(measured)), wrong)
+
+
+def _check(measured: np.ndarray, losses: np.ndarray) -> None:
+    if len(measured) != len(losses) or len(losses) < 2 or not np.isfinite(losses).all():
+        raise CompressError(f"At least two plans with finite losses are needed. Got {len(measured)} and {losses}.")

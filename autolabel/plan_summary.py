@@ -1,7 +1,7 @@
 """What a plan keeps of every group, in numbers that need no forward pass: the features of plan labels."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,6 +47,22 @@ class PlanSummary:
                 raise CompressError(f"PlanSummary.{name} must have shape {shape}. Got {getattr(self, name).shape}.")
             if not np.isfinite(getattr(self, name)).all():
                 raise CompressError(f"PlanSummary.{name} must be finite.")
+
+
+def join_summaries(first: PlanSummary, second: PlanSummary) -> PlanSummary:
+    """Plans of one network, one after another.
+
+    Raises:
+        CompressError: for summaries of other groups or columns.
+    """
+    for name in ("groups", "names", "plan_names"):
+        if getattr(first, name) != getattr(second, name):
+            raise CompressError(f"Only summaries of the same {name} can be joined.")
+    return replace(
+        first,
+        values=np.concatenate([first.values, second.values]),
+        plan_values=np.concatenate([first.plan_values, second.plan_values]),
+    )
 
 
 class PlanSummarizer:

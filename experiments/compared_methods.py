@@ -154,6 +154,11 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
                 "quantize.joint_plans, and a method that ends in /mac or /knapsack and may choose formats."
             )
     sources = {method.source for method in methods}
+    if compare.search_plans and (compare.search_plans < 2 or PLANS not in sources):
+        raise ConfigError(
+            "compare.search_plans must be 0, or at least 2 where compare.methods searches plans. Got "
+            f"{compare.search_plans}."
+        )
     for short, name in ALLOCATORS.items():
         own = LABELER if short == "threshold" else f"{LABELER}/{short}"
         alike = any(m.source == LABELER and m.allocator == name and not m.keeps_units for m in methods)

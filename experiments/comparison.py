@@ -250,8 +250,7 @@ class _Seed:
         formats = formats if method.chooses_formats(self.comparison.settings) else None
         if method.source == PLANS:
             finder = self._finder(formats)
-            notes = self.comparison.folder / f"race_{self.seed}.jsonl"
-            return finder.race(notes) if method.spending == RACE else finder.search()
+            return finder.race() if method.spending == RACE else finder.search()
         if method.healing != 1:
             return self._healed_plan(method, formats)
         if formats is None or joint is None:
@@ -272,8 +271,10 @@ class _Seed:
         """One for all methods that search."""
         key = formats is None
         if key not in self._finders:
-            batches = self._pool()[0]
-            self._finders[key] = PlanFinder(self.comparison.experiment, self.statistics, batches, self.seed, formats)
+            batches, notes = self._pool()[0], self.comparison.folder / f"searches_{self.seed}.jsonl"
+            self._finders[key] = PlanFinder(
+                self.comparison.experiment, self.statistics, batches, self.seed, formats, notes
+            )
         return self._finders[key]
 
     def _healed_plan(self, method: Method, formats: LabelTable) -> CompressionPlan:

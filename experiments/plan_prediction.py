@@ -1,6 +1,7 @@
 """What a plan will do after its repair, predicted from other plans of its size that are repaired and measured."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, MutableMapping
 from dataclasses import replace
 from typing import Any
 
@@ -43,14 +44,8 @@ def predict_recovered(
         return {"skipped": "there are no other plans of its size"}
     label = bench.batches("label", limit=bench.config.measure.images)
     dense_loss = evaluate(bench.model, bench.task, label)[1]
-    inputs, damages, spent = bench.recovery_inputs(), [], 0.0
-    for number, mask in enumerate(drawn, start=1):
-        other = CompressionPlan.removing(structure.units, [structure.units.ids[row] for row in np.flatnonzero(mask)])
-        small = bench.repaired(other, inputs)
-        damages.append(evaluate(small, bench.task, label)[1] - dense_loss)
-        spent += (costs.dense_macs + costs.total(mask)[0]) * sum(len(batch[0]) for batch in inputs)
-        if on_plan is not None:
-            on_plan(number, len(drawn))
+    damages, spent = measure_plans(bench, drawn, on_plan)
+    damages = [damage - dense_loss for damage in damages]
     found = model.predict(
         summarizer.summarize(np.concatenate([drawn, removed[None]])), dense_loss, range(len(drawn)), damages
     )
@@ -59,3 +54,31 @@ def predict_recovered(
         "nats": float(found.nats[-1]), "low": float(low[-1]), "high": float(high[-1]), "coverage": COVERAGE,
         "measured": len(drawn), "measured_damages": [float(damage) for damage in damages], "forward_macs": spent,
     }  # fmt: skip
+
+
+def measure_plans(
+    bench: Workbench, drawn: np.ndarray, on_plan: Callable[[int, int], None] | None = None,
+    known: MutableMapping[str, list[float]] | None = None,
+) -> tuple[list[float], float]:  # fmt: skip
+    """Loss on label examples of each plan after its repair, and the forward MACs that the repairs took.
+
+    Args:
+        drawn: `(n_plans, n_units)` bool.
+        on_plan: called with the plans done and all of them.
+        known: losses of what was measured before, by plan; what is measured is added.
+    """
+    structure, costs = bench.structure, bench.costs
+    known = {} if known is None else known
+    label, inputs = bench.batches("label", limit=bench.config.measure.images), bench.recovery_inputs()
+    losses, spent = [], 0.0
+    for number, mask in enumerate(drawn, start=1):
+        name = f"after repair of {hashlib.sha256(mask.tobytes()).hexdigest()}"
+        if name not in known:
+            ids = [structure.units.ids[row] for row in np.flatnonzero(mask)]
+            small = bench.repaired(CompressionPlan.removing(structure.units, ids), inputs)
+            known[name] = [evaluate(small, bench.task, label)[1]]
+        losses.append(known[name][0])
+        spent += (costs.dense_macs + costs.total(mask)[0]) * sum(len(batch[0]) for batch in inputs)
+        if on_plan is not None:
+            on_plan(number, len(drawn))
+    return losses, spent

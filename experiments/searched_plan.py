@@ -13,9 +13,11 @@ import numpy as np
 
 from autolabel.allocators import LearnedSearchAllocator
 from autolabel.competence import Verdict
+from autolabel.few_shot import AdaptedPlanLabeler
 from autolabel.learning import join_scores
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_race import PlanRace, choose_entrants
+from autolabel.plan_sampling import sample_plans
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import PlanSummarizer
 from autolabel.pretrained import load_competence, load_plan_labeler
@@ -30,6 +32,7 @@ from compress.plan import CompressionPlan
 from compress.scores import Scores
 from compress.statistics import Statistics
 from experiments.compared_methods import ADDING
+from experiments.plan_prediction import measure_plans
 from experiments.progress import progress
 
 if TYPE_CHECKING:
@@ -45,7 +48,8 @@ _SPENDING = ("threshold", "greedy")
 
 
 class PlanFinder:
-    """Finds plans of the budget's size. No label of a removal is measured for them.
+    """Finds plans of the budget's size. No label of a removal is measured for them; `compare.search_plans` random plans
+    may be, which then correct the labeler.
 
     Args:
         experiment: with structure, costs, budget and constraints.
@@ -53,13 +57,15 @@ class PlanFinder:
         seed: of searches and trainings.
         formats: damages of layers' formats. With them a plan is found for the MACs, and one solve over what it removes
             and over all formats meets the other bounds; units that need not go then may come back.
+        notes: file of what was tried, so that killed work goes on.
     """
 
     def __init__(
         self, experiment: "Workbench", statistics: Statistics, batches: Iterable[Any], seed: int,
-        formats: LabelTable | None,
+        formats: LabelTable | None, notes: Path,
     ) -> None:  # fmt: skip
         self.experiment, self.seed, self.formats = experiment, seed, formats
+        self._notes = RowLog(notes, notes.parent.name, (), ()).notes
         self._features_macs = statistics.forward_macs
         self._summarizer: PlanSummarizer = experiment.plan_summarizer(statistics, list(batches), seed)
         budget = experiment.parts.budget
@@ -70,13 +76,10 @@ class PlanFinder:
         """The labeler's favourite among hundreds of plans; nothing is run."""
         return self._told(self._with_formats(self._favourite(self.seed)))
 
-    def race(self, notes: Path) -> CompressionPlan:
+    def race(self) -> CompressionPlan:
         """The winner among the labeler's favourites and plans of formulas after brief trainings.
 
         What races is what would leave: the channels that are gone after formats were chosen too, trained in floats.
-
-        Args:
-            notes: file of what was tried, so that a killed race goes on.
         """
         units = self.experiment.structure.units
         favourites = [self._favourite(self.seed + 1000 * i).removed_mask(units) for i in range(_SEARCHES)]
@@ -95,7 +98,7 @@ class PlanFinder:
         steps = self.experiment.finetuning_steps
         first = max(1, round(_ROUNDS[0] * steps))
         race = PlanRace((first, max(first + 1, round(_ROUNDS[1] * steps))))
-        known = RowLog(notes, notes.parent.name, (), ()).notes
+        known = self._notes
 
         def train(mask: np.ndarray, steps: int) -> tuple[float, float]:
             name = f"{steps} steps of {hashlib.sha256(mask.tobytes()).hexdigest()}"
@@ -119,8 +122,20 @@ class PlanFinder:
         return self._told(replace(winner, provenance={**winner.provenance, **own}))
 
     @cached_property
-    def _labeler(self) -> PlanLabeler:
-        return load_plan_labeler(self.experiment.config.plan_labeler)
+    def _labeler(self) -> PlanLabeler | AdaptedPlanLabeler:
+        experiment, count = self.experiment, self.experiment.config.compare.search_plans
+        labeler = load_plan_labeler(experiment.config.plan_labeler)
+        if not count:
+            return labeler
+        units, costs = experiment.structure.units, experiment.costs
+        ((size, bound),) = self._size.absolute(costs.dense).items()
+        drawn = sample_plans(units, costs, self._summarizer.scores, size, bound / costs.dense[size], count,
+                             seed=self.seed + 1, constraints=experiment.parts.constraints).removed  # fmt: skip
+        with progress("measuring plans") as on_plan:
+            losses, macs = measure_plans(experiment, drawn, on_plan, self._notes)
+        self._features_macs += macs
+        log.info("%d plans were measured after their repair: they correct the plan labeler.", len(drawn))
+        return AdaptedPlanLabeler(labeler, self._summarizer.summarize(drawn), np.array(losses))
 
     @cached_property
     def _verdict(self) -> Verdict:

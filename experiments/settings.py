@@ -93,7 +93,9 @@ class CompareSettings:
     `/knapsack` in one solve, with `/bits` no unit but formats in one solve, with `/uniform_bits` no unit but the same
     format of all layers. `"plans/search"` is the favourite of a labeler of whole plans, and `"plans/race"` the winner
     of brief trainings among its favourites and those of formulas (an eighth and three eighths of the fine-tuning's
-    steps: two to three fine-tunings and eleven repairs in all). `formats_for` names those of these ways that may choose
+    steps: two to three fine-tunings and eleven repairs in all); `search_plans` random plans of the budget's size are
+    repaired and measured before, to correct the labeler for this network (0: it judges by what it learned from others).
+    `formats_for` names those of these ways that may choose
     formats and ranks of layers, e.g. `["knapsack", "bits"]`; the others leave every layer as it is (empty: all may).
     If the labeler takes part, but not with the configured allocator, it joins with that; and the configured criterion,
     if it does not, per MAC. The plan is that of the method with the lowest validation loss after `choose_after`.
@@ -110,6 +112,7 @@ class CompareSettings:
     finetune_epochs: int = 0
     finetune_methods: list[str] = field(default_factory=list)
     trial_steps: int = 0
+    search_plans: int = 0
     choose_after: str = "recovered"
 
 

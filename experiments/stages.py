@@ -46,7 +46,7 @@ from experiments.warning_log import collected_warnings
 
 log = logging.getLogger(__name__)
 # Settings that came later: where they are left at their default, folders from before go on.
-_LATER = (("compare", "formats_for"), ("constraints", "floors"), ("sparsify", "threshold"), ("sparsify", "early"))
+_LATER = {"compare": ["formats_for", "search_plans"], "constraints": ["floors"], "sparsify": ["threshold", "early"]}
 # What differs between two runs of one configuration without meaning anything.
 VOLATILE = ("name", "command", "commit", "versions", "machine")
 
@@ -244,7 +244,7 @@ class Experiment(Teaching):
                 for name, node in chosen["oracles"].items()
             }
         plain = {name: to_json(asdict(v) if hasattr(v, "__dataclass_fields__") else v) for name, v in chosen.items()}
-        for section, name in _LATER:
+        for section, name in ((section, name) for section, names in _LATER.items() for name in names):
             if section in plain and plain[section].get(name) == getattr(type(chosen[section])(), name):
                 plain[section].pop(name, None)
         return plain

@@ -799,7 +799,7 @@ def widened_solves(monkeypatch):
 @pytest.mark.parametrize(("formats", "macs"), [(False, 0.5), (True, 0.9)])
 def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(tmp_path, monkeypatch, formats, macs):
     run, widened = tmp_path / "run", widened_solves(monkeypatch)
-    budget = [] if formats else ["quantize.enabled=false", "budget.weight_bytes=null"]
+    budget = [] if formats else ["quantize.enabled=false", "budget.weight_bytes=null", "compare.search_plans=3"]
     call_here(*SHORT, *budget, "compare.methods=[plans/search,random]", "measure.plans=0", "finetune.epochs=0",
               "quantize.epochs=0", f"budget.macs={macs}", "export.formats=[]", f"hydra.run.dir={run}")  # fmt: skip
     with (run / "comparison.csv").open() as file:
@@ -810,7 +810,10 @@ def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(t
     assert plan.removed_mask(units).any()
     assert plan.predicted_damage is None
     assert plan.predicted_cost["macs"] <= macs * read(run / "costs.json")["dense_macs"] * (1 + 1e-9)
-    assert plan.provenance["plan_labeler"] == "blend"
+    # Three other plans were repaired and measured first.
+    assert plan.provenance["plan_labeler"] == ("blend" if formats else "blend+3")
+    (notes,) = run.glob("comparison/*/searches_0.jsonl")
+    assert notes.read_text().count("after repair of") == (0 if formats else 3)
     assert plan.provenance["search"]["judged"] > 500
     assert widened == [True] * formats
     assert "plans/search" in (run / "report.html").read_text()
@@ -855,7 +858,7 @@ def test_a_killed_race_of_plans_goes_on_and_its_winner_leaves(tmp_path, monkeypa
     # Training did something: no plan has the loss again that it had after fewer steps.
     assert all(last[i] != first[i] for i in stayed)
     # The plan is the one of the least loss in the notes.
-    (notes,) = run.glob("comparison/*/race_0.jsonl")
+    (notes,) = run.glob("comparison/*/searches_0.jsonl")
     losses = {line["note"]: line["values"][0] for line in map(json.loads, notes.read_text().splitlines()[1:])}
     best = min((name for name in losses if name.startswith(f"{long} steps")), key=losses.get)
     assert best.endswith(hashlib.sha256(plan.removed_mask(units).tobytes()).hexdigest())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from autolabel.few_shot import adapt
+from autolabel.few_shot import AdaptedPlanLabeler, adapt
 from autolabel.plan_board import normal_scores
 from autolabel.plan_summary import PlanSummary
 from compress.errors import CompressError
@@ -48,3 +48,33 @@ def test_too_little_is_refused():
     for rows, losses in (([0], [1.0]), ([0, 1], [1.0]), ([0, 1], [1.0, np.nan])):
         with pytest.raises(CompressError, match="At least two plans"):
             adapt(np.zeros(5), summary, np.array(rows), np.array(losses))
+
+
+class Wrong:
+    """A labeler that thinks that the first group does not matter."""
+
+    name = "wrong"
+
+    def predict(self, summary, reference=None):
+        kept, known = (x.values[:, :, -1].astype(float) for x in (summary, reference or summary))
+        return (known[:, 1].mean() - kept[:, 1]) / known[:, 1].std(), np.zeros(len(kept))
+
+
+def test_an_adapted_labeler_judges_plans_by_those_that_were_measured():
+    rng = np.random.default_rng(0)
+    kept = rng.random((60, 2))
+    loss = np.exp(-3 * kept[:, 0] - kept[:, 1])
+    labeler = AdaptedPlanLabeler(Wrong(), plans(kept[:20]), loss[:20])
+    assert labeler.name == "wrong+20"
+    others, random = plans(kept[20:]), plans(rng.random((30, 2)))
+    score, spread = labeler.predict(others, random)
+    before = Wrong().predict(others)[0]
+    assert spearmanr(score, loss[20:]).statistic > spearmanr(before, loss[20:]).statistic + 0.1
+    assert spread.shape == (40,)
+    # With a reference a plan is judged alike whoever else is asked about.
+    few = PlanSummary(others.groups, NAMES, others.values[:3], others.plan_names, others.plan_values[:3])
+    np.testing.assert_allclose(labeler.predict(few, random)[0], score[:3], atol=0.05)
+    with pytest.raises(CompressError, match="At least two plans"):
+        AdaptedPlanLabeler(Wrong(), plans(kept[:1]), loss[:1])
+    with pytest.raises(CompressError, match="same groups"):
+        AdaptedPlanLabeler(Wrong(), plans(rng.random((2, 3))), loss[:2]).predict(others)

@@ -48,6 +48,8 @@ def names(*overrides):
             "no other bound with either there",
         ),
         ("compare.methods=[plans/search] constraints.round_to=8", "a search of plans needs constraints.round_to=1"),
+        ("compare.search_plans=1 compare.methods=[plans/search]", "compare.search_plans must be 0, or at least 2"),
+        ("compare.search_plans=8", "at least 2 where compare.methods searches plans"),
         ("compare.finetune_methods=[fisher]", "compare.finetune_methods: 'fisher' is not compared"),
         ("compare.choose_after=finetuned", "compare.choose_after must be one of"),
         ("compare.choose_after=fine_tuned", "needs every method fine-tuned"),
