@@ -19,12 +19,16 @@ COLUMNS = (
     "refitted_loss_sum", "refitted_output_sum", "averaged_loss_sum", "silenced_loss_sum", "refitted_kept_variance",
     "averaged_kept_variance", "refitted_output_capped", "refitted_output_largest", "log_fisher_nats",
     "log_second_order_nats", "log_removed_magnitude", "log_removed_activation", "log_removed_reconstruction",
-    "log_removed_taylor", "log_removed_wanda", "weight_bytes", "macs", "n_groups",
+    "log_removed_taylor", "log_removed_wanda", "weight_bytes", "macs", "n_groups", "path_error", "path_output",
+    "path_loss",
 )  # fmt: skip
 _PENALTY = 100.0
 _FAR = 4.0
 _FEWEST_PLANS = 5
 _ROUNDS = 40
+# Variance of what plans that are alike have in common beyond the regression, in log damage, and how alike they must be
+# for it, in median distances between plans.
+_LOCAL, _LENGTH = 0.2, 1.0
 # A network's misfits beyond so many standard deviations do not teach how networks differ.
 _OUTLYING = 2.5
 
@@ -60,7 +64,8 @@ class PlanDamage:
     What all networks share is a ridge regression on the numbers and their squares. By how much the level, the slope and
     the coefficients of single networks differ from it is learned too, so that a few measured plans of a new network
     correct as much as they can tell (random effects: Laird and Ware 1982, "Random-effects models for longitudinal
-    data", by expectation maximisation).
+    data", by expectation maximisation). What is left of measured plans then corrects plans that are like them (a
+    Gaussian process: Rasmussen and Williams 2006, chapter 2).
 
     Attributes:
         moment: of the damages, out of `autolabel.plan_oracle.MOMENTS`.
@@ -141,7 +146,10 @@ class PlanDamage:
         target = np.log(np.maximum(found, SMALLEST)) - prior[rows]
         mean, covariance = _posterior(design[rows], target, self.variances, self.noise)
         variance = self.noise + np.einsum("ij,jk,ik->i", design, covariance, design)
-        return DamagePrediction(np.exp(prior + design @ mean), np.sqrt(variance))
+        log_nats = prior + design @ mean
+        if len(rows):
+            log_nats = log_nats + _of_neighbours(numbers[:, :-1], rows, target - (log_nats - prior)[rows], self.noise)
+        return DamagePrediction(np.exp(log_nats), np.sqrt(variance))
 
     def _prior(self, numbers: np.ndarray) -> np.ndarray:
         return _squares((numbers - self.center) / self.scale) @ self.weights
@@ -184,6 +192,16 @@ def _numbers(summary: PlanSummary, dense_loss: float, columns: Sequence[str]) ->
         raise CompressError(f"These plans were summarised without {missing[0]!r}.")
     values = summary.plan_values[:, [summary.plan_names.index(name) for name in columns]].astype(np.float64)
     return np.column_stack([values, np.full(len(values), np.log(max(dense_loss, 1e-3)))])
+
+
+def _of_neighbours(numbers: np.ndarray, rows: np.ndarray, rest: np.ndarray, noise: float) -> np.ndarray:
+    """`(n_plans,)` what plans are expected to differ by, if those in these rows were found to differ by `rest`."""
+    values = numbers - numbers.mean(axis=0)
+    values = np.clip(values / np.maximum(values.std(axis=0), 1e-9), -3, 3)
+    distance = ((values[:, None] - values[None, rows]) ** 2).sum(axis=2)
+    median = float(np.median(distance[distance > 0])) if (distance > 0).any() else 1.0
+    kernel = _LOCAL * np.exp(-distance / (2 * _LENGTH**2 * median))
+    return kernel @ np.linalg.solve(kernel[rows] + noise * np.eye(len(rows)), rest)
 
 
 def _squares(values: np.ndarray) -> np.ndarray:
