@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -88,12 +89,19 @@ class OfFewer:
 def ablated_labelers() -> dict[str, Callable[[], WithoutColumns | OfFewer]]:
     """Name -> linear model without each ingredient, and of fewer networks."""
     found: dict[str, Callable[[], WithoutColumns | OfFewer]] = {
-        f"labeler/ridge without {name}": lambda pattern=pattern: WithoutColumns(RidgePlanLabeler(), pattern)
-        for name, pattern in INGREDIENTS.items()
+        f"labeler/ridge without {name}": partial(_linear_without, pattern) for name, pattern in INGREDIENTS.items()
     }
     for name, part in PARTS_OF_NETWORKS.items():
-        found[f"labeler/ridge without {name} of the networks"] = lambda part=part: OfFewer(RidgePlanLabeler(), part)
+        found[f"labeler/ridge without {name} of the networks"] = partial(_linear_of, part)
     return found
+
+
+def _linear_without(pattern: str) -> WithoutColumns:
+    return WithoutColumns(RidgePlanLabeler(), pattern)
+
+
+def _linear_of(part: float) -> OfFewer:
+    return OfFewer(RidgePlanLabeler(), part)
 
 
 def ablated_parts(name: str, labeler: PlanLabeler) -> Iterator[tuple[str, PlanLabeler]]:

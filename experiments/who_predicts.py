@@ -12,8 +12,10 @@ from autolabel.few_shot import adapt
 from autolabel.plan_board import PlanBoard
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_oracle import MOMENTS
+from autolabel.plan_summary import PlanSummary
 from autolabel.unit_board import UnitBoard
 from compress.errors import CompressError
+from experiments.worker_pool import run_pieces
 
 log = logging.getLogger(__name__)
 COLUMNS = ("truth", "scope", "family", "task", "network", "predictor", "zero_shot", "spearman", "kendall", "regret")
@@ -103,11 +105,14 @@ def predict_boards(
     truth: str,
     splits: Sequence[str] = SPLITS,
     on_fit: Callable[[int, int], None] | None = None,
-    variants: Callable[[str, PlanLabeler], Iterable[tuple[str, PlanLabeler]]] = lambda name, labeler: (),
+    workers: int = 1,
+    variants: Callable[[str, PlanLabeler], Iterable[tuple[str, PlanLabeler]]] | None = None,
 ) -> Iterator[Prediction]:
     """Every labeler on every board, each board judged by one that never saw its network, or its family and its task.
 
     Args:
+        labelers: name -> how to make it; a function at the top level of a module for several workers.
+        workers: processes.
         variants: `(name, labeler)` of others that a fitted one makes, to be judged beside it.
 
     Raises:
@@ -120,16 +125,35 @@ def predict_boards(
             f"{sorted(families)} and {sorted(tasks)}."
         )
     folds = [(split, test) for split in splits for test in held_out(boards, split)]
-    for number, (split, test) in enumerate(folds):
+    pieces = []
+    for split, test in folds:
         train = seen_with(boards, test, split)
         assert_disjoint(train, [boards[i] for i in test], split)
-        for name, make in labelers.items():
-            labeler = make().fit(train, truth)
-            for told, judge in ((name, labeler), *variants(name, labeler)):
-                for i in test:
-                    yield Prediction(boards[i], told, split, judge.predict(boards[i].summary)[0])
+        pieces.append((train, [boards[i].summary for i in test], dict(labelers), truth, variants))
+    judged: dict[int, list[tuple[str, list[np.ndarray]]]] = {}
+    for number, found in run_pieces(predict_fold, pieces, workers):
+        judged[number] = found
         if on_fit is not None:
-            on_fit(number + 1, len(folds))
+            on_fit(len(judged), len(folds))
+    for number, (split, test) in enumerate(folds):
+        for name, scores in judged[number]:
+            yield from (Prediction(boards[i], name, split, score) for i, score in zip(test, scores, strict=True))
+
+
+def predict_fold(
+    train: Sequence[PlanBoard],
+    judged: Sequence[PlanSummary],
+    labelers: Mapping[str, Callable[[], PlanLabeler]],
+    truth: str,
+    variants: Callable[[str, PlanLabeler], Iterable[tuple[str, PlanLabeler]]] | None,
+) -> list[tuple[str, list[np.ndarray]]]:
+    """`(name, scores of every board)` of labelers that learned from these boards, and of their variants."""
+    found = []
+    for name, make in labelers.items():
+        labeler = make().fit(train, truth)
+        for told, judge in ((name, labeler), *(variants(name, labeler) if variants is not None else ())):
+            found.append((told, [judge.predict(summary)[0] for summary in judged]))
+    return found
 
 
 def judge_predictions(predictions: Iterable[Prediction], truth: str) -> list[Row]:

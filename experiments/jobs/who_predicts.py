@@ -60,6 +60,7 @@ class WhoPredictsJob:
         unit_labelers: names out of `UNIT_LABELERS`, of labelers that order single units.
         unit_truths: damages that these predict, out of `TRUTHS`.
         ablations: judge labelers that go without an ingredient too, see `experiments.ablations`.
+        workers: processes that fit plan labelers.
     """
 
     name = "who_predicts"
@@ -68,11 +69,11 @@ class WhoPredictsJob:
     def __init__(
         self, bank: str, truths: Sequence[str] = ("finetuned",), labelers: Sequence[str] = tuple(LABELERS),
         unit_labelers: Sequence[str] = tuple(UNIT_LABELERS), unit_truths: Sequence[str] = TRUTHS,
-        ablations: bool = True,
+        ablations: bool = True, workers: int = 2,
     ) -> None:  # fmt: skip
         self.bank, self.truths, self.labelers = bank, tuple(truths), tuple(labelers)
         self.unit_labelers, self.unit_truths = tuple(unit_labelers), tuple(unit_truths)
-        self.ablations = ablations
+        self.ablations, self.workers = ablations, workers
 
     def check(self, config: Config) -> None:
         """The bank must be there, and the names known."""
@@ -102,13 +103,13 @@ class WhoPredictsJob:
                 rows += judge_formulas(board, truth, config.seed)
             with progress(f"judging labelers of {truth}") as on_fit:
                 labelers = {name: LABELERS[name] for name in self.labelers}
-                variants = {"variants": ablated_parts} if self.ablations else {}
-                judged = list(predict_boards(boards, labelers, truth, on_fit=on_fit, **variants))
+                variants = ablated_parts if self.ablations else None
+                judged = list(predict_boards(boards, labelers, truth, SPLITS, on_fit, self.workers, variants))
                 predictions = [p for p in judged if p.labeler in labelers]
             rows += judge_predictions(judged, truth)
             if self.ablations:
                 with progress(f"leaving ingredients out ({truth})") as on_fit:
-                    ablated = predict_boards(boards, ablated_labelers(), truth, SPLITS[:1], on_fit)
+                    ablated = predict_boards(boards, ablated_labelers(), truth, SPLITS[:1], on_fit, self.workers)
                     rows += judge_predictions(ablated, truth)
             unseen = [p for p in predictions if p.split == SPLITS[0]]
             for moment in dict.fromkeys(("refitted", truth)):
