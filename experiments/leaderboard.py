@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from experiments.figure_style import FAINT, MUTED, SERIES, dots_and_mean, new_figure, plain_rows
 from experiments.label_economy import EconomyRow, summarize_economy
 from experiments.plan_intervals import IntervalRow, summarize_intervals
+from experiments.unit_economy import UnitEconomyRow, summarize_samplings
 from experiments.who_predicts import PLANS, SPLITS, Row, summarize
 
 _TITLES = {
@@ -34,6 +35,11 @@ _ECONOMY = """How good the chosen plan is after fine-tuning if only a predictor'
 measured, as a part of the test metric of the plan that fine-tuning all 30 would choose; and what these measurements
 cost as a part of fine-tuning all 30 (in MACs; the statistics that features need are not counted). The labelers never
 saw the network's family or its task."""
+_SAMPLINGS = """Damage at once, summed over what a plan removes that saves half of what all units would, if only a part
+of the units is measured and trees predict the others: 0 is the plan of all labels, 1 that of chance; median over
+networks with at least 60 units, and the quartiles. *active* draws half of its units like *stratified* and spends the
+other half in three rounds where the interval leaves open on which side of the cut a unit lies
+(`measure.sampling=active`)."""
 _INTERVALS = """Conformal intervals around a labeler's score for where a plan stands among the plans of its board
 (normal score of its loss after fine-tuning, on examples that decide nothing). Each network's interval is calibrated on
 the predictions for other networks (for a new family and task: of other families and tasks), which were as blind as its
@@ -117,6 +123,20 @@ def write_economy(rows: Sequence[EconomyRow]) -> str:
             f"{100 * line['cost_share']:.1f} % | {100 * line['mean_share']:.2f} % | "
             f"{100 * line['worst_tenth_share']:.1f} % | {100 * line['at_least_99']:.0f} % of networks |"
         )
+    return "\n".join([*page, ""])
+
+
+def write_samplings(rows: Sequence[UnitEconomyRow]) -> str:
+    """The part of the page on which units to measure."""
+    page = ["## Which units to measure", "", _SAMPLINGS, ""]
+    lines = summarize_samplings(rows)
+    parts, samplings = (list(dict.fromkeys(line[key] for line in lines)) for key in ("part", "sampling"))
+    page += ["| drawn | " + " | ".join(f"{100 * float(part):.0f} % measured" for part in parts) + " |"]
+    page += ["|" + "---|" * (1 + len(parts))]
+    for sampling in samplings:
+        own = {line["part"]: line for line in lines if line["sampling"] == sampling}
+        cells = [f"{own[p]['median']:.2f} ({own[p]['low']:.2f} to {own[p]['high']:.2f})" for p in parts]
+        page.append(f"| {sampling} | " + " | ".join(cells) + " |")
     return "\n".join([*page, ""])
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -26,19 +27,24 @@ from experiments.plan_damages import DamageRow  # noqa: E402
 from experiments.plan_intervals import IntervalRow  # noqa: E402
 from experiments.raw_table import read_raw  # noqa: E402
 from experiments.run_files import read_comparison  # noqa: E402
+from experiments.unit_economy import UnitEconomyRow  # noqa: E402
 from experiments.who_predicts import Row  # noqa: E402
 
 RESULTS = ROOT / "results"
 CURVES, KEPT = RESULTS / "coded_curve" / "raw.csv", RESULTS / "records" / "raw.csv"
+_PARTS = (("label_economy", EconomyRow, leaderboard.write_economy),
+          ("unit_economy", UnitEconomyRow, leaderboard.write_samplings),
+          ("plan_intervals", IntervalRow, leaderboard.write_intervals))  # fmt: skip
 RESNET20 = "ResNet-20 on CIFAR-10 at half the MACs", 91.73  # with the test accuracy of the dense network
 
 
 def _who_predicts() -> str:
     rows = read_raw(RESULTS / "who_predicts" / "raw.csv", Row)
     page = leaderboard.write_page(rows, "`python -m experiments.run experiment=who_predicts`")
-    economy, intervals = (RESULTS / name / "raw.csv" for name in ("label_economy", "plan_intervals"))
-    page += leaderboard.write_economy(read_raw(economy, EconomyRow)) + "\n" if economy.exists() else ""
-    return page + (leaderboard.write_intervals(read_raw(intervals, IntervalRow)) if intervals.exists() else "")
+    for name, kind, write in _PARTS:
+        path = RESULTS / name / "raw.csv"
+        page += write(read_raw(path, kind)) + "\n" if path.exists() else ""
+    return page.rstrip("\n") + "\n"
 
 
 def _boards(name: str, read: Callable[[Path], list]) -> list:
@@ -60,12 +66,8 @@ def _mixed_precision() -> str:
 
 
 def _plan_damage() -> str:
-    boards, bank = _boards("plan_damage", _damages), RESULTS / "plan_damage" / "bank.csv"
-    return plan_damage_page.write_page(boards, _damages(bank) if bank.exists() else [])
-
-
-def _damages(path: Path) -> list[DamageRow]:
-    return read_raw(path, DamageRow)
+    read, bank = partial(read_raw, kind=DamageRow), RESULTS / "plan_damage" / "bank.csv"
+    return plan_damage_page.write_page(_boards("plan_damage", read), read(bank) if bank.exists() else [])
 
 
 def _records() -> list[CodedRow]:
@@ -97,7 +99,7 @@ def _figure(name: str) -> Figure:
     if name == "cifar10_resnet20":
         return comparison_page.draw_methods(read_comparison(raw), RESNET20[1])
     if name == "plan_damage":
-        return plan_damage_page.draw_damages(_boards(name, _damages))
+        return plan_damage_page.draw_damages(_boards(name, partial(read_raw, kind=DamageRow)))
     return mixed_precision_page.draw_widths(read_raw(raw, WidthRow))
 
 

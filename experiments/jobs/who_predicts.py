@@ -27,6 +27,8 @@ from experiments.raw_table import write_raw
 from experiments.run_dir import RunDir
 from experiments.settings import Config
 from experiments.tracker import Tracker
+from experiments.unit_economy import COLUMNS as UNIT_COLUMNS
+from experiments.unit_economy import judge_samplings
 from experiments.unit_predictors import TRUTHS, UNIT_LABELERS, judge_unit_labelers, judge_units
 from experiments.who_predicts import (
     COLUMNS,
@@ -50,8 +52,9 @@ _TOLD = ("scope", "truth", "predictor", "zero_shot", "spearman_median", "low", "
 
 
 class WhoPredictsJob:
-    """Writes `who_predicts.csv` (one row for each truth, network and predictor), and `summary.json`; for the
-    fine-tuned truth also `label_economy.csv` and `plan_intervals.csv`; and `plan_damage.csv`, nats instead of order.
+    """Writes `who_predicts.csv` (one row for each truth, network and predictor), and `summary.json`; for the fine-tuned
+    truth also `label_economy.csv` and `plan_intervals.csv`; `unit_economy.csv`; and `plan_damage.csv`, nats instead of
+    order.
 
     Args:
         bank: file of a label bank that `experiment=bank` measured.
@@ -98,6 +101,9 @@ class WhoPredictsJob:
         with progress("judging labelers of units") as on_fit:
             kinds = {name: UNIT_LABELERS[name] for name in self.unit_labelers}
             rows += judge_unit_labelers(unit_boards_of(bank, TRUTHS), kinds, self.unit_truths, on_fit=on_fit)
+        with progress("judging samplings") as on_network:
+            samplings = judge_samplings(bank, on_network=on_network)
+        _write(run_dir, "unit_economy.csv", UNIT_COLUMNS, samplings)
         for truth in self.truths:
             for board in boards:
                 rows += judge_formulas(board, truth, config.seed)

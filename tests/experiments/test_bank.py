@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from autolabel.label_bank import LabelBank
+from autolabel.label_bank import LabelBank, merge_banks
 from autolabel.plan_board import boards_of
 from autolabel.plan_labelers import RidgePlanLabeler
 from autolabel.plan_oracle import MOMENTS
@@ -20,12 +20,13 @@ from experiments.config import ConfigError
 from experiments.jobs.bank import BankJob
 from experiments.jobs.pretrain import PretrainJob
 from experiments.jobs.who_predicts import WhoPredictsJob
+from experiments.raw_table import read_raw
 from experiments.run_dir import RunDir
 from experiments.settings import Config
 from experiments.tracker import RunInfo
 from experiments.trackers.null import NullTracker
 from experiments.unit_predictors import judge_units
-from experiments.who_predicts import judge_formulas, judge_predictions, predict_boards
+from experiments.who_predicts import Row, judge_formulas, judge_predictions, predict_boards
 from experiments.zoo import Recipe, build_zoo
 
 SETTINGS = BankSettings(plans=6, fractions=(0.3,), images=64, steps=4, brief_steps=2, batch_size=32, context_masks=2,
@@ -146,6 +147,32 @@ def test_boards_are_judged(built):
     # One task: nothing is left for a labeler that must not have seen it.
     with pytest.raises(CompressError, match="at least two of each"):
         judge_predictions(predict_boards(boards, {"ridge": RidgePlanLabeler}, "finetuned"), "finetuned")
+
+
+def test_who_predicts_judges_everything_on_a_bank_of_several_families_and_tasks(built, tmp_path):
+    several = []
+    for family, task in (("mlp", "a"), ("conv2d", "a"), ("mlp", "b"), ("conv2d", "b"), ("other", "c"), ("last", "c")):
+        own = {"name": f"{family}-{task}", "family": family, "task": task}
+        bank = LabelBank.load(
+            built[0] / "networks" / f"{'mlp-digits-000' if family == 'mlp' else 'conv2d-digits-001'}.npz"
+        )
+        several.append(dataclasses.replace(
+            bank, networks={**bank.networks, **{name: np.array([value]) for name, value in own.items()}}
+        ))  # fmt: skip
+    merge_banks(several, several[0].about).save(tmp_path / "bank.npz")
+    job = WhoPredictsJob(str(tmp_path / "bank.npz"), labelers=["labeler/ridge", "labeler/blend"], unit_labelers=[],
+                         workers=1)  # fmt: skip
+    job.check(Config())
+    with RunDir(tmp_path / "run", {"command": "x"}) as run_dir:
+        metrics = job.run(Config(), run_dir, NullTracker(RunInfo("test", tmp_path)))
+    assert metrics["who_predicts"]["boards"] == 6
+    rows = read_raw(tmp_path / "run" / "who_predicts.csv", Row)
+    judged = {row.predictor for row in rows if row.zero_shot == "family_and_task" and row.scope == "plans"}
+    assert judged >= {"labeler/blend", "labeler/blend without trees", "labeler/ridge without least squares",
+                      "labeler/ridge without half of the networks"}  # fmt: skip
+    assert {row.scope for row in rows} >= {"plans", "within_layers", "choices", "configs"}
+    for name in ("label_economy", "plan_intervals", "plan_damage", "unit_economy"):
+        assert (tmp_path / "run" / f"{name}.csv").stat().st_size > 0
 
 
 def test_a_labeler_is_fitted_on_the_bank_and_read_back(built, tmp_path):
