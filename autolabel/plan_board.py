@@ -11,6 +11,9 @@ from autolabel.label_bank import LabelBank
 from autolabel.plan_summary import PlanSummary
 from compress.errors import CompressError
 
+# What labelers learn from that are judged by the loss after fine-tuning.
+AFTER_REPAIR = "after_repair"
+_REPAIRED = ("refitted", "briefly_tuned", "finetuned")
 # How the numbers of a group become numbers of a plan.
 _POOLS = ("min", "mean", "max", "spread", "first", "last", "by_macs", "by_sensitivity")
 _FIXED = ("log_units", "first_layer", "last_layer", "n_makers", "n_readers", "is_head", "macs_share", "bytes_share",
@@ -44,7 +47,14 @@ class PlanBoard:
     judged_dense_loss: float = float("nan")
 
     def target(self, moment: str) -> np.ndarray:
-        """`(n_plans,)` normal scores of the ranks of the loss: 0 in the middle, higher is worse."""
+        """`(n_plans,)` normal scores of the ranks of the loss: 0 in the middle, higher is worse.
+
+        Args:
+            moment: a key of `loss`; or `AFTER_REPAIR`, the mean of those after the repair, which is less noisy than the
+                last of them and orders plans much alike.
+        """
+        if moment == AFTER_REPAIR:
+            return np.mean([normal_scores(self.loss[own]) for own in _REPAIRED if own in self.loss], axis=0)
         return normal_scores(self.loss[moment])
 
     def judged_target(self, moment: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from autolabel.plan_blend import BlendPlanLabeler
 from autolabel.plan_board import PlanBoard
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_labelers import RidgePlanLabeler
+from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_summary import PlanSummary
 
 # What goes without an ingredient -> the columns of summaries that the ingredient is.
@@ -86,18 +87,46 @@ class OfFewer:
         return self.labeler.predict(summary, reference)
 
 
-def ablated_labelers() -> dict[str, Callable[[], WithoutColumns | OfFewer]]:
-    """Name -> linear model without each ingredient, and of fewer networks."""
-    found: dict[str, Callable[[], WithoutColumns | OfFewer]] = {
+@dataclass(eq=False)
+class OfMoment:
+    """A plan labeler that learns from the losses at one moment, whatever it is asked to.
+
+    Args:
+        labeler: who learns.
+        moment: see `PlanBoard.target`.
+    """
+
+    labeler: PlanLabeler
+    moment: str
+
+    def fit(self, boards: Sequence[PlanBoard], moment: str = "finetuned") -> "OfMoment":
+        """See `PlanLabeler`."""
+        self.labeler.fit(boards, self.moment)
+        return self
+
+    def predict(self, summary: PlanSummary, reference: PlanSummary | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """See `PlanLabeler`."""
+        return self.labeler.predict(summary, reference)
+
+
+def ablated_labelers() -> dict[str, Callable[[], WithoutColumns | OfFewer | OfMoment]]:
+    """Name -> linear model without each ingredient, of fewer networks, and of other labels."""
+    found: dict[str, Callable[[], WithoutColumns | OfFewer | OfMoment]] = {
         f"labeler/ridge without {name}": partial(_linear_without, pattern) for name, pattern in INGREDIENTS.items()
     }
     for name, part in PARTS_OF_NETWORKS.items():
         found[f"labeler/ridge without {name} of the networks"] = partial(_linear_of, part)
+    for moment in MOMENTS:
+        found[f"labeler/ridge without labels but {moment}"] = partial(_linear_of_moment, moment)
     return found
 
 
 def _linear_without(pattern: str) -> WithoutColumns:
     return WithoutColumns(RidgePlanLabeler(), pattern)
+
+
+def _linear_of_moment(moment: str) -> OfMoment:
+    return OfMoment(RidgePlanLabeler(), moment)
 
 
 def _linear_of(part: float) -> OfFewer:

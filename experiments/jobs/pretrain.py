@@ -7,7 +7,7 @@ import numpy as np
 
 from autolabel.competence import Competence
 from autolabel.label_bank import LabelBank
-from autolabel.plan_board import boards_of
+from autolabel.plan_board import AFTER_REPAIR, boards_of
 from autolabel.plan_damage import PlanDamage
 from autolabel.plan_oracle import MOMENTS
 from autolabel.pretrained import CARD_FILE
@@ -26,20 +26,23 @@ class PretrainJob:
     Args:
         bank: file of a label bank that `experiment=bank` measured.
         labeler: name out of `experiments.plan_labelers.LABELERS`, the best that `experiment=who_predicts` found.
-        truth: moment that it learns.
+        truth: what it learns from, see `PlanBoard.target`.
     """
 
     name = "pretrain"
     reports = ("pretrain.*",)
 
-    def __init__(self, bank: str, labeler: str = "labeler/blend", truth: str = "finetuned") -> None:
+    def __init__(self, bank: str, labeler: str = "labeler/blend", truth: str = AFTER_REPAIR) -> None:
         self.bank, self.labeler, self.truth = bank, labeler, truth
 
     def check(self, config: Config) -> None:
         """The bank must be there, and the names known."""
         if not Path(self.bank).is_file():
             raise ConfigError(f"job.bank: there is no {self.bank}. Measure it first: experiment=bank")
-        for key, value, known in (("labeler", self.labeler, tuple(LABELERS)), ("truth", self.truth, MOMENTS)):
+        for key, value, known in (
+            ("labeler", self.labeler, tuple(LABELERS)),
+            ("truth", self.truth, (*MOMENTS, AFTER_REPAIR)),
+        ):
             if value not in known:
                 raise ConfigError(f"job.{key} must be out of {known}. Got {value!r}.")
 
@@ -56,7 +59,7 @@ class PretrainJob:
         PlanDamage.fit(boards, "refitted").save(folder)
         card = {
             "labeler": self.labeler, "truth": self.truth, "boards": len(boards),
-            "plans": int(sum(len(board.loss[self.truth]) for board in boards)),
+            "plans": int(sum(len(board.summary.plan_values) for board in boards)),
             "families": sorted({board.family for board in boards}), "tasks": sorted({board.task for board in boards}),
             "fractions": sorted(np.unique(bank.plans["fraction"]).tolist()), "bank_sha256": hash_file(self.bank),
             "code": bank.about["code"],

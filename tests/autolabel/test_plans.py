@@ -13,7 +13,7 @@ import compress
 from autolabel import reader_errors
 from autolabel.allocators import LearnedSearchAllocator
 from autolabel.label_bank import TABLES, LabelBank, merge_banks
-from autolabel.plan_board import boards_of, normal_scores, plan_matrix
+from autolabel.plan_board import AFTER_REPAIR, boards_of, normal_scores, plan_matrix
 from autolabel.plan_oracle import MOMENTS, PlanBench, PlanOracle
 from autolabel.plan_race import PlanRace, brief_training
 from autolabel.plan_sampling import sample_plans
@@ -240,6 +240,9 @@ def test_banks_are_merged_saved_and_read_back(tmp_path):
     assert [(board.network, board.family) for board in boards] == [("net-a", "family-net-a"), ("net-b", "family-net-b")]
     np.testing.assert_array_equal(boards[1].judged_loss["finetuned"], second.plans["loss_finetuned_test"])
     np.testing.assert_array_equal(boards[1].loss["finetuned"], second.plans["loss_finetuned_validation"])
+    mean = np.mean([normal_scores(second.plans[f"loss_{moment}_validation"]) for moment in MOMENTS[1:]], axis=0)
+    np.testing.assert_allclose(boards[1].target(AFTER_REPAIR), mean)
+    np.testing.assert_array_equal(boards[1].target("at_once"), normal_scores(second.plans["loss_at_once_validation"]))
     assert (boards[1].dense_loss, boards[1].judged_dense_loss) == (0.1, 0.12)
 
 
