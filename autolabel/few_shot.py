@@ -18,6 +18,8 @@ class AdaptedPlanLabeler:
         labeler: who judges.
         plans: those that were measured.
         losses: theirs, at any one moment.
+        others: random plans of the same size. Plans that are asked about without a reference are compared with these:
+            favourites among themselves are so alike that the measured plans would lie outside of all they are.
 
     Raises:
         CompressError: for fewer than two measured plans, or losses that are not finite.
@@ -26,6 +28,7 @@ class AdaptedPlanLabeler:
     labeler: PlanLabeler
     plans: PlanSummary
     losses: np.ndarray
+    others: PlanSummary
 
     def __post_init__(self) -> None:
         _check(np.arange(len(self.plans.plan_values)), self.losses)
@@ -37,7 +40,7 @@ class AdaptedPlanLabeler:
 
     def predict(self, summary: PlanSummary, reference: PlanSummary | None = None) -> tuple[np.ndarray, np.ndarray]:
         """See `PlanLabeler.predict`."""
-        compared = summary if reference is None else reference
+        compared = self.others if reference is None else reference
         whole, n = join_summaries(self.plans, summary), len(self.losses)
         score, spread = self.labeler.predict(whole, compared)
         known = self.labeler.predict(compared)[0]
@@ -61,8 +64,8 @@ def adapt(
         losses: theirs, at any one moment.
         slope: how much of the labeler's opinion, in standard deviations of the plans, is believed.
         variance, noise: of what the labeler gets wrong, and of the measured normal scores.
-        length: of the kernel, in median distances between plans.
-        reference: plans that scores were standardised among; None to do so among these.
+        length: of the kernel, in median distances between plans and those that were measured.
+        reference: plans that scores were standardised among, and whose distances are meant; None to take these.
 
     Raises:
         CompressError: for fewer than two measured plans, or losses that are not finite.
@@ -71,15 +74,27 @@ def adapt(
     _check(measured, losses)
     standard = score if reference is not None else (score - score.mean()) / max(float(score.std()), 1e-9)
     prior = slope * standard
-    matrix, names = plan_matrix(summary, reference)
-    x = np.clip(matrix[:, [i for i, name in enumerate(names) if name.startswith("z_")]], -3, 3)
-    distance = ((x[:, None] - x[None, measured]) ** 2).sum(axis=2)
-    scale = 2 * length**2 * max(float(np.median(distance[distance > 0])) if (distance > 0).any() else 1.0, 1e-12)
+    x = _standard_numbers(summary, reference)
+    typical = x if reference is None else _standard_numbers(reference, None)
+    apart = _squared_distances(typical, x[measured])
+    scale = 2 * length**2 * max(float(np.median(apart[apart > 0])) if (apart > 0).any() else 1.0, 1e-12)
+    distance = _squared_distances(x, x[measured])
     kernel = variance * np.exp(-distance / scale)
     wrong = normal_scores(losses) - prior[measured]
     # Measured plans are compared with one another: where all of them lie among all plans is the labeler's to say.
     wrong = wrong - wrong.mean()
     return prior + kernel @ np.linalg.solve(kernel[measured] + noise * np.eye(len(measured)), wrong)
+
+
+def _standard_numbers(summary: PlanSummary, reference: PlanSummary | None) -> np.ndarray:
+    """`(n_plans, n_numbers)` of whole plans, in standard deviations of the reference."""
+    matrix, names = plan_matrix(summary, reference)
+    return np.clip(matrix[:, [i for i, name in enumerate(names) if name.startswith("z_")]], -3, 3)
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`(len(a), len(b))`"""
+    return ((a[:, None] - b[None]) ** 2).sum(axis=2)
 
 
 def _check(measured: np.ndarray, losses: np.ndarray) -> None:

@@ -95,7 +95,10 @@ class LabelBank:
         except (ValueError, TypeError) as error:
             raise ArtifactError(f"{path} is not a label bank: {error}") from None
         if not isinstance(about, dict) or about.pop("schema_version", None) != SCHEMA_VERSION:
-            raise ArtifactError(f"{path} is not a label bank of schema version {SCHEMA_VERSION}.")
+            raise ArtifactError(
+                f"{path} is not a label bank of schema version {SCHEMA_VERSION}. Measure it anew, into another folder: "
+                "experiment=bank"
+            )
         tables: dict[str, dict[str, np.ndarray]] = {name: {} for name in TABLES}
         for column, values in load_arrays(path, columns).items():
             table, _, name = column.partition("/")

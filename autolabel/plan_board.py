@@ -11,7 +11,7 @@ from autolabel.label_bank import LabelBank
 from autolabel.plan_summary import PlanSummary
 from compress.errors import CompressError
 
-# What labelers learn from that are judged by the loss after fine-tuning.
+# Beside the moments: labels of all that come after the repair.
 AFTER_REPAIR = "after_repair"
 _REPAIRED = ("refitted", "briefly_tuned", "finetuned")
 # How the numbers of a group become numbers of a plan.
@@ -50,8 +50,8 @@ class PlanBoard:
         """`(n_plans,)` normal scores of the ranks of the loss: 0 in the middle, higher is worse.
 
         Args:
-            moment: a key of `loss`; or `AFTER_REPAIR`, the mean of those after the repair, which is less noisy than the
-                last of them and orders plans much alike.
+            moment: a key of `loss`; or `AFTER_REPAIR`, the mean of those after the repair, which is less noisy than
+                each of them.
         """
         if moment == AFTER_REPAIR:
             return np.mean([normal_scores(self.loss[own]) for own in _REPAIRED if own in self.loss], axis=0)

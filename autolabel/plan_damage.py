@@ -13,6 +13,8 @@ from compress.errors import ArtifactError, CompressError
 from compress.files import read_json, write_json
 
 DAMAGE_FILE = "plan_damage.json"
+# Raised with every change of what is learned or how it predicts: stored predictions of another version are made anew.
+MODEL_VERSION = 2
 # Smaller damages, in nats, are not told from the noise of measuring: nothing is learned from them.
 SMALLEST = 3e-3
 COLUMNS = (
@@ -74,6 +76,7 @@ class PlanDamage:
         weights: `(2 (n_columns + 1) + 1,)` what networks share: of the numbers, of their squares, the level.
         variances: `(n_columns + 3,)` of what they differ in: level, slope of the prediction, coefficients.
         noise: variance of the log damage of single plans.
+        local: what of it plans that are alike have in common.
     """
 
     moment: str
@@ -83,6 +86,7 @@ class PlanDamage:
     weights: np.ndarray
     variances: np.ndarray
     noise: float
+    local: float = 0.0
 
     @classmethod
     def fit(cls, boards: Sequence[PlanBoard], moment: str, columns: Sequence[str] = COLUMNS) -> "PlanDamage":
@@ -119,7 +123,7 @@ class PlanDamage:
                   for ok in [np.abs(rest - design @ _posterior(design, rest, variances, noise)[0])
                              < _OUTLYING * np.sqrt(noise)]]  # fmt: skip
         variances, _ = _spread(inside)
-        return cls(moment, tuple(columns), center, scale, weights, variances, noise)
+        return cls(moment, tuple(columns), center, scale, weights, variances, noise, _LOCAL)
 
     def predict(
         self, summary: PlanSummary, dense_loss: float, measured: Sequence[int] = (), damages: Sequence[float] = ()
@@ -147,8 +151,10 @@ class PlanDamage:
         mean, covariance = _posterior(design[rows], target, self.variances, self.noise)
         variance = self.noise + np.einsum("ij,jk,ik->i", design, covariance, design)
         log_nats = prior + design @ mean
-        if len(rows):
-            log_nats = log_nats + _of_neighbours(numbers[:, :-1], rows, target - (log_nats - prior)[rows], self.noise)
+        if len(rows) and self.local:
+            rest = target - (log_nats - prior)[rows]
+            log_nats = log_nats + self.local * _of_neighbours(numbers[:, :-1], rows, rest, self.local, self.noise)
+        # The interval stays as wide as the regression alone makes it.
         return DamagePrediction(np.exp(log_nats), np.sqrt(variance))
 
     def _prior(self, numbers: np.ndarray) -> np.ndarray:
@@ -164,7 +170,7 @@ class PlanDamage:
         arrays = {name: [float(f"{x:.6g}") for x in getattr(self, name)]
                   for name in ("center", "scale", "weights", "variances")}  # fmt: skip
         write_json(Path(folder) / DAMAGE_FILE, {"moment": self.moment, "columns": list(self.columns), **arrays,
-                                                "noise": float(f"{self.noise:.6g}")})  # fmt: skip
+                                                "noise": float(f"{self.noise:.6g}"), "local": self.local})  # fmt: skip
 
     @classmethod
     def load(cls, folder: str | Path) -> "PlanDamage":
@@ -180,7 +186,8 @@ class PlanDamage:
                 if values.shape != (length,) or not np.isfinite(values).all():
                     raise ValueError(f"{name} does not fit the columns")
                 arrays.append(values)
-            return cls(str(found["moment"]), columns, *arrays, float(found["noise"]))
+            # Files from before it was learned have none.
+            return cls(str(found["moment"]), columns, *arrays, float(found["noise"]), float(found.get("local", 0.0)))
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is damaged ({error}). Fit and save it again: experiment=pretrain") from None
 
@@ -194,14 +201,14 @@ def _numbers(summary: PlanSummary, dense_loss: float, columns: Sequence[str]) ->
     return np.column_stack([values, np.full(len(values), np.log(max(dense_loss, 1e-3)))])
 
 
-def _of_neighbours(numbers: np.ndarray, rows: np.ndarray, rest: np.ndarray, noise: float) -> np.ndarray:
-    """`(n_plans,)` what plans are expected to differ by, if those in these rows were found to differ by `rest`."""
+def _of_neighbours(numbers: np.ndarray, rows: np.ndarray, rest: np.ndarray, local: float, noise: float) -> np.ndarray:
+    """`(n_plans,)` what plans have in common with those in these rows, which were found to differ by `rest`."""
     values = numbers - numbers.mean(axis=0)
     values = np.clip(values / np.maximum(values.std(axis=0), 1e-9), -3, 3)
     distance = ((values[:, None] - values[None, rows]) ** 2).sum(axis=2)
     median = float(np.median(distance[distance > 0])) if (distance > 0).any() else 1.0
-    kernel = _LOCAL * np.exp(-distance / (2 * _LENGTH**2 * median))
-    return kernel @ np.linalg.solve(kernel[rows] + noise * np.eye(len(rows)), rest)
+    alike = np.exp(-distance / (2 * _LENGTH**2 * median))
+    return alike @ np.linalg.solve(local * alike[rows] + noise * np.eye(len(rows)), rest)
 
 
 def _squares(values: np.ndarray) -> np.ndarray:

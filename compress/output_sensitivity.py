@@ -107,13 +107,9 @@ class _Probe(fx.Interpreter):
         self._kept: dict[str, Tensor] = {}
         self.sums: dict[str, dict[str, Tensor]] = {"outputs": {}, "loss": {}}
         self.variances: dict[str, float] = {}
-        computed = {node for node in self.graph.nodes if node.op == "call_function"}
-        self._met = {
-            source
-            for node in computed
-            if len(computed & {*node.all_input_nodes}) > 1
-            for source in node.all_input_nodes
-        }
+        values = {node for node in self.graph.nodes if node.op in ("call_function", "placeholder")}
+        meetings = [node.all_input_nodes for node in values if len(values & {*node.all_input_nodes}) > 1]
+        self._met = {source for sources in meetings for source in sources}
 
     def outputs(self, *inputs: Any) -> Any:
         self._kept = {}

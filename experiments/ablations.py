@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from autolabel.plan_blend import BlendPlanLabeler
-from autolabel.plan_board import PlanBoard
+from autolabel.plan_board import AFTER_REPAIR, PlanBoard
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_labelers import RidgePlanLabeler
 from autolabel.plan_oracle import MOMENTS
@@ -17,10 +17,10 @@ from autolabel.plan_summary import PlanSummary
 # What goes without an ingredient -> the columns of summaries that the ingredient is.
 INGREDIENTS: Mapping[str, str] = {
     "criteria": r"(?!macs_|bytes_|sensitivity_).*_(share|place)|log_removed_.*",
-    "second-order nats": r"(log_)?(fisher|second_order)_nats",
+    "second-order nats of plans": r"(log_)?(fisher|second_order)_nats",
     "silencing and averaging": r"(silenced|averaged)_.*",
-    "least squares": r"refitted_.*|effective_rank|rank_kept",
-    "errors carried to outputs and loss": r"(silenced|averaged|refitted)_(output|loss).*",
+    "least squares": r"refitted_.*|path_.*|effective_rank|rank_kept",
+    "errors carried to outputs and loss": r"(silenced|averaged|refitted)_(output|loss).*|path_(output|loss)",
     "paths through the network": r"path_.*",
     "shares of groups": r"kept|log_kept|log_kept_units",
 }
@@ -116,7 +116,7 @@ def ablated_labelers() -> dict[str, Callable[[], WithoutColumns | OfFewer | OfMo
     }
     for name, part in PARTS_OF_NETWORKS.items():
         found[f"labeler/ridge without {name} of the networks"] = partial(_linear_of, part)
-    for moment in MOMENTS:
+    for moment in (*MOMENTS[:-1], AFTER_REPAIR):
         found[f"labeler/ridge without labels but {moment}"] = partial(_linear_of_moment, moment)
     return found
 

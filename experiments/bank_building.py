@@ -69,6 +69,12 @@ class BankSettings:
     finetune: dict[str, Any] = field(default_factory=lambda: {"optimizer": "adamw", "lr": 2e-3})
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not self.bits and not any(density < 1 for density in self.densities):
+            raise CompressError("The bank needs a number of bits or a density below 1 to store layers in. Got none.")
+        if self.configs < 1 or len(set(self.bits)) < len(self.bits):
+            raise CompressError(f"The bank needs configs >= 1 and different bits. Got {self.configs}, {self.bits}.")
+
 
 def build_bank(
     folder: str | Path,
@@ -166,9 +172,11 @@ def label_network(zoo: str, name: str, file: str, settings: BankSettings) -> flo
     if known is not None and json.loads(str(known.networks["recipe"][0])) != row:
         raise ArtifactError(f"{file} was measured on another network of this name. Delete it or take another folder.")
     labels = _plan_labels(subject, drawn) if known is None else _labels_of(known)
+    if known is not None and known.networks["data_sha256"][0] != _hash_splits(data):
+        raise ArtifactError(f"{file} was measured on other examples. Delete it or take another folder.")
     if labels["removed"].tolist() != _masks(subject, plans):
         raise ArtifactError(f"{file} holds labels of other plans than are drawn now. Delete it to measure them.")
-    code = describe_code() if known is None else known.about["code"]
+    made = {"code": describe_code(), "libraries": library_versions()} if known is None else known.about
     anew = _UNITS | _CHOICES if known is None else _differences(known.about["settings"], settings)
     choices, configs = (
         choice_tables(subject, settings.bits, settings.densities, settings.configs)
@@ -181,7 +189,7 @@ def label_network(zoo: str, name: str, file: str, settings: BankSettings) -> flo
         else {name: known.units[name] for name in known.units if name.startswith(_UNIT_LABELS)}
     )
     bank = LabelBank(
-        networks=_network_table(row, subject, data, code),
+        networks=_network_table(row, subject, data, made),
         plans={**labels, **_plan_columns(subject, plans)},
         groups=_group_table(subject, plans),
         units={**_unit_features(features), **damages},
@@ -193,8 +201,8 @@ def label_network(zoo: str, name: str, file: str, settings: BankSettings) -> flo
             "group_columns": list(subject.summarizer.summarize(plans.removed[:1]).names),
             "plan_columns": list(subject.summarizer.summarize(plans.removed[:1]).plan_names),
             "unit_columns": list(features.names),
-            "code": code,
-            "libraries": library_versions(),
+            "code": made["code"],
+            "libraries": made["libraries"],
         },
     )
     bank.save(file)
@@ -235,14 +243,15 @@ def draw_plans(subject: Subject, name: str, settings: BankSettings) -> DrawnPlan
 
 
 def _network_table(
-    row: dict[str, Any], subject: Subject, data: DataSplits, code: dict[str, Any]
+    row: dict[str, Any], subject: Subject, data: DataSplits, made: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
     table = {
         "name": row["name"], "family": row["family"], "task": row["task"], "recipe": json.dumps(row, sort_keys=True),
         "n_units": subject.structure.n_removable, "macs": subject.costs.dense_macs,
         "weight_bytes": subject.costs.dense_weight_bytes,
         "calibration_examples": subject.settings.images, "seed": subject.seed, "data_sha256": _hash_splits(data),
-        "code": json.dumps(code, sort_keys=True), "libraries": json.dumps(library_versions(), sort_keys=True),
+        **{name: json.dumps(made[name], sort_keys=True) for name in ("code", "libraries")},
+        "code_refreshed": json.dumps(describe_code(), sort_keys=True),
     }  # fmt: skip
     for part in PARTS:
         batches = subject.bench.judged[part]

@@ -29,7 +29,8 @@ def choice_tables(
         configs: random configurations, a choice drawn for every layer.
     """
     structure, task = subject.structure, subject.task
-    oracles = [LayerChoiceOracle(bits), LayerChoiceOracle((32,), densities=densities)]
+    offers = [LayerChoiceOracle(bits), LayerChoiceOracle((32,), densities=densities)]
+    oracles = [oracle for oracle in offers if oracle.choices]
     tables = [measure(structure, None, task, subject.label, oracle) for oracle in oracles]
     offered = [choice for oracle in oracles for choice in oracle.layer_choices]
     bench = ChoiceBench(structure, task, oracles[0].quantizer, offered)
@@ -58,9 +59,9 @@ def choice_tables(
 def _configs(subject: Subject, bench: ChoiceBench, offered: Sequence[LayerChoice], count: int) -> Table:
     picks = bench.draw(count, derive_seed("configs", subject.seed))
     dense = [DENSE] * len(bench.layers)
-    parts = {"validation": subject.label, "test": subject.bench.judged["test"]}
+    parts = {"label": subject.label, "test": subject.bench.judged["test"]}
     known = {part: bench.losses(dense, batches) for part, batches in parts.items()}
-    table: dict[str, list[object]] = {name: [] for name in ("choices", "damage_validation", "std_err_validation",
+    table: dict[str, list[object]] = {name: [] for name in ("choices", "damage_label", "std_err_label",
                                                             "damage_test")}  # fmt: skip
     for plan in picks:
         table["choices"].append(" ".join(offered[pick].name for pick in plan))
@@ -68,9 +69,9 @@ def _configs(subject: Subject, bench: ChoiceBench, offered: Sequence[LayerChoice
             moments = Moments()
             moments.add(bench.losses(plan, batches) - known[part])
             table[f"damage_{part}"].append(moments.mean)
-            if part == "validation":
-                table["std_err_validation"].append(moments.std_err)
-    macs = float(subject.costs.dense_macs * len(known["validation"]))
+            if part == "label":
+                table["std_err_label"].append(moments.std_err)
+    macs = float(subject.costs.dense_macs * len(known["label"]))
     return {
         "network": np.zeros(count, dtype=np.int64),
         "choices": np.array(table.pop("choices"), dtype=str),

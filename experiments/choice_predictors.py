@@ -9,7 +9,6 @@ from autolabel.label_bank import LabelBank
 from experiments.who_predicts import Row
 
 STORED = "stored"
-SCOPES = ("choices", "configs")
 _MEASURED = "damage_alone"
 
 
@@ -29,10 +28,10 @@ def judge_choices(bank: LabelBank) -> list[Row]:
         alone[_MEASURED] = np.maximum(choices["damage"], 0.0)
         found += [("configs", predictor, taken @ score, configs["damage_test"]) for predictor, score in alone.items()]
         for scope, predictor, score, truth in found:
-            if np.ptp(score) == 0 or np.ptp(truth) == 0:
-                continue
             seen = "measured" if predictor == _MEASURED else ""
-            orders = [float(test(score, truth).statistic) for test in (spearmanr, kendalltau)]
+            # A predictor that says the same of all orders nothing.
+            flat = not len(score) or np.ptp(score) == 0 or np.ptp(truth) == 0
+            orders = [0.0 if flat else float(test(score, truth).statistic) for test in (spearmanr, kendalltau)]
             rows.append(Row(STORED, scope, family, task, name, predictor, seen, *orders, None))
     return rows
 

@@ -271,9 +271,9 @@ class _Seed:
         """One for all methods that search."""
         key = formats is None
         if key not in self._finders:
-            batches, notes = self._pool()[0], self.comparison.folder / f"searches_{self.seed}.jsonl"
+            batches, label = self._pool()
             self._finders[key] = PlanFinder(
-                self.comparison.experiment, self.statistics, batches, self.seed, formats, notes
+                self.comparison.experiment, self.statistics, batches, self.seed, formats, label, self.comparison.folder
             )
         return self._finders[key]
 

@@ -90,6 +90,7 @@ def write_page(rows: Sequence[Row], command: str) -> str:
 
 def _ablation_lines(rows: Sequence[Row]) -> list[str]:
     """The part of the page on ingredients; nothing where none was left out."""
+    rows = [row for row in rows if row.truth == "finetuned"]
     ablated = [row for row in rows if _ABLATED in row.predictor and row.zero_shot == SPLITS[0]]
     if not ablated:
         return []

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from autolabel.label_bank import LabelBank
-from autolabel.plan_board import AFTER_REPAIR, PlanBoard, boards_of
+from autolabel.plan_board import PlanBoard, boards_of
 from autolabel.plan_formula import PlanFormula
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_labeler_files import INDEX_FILE
@@ -164,8 +164,7 @@ def fit_for(board: Board, settings: BoardSettings, folder: Path) -> Path:
                 f"({', '.join([*families, *hidden_tasks])}): judged on it, it must be fitted without them, from a bank."
             )
         return PRETRAINED
-    made = {"bank": bank_hash(settings), "labeler": settings.labeler, "features": FEATURES_VERSION,
-            "labels": AFTER_REPAIR}  # fmt: skip
+    made = {"bank": bank_hash(settings), "labeler": settings.labeler, "features": FEATURES_VERSION}
     digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / "labelers" / digest / ("-".join([*families, *hidden_tasks]) or "all")
     if (path / INDEX_FILE).exists():
@@ -174,7 +173,7 @@ def fit_for(board: Board, settings: BoardSettings, folder: Path) -> Path:
     seen = unlike(board, boards)
     if board.zoo:
         assert_disjoint(seen, [b for b in boards if b.network == board.network], "family_and_task")
-    LABELERS[settings.labeler]().fit(seen, AFTER_REPAIR).save(path)
+    LABELERS[settings.labeler]().fit(seen, "finetuned").save(path)
     return path
 
 
@@ -208,7 +207,7 @@ def board_key(board: Board, settings: BoardSettings) -> dict[str, Any]:
     return _plain({
         "board": asdict(board), "settings": {**asdict(settings), "zoo": "", "bank": bank_hash(settings)},
         "search": asdict(_SEARCH), "repair": asdict(board_network(board, settings).repair),
-        "features": FEATURES_VERSION, "labels": AFTER_REPAIR,
+        "features": FEATURES_VERSION,
         "weights": read_row(settings.zoo, board.network)["weights_sha256"] if board.zoo else "",
     })  # fmt: skip
 

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from autolabel.label_bank import LabelBank
 from autolabel.plan_board import PlanBoard, boards_of
-from autolabel.plan_damage import SMALLEST, PlanDamage
+from autolabel.plan_damage import MODEL_VERSION, SMALLEST, PlanDamage
 from autolabel.plan_sampling import sample_plans
 from autolabel.pretrained import load_plan_damage, load_plan_labeler
 from compress.files import read_json, write_json
@@ -111,7 +111,7 @@ def judge_board(
 ) -> list[dict[str, Any]]:
     """Rows of one board; stored, and read again the next time."""
     path = Path(folder) / "damages" / f"{board.name}.json"
-    key = {**board_key(board, settings), "numbers": list(numbers), "moment": MOMENT}
+    key = {**board_key(board, settings), "numbers": list(numbers), "moment": MOMENT, "model": MODEL_VERSION}
     if path.exists():
         known = read_json(path)
         if known.get("key") == key:

@@ -1,7 +1,7 @@
 """What a plan will do after its repair, predicted from other plans of its size that are repaired and measured."""
 
 import hashlib
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +44,7 @@ def predict_recovered(
         return {"skipped": "there are no other plans of its size"}
     label = bench.batches("label", limit=bench.config.measure.images)
     dense_loss = evaluate(bench.model, bench.task, label)[1]
-    damages, spent = measure_plans(bench, drawn, on_plan)
+    damages, spent = measure_plans(bench, drawn, label, on_plan)
     damages = [damage - dense_loss for damage in damages]
     found = model.predict(
         summarizer.summarize(np.concatenate([drawn, removed[None]])), dense_loss, range(len(drawn)), damages
@@ -57,19 +57,19 @@ def predict_recovered(
 
 
 def measure_plans(
-    bench: Workbench, drawn: np.ndarray, on_plan: Callable[[int, int], None] | None = None,
+    bench: Workbench, drawn: np.ndarray, label: Sequence[Any], on_plan: Callable[[int, int], None] | None = None,
     known: MutableMapping[str, list[float]] | None = None,
 ) -> tuple[list[float], float]:  # fmt: skip
-    """Loss on label examples of each plan after its repair, and the forward MACs that the repairs took.
+    """Loss of each plan after its repair, and the forward MACs that the repairs took.
 
     Args:
         drawn: `(n_plans, n_units)` bool.
+        label: batches that losses are measured on.
         on_plan: called with the plans done and all of them.
         known: losses of what was measured before, by plan; what is measured is added.
     """
     structure, costs = bench.structure, bench.costs
-    known = {} if known is None else known
-    label, inputs = bench.batches("label", limit=bench.config.measure.images), bench.recovery_inputs()
+    known, inputs = {} if known is None else known, bench.recovery_inputs()
     losses, spent = [], 0.0
     for number, mask in enumerate(drawn, start=1):
         name = f"after repair of {hashlib.sha256(mask.tobytes()).hexdigest()}"

@@ -58,6 +58,7 @@ def render_comparison(run: RunFiles, report: Report, figures: Figures) -> str:
                 "“/uniform_bits” neither, and stores all layers alike; “@0.1” counts a tenth of the damage of formats; "
                 "“plans/search” is what a labeler of whole plans likes best among hundreds, and “plans/race” the "
                 "winner of brief trainings among its favourites and those of formulas, judged on validation data."
+                + _searched_after(run)
                 + (f" “criterion” is {report['criterion']}." if report["criterion"] else "")
             ),
             figure(
@@ -93,6 +94,12 @@ def _choice(run: RunFiles) -> str:
         + paragraph(f"{chosen}: {pick(run.choice, 'reason') or 'no reason given'}")
         + listing
     )
+
+
+def _searched_after(run: RunFiles) -> str:
+    """That plans were measured before others were searched, which no other method had."""
+    count = pick(run.manifest, "config", "compare", "search_plans")
+    return f" {count} random plans were repaired and measured for both, to correct the labeler." if count else ""
 
 
 def _unspent(methods: list[Mapping[str, Any]]) -> str:

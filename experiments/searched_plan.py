@@ -3,13 +3,14 @@
 import hashlib
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock
 
 from autolabel.allocators import LearnedSearchAllocator
 from autolabel.competence import Verdict
@@ -21,7 +22,7 @@ from autolabel.plan_sampling import sample_plans
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import PlanSummarizer
 from autolabel.pretrained import load_competence, load_plan_labeler
-from autolabel.row_log import RowLog
+from autolabel.row_log import Notes, RowLog
 from autolabel.tables import LabelTable
 from compress.allocation import allocate
 from compress.allocator import Allocator
@@ -45,6 +46,8 @@ _SEARCHES = 3
 _FORMULAS = 5
 _ROUNDS = (1 / 8, 3 / 8)
 _SPENDING = ("threshold", "greedy")
+# Measured plans that correct a labeler at the least, and random ones that plans are compared with, as in a search.
+_FEWEST_PLANS, _OTHERS = 2, 60
 
 
 class PlanFinder:
@@ -57,15 +60,16 @@ class PlanFinder:
         seed: of searches and trainings.
         formats: damages of layers' formats. With them a plan is found for the MACs, and one solve over what it removes
             and over all formats meets the other bounds; units that need not go then may come back.
-        notes: file of what was tried, so that killed work goes on.
+        label: batches that those plans are measured on.
+        folder: of what was tried, so that killed work goes on.
     """
 
     def __init__(
         self, experiment: "Workbench", statistics: Statistics, batches: Iterable[Any], seed: int,
-        formats: LabelTable | None, notes: Path,
+        formats: LabelTable | None, label: Sequence[Any], folder: Path,
     ) -> None:  # fmt: skip
         self.experiment, self.seed, self.formats = experiment, seed, formats
-        self._notes = RowLog(notes, notes.parent.name, (), ()).notes
+        self._label, self._folder = label, folder
         self._features_macs = statistics.forward_macs
         self._summarizer: PlanSummarizer = experiment.plan_summarizer(statistics, list(batches), seed)
         budget = experiment.parts.budget
@@ -73,7 +77,7 @@ class PlanFinder:
         self._found: dict[int, CompressionPlan] = {}
 
     def search(self) -> CompressionPlan:
-        """The labeler's favourite among hundreds of plans; nothing is run."""
+        """The labeler's favourite among hundreds of plans; nothing is run but the plans that correct it."""
         return self._told(self._with_formats(self._favourite(self.seed)))
 
     def race(self) -> CompressionPlan:
@@ -98,7 +102,7 @@ class PlanFinder:
         steps = self.experiment.finetuning_steps
         first = max(1, round(_ROUNDS[0] * steps))
         race = PlanRace((first, max(first + 1, round(_ROUNDS[1] * steps))))
-        known = self._notes
+        known = self._notes("race")
 
         def train(mask: np.ndarray, steps: int) -> tuple[float, float]:
             name = f"{steps} steps of {hashlib.sha256(mask.tobytes()).hexdigest()}"
@@ -123,19 +127,35 @@ class PlanFinder:
 
     @cached_property
     def _labeler(self) -> PlanLabeler | AdaptedPlanLabeler:
+        """The plan labeler, corrected by plans of this network where some are to be measured and can be."""
         experiment, count = self.experiment, self.experiment.config.compare.search_plans
         labeler = load_plan_labeler(experiment.config.plan_labeler)
         if not count:
             return labeler
-        units, costs = experiment.structure.units, experiment.costs
-        ((size, bound),) = self._size.absolute(costs.dense).items()
-        drawn = sample_plans(units, costs, self._summarizer.scores, size, bound / costs.dense[size], count,
-                             seed=self.seed + 1, constraints=experiment.parts.constraints).removed  # fmt: skip
-        with progress("measuring plans") as on_plan:
-            losses, macs = measure_plans(experiment, drawn, on_plan, self._notes)
+        drawn = self._random_plans(count, self.seed + 1)
+        # Several methods search, perhaps in several processes: the first one measures.
+        with FileLock(self._folder / f"search_plans_{self.seed}.lock"), progress("measuring plans") as on_plan:
+            losses, macs = measure_plans(experiment, drawn, self._label, on_plan, self._notes("search_plans"))
         self._features_macs += macs
-        log.info("%d plans were measured after their repair: they correct the plan labeler.", len(drawn))
-        return AdaptedPlanLabeler(labeler, self._summarizer.summarize(drawn), np.array(losses))
+        sound = np.isfinite(losses)
+        if sound.sum() < _FEWEST_PLANS:
+            log.warning("Only %d of %d plans could be measured: the plan labeler is left as it is.", sound.sum(), count)
+            return labeler
+        plans, others = (self._summarizer.summarize(masks) for masks in (drawn[sound], self._random_plans(_OTHERS, 0)))
+        return AdaptedPlanLabeler(labeler, plans, np.array(losses)[sound], others)
+
+    def _random_plans(self, count: int, seed: int) -> np.ndarray:
+        """`(n_plans, n_units)` bool of the budget's size; there may be fewer."""
+        costs = self.experiment.costs
+        ((size, bound),) = self._size.absolute(costs.dense).items()
+        return sample_plans(
+            self.experiment.structure.units, costs, self._summarizer.scores, size, bound / costs.dense[size], count,
+            seed=seed, constraints=self.experiment.parts.constraints,
+        ).removed  # fmt: skip
+
+    def _notes(self, name: str) -> Notes:
+        """Numbers of this seed that outlive a kill."""
+        return RowLog(self._folder / f"{name}_{self.seed}.jsonl", self._folder.name, (), ()).notes
 
     @cached_property
     def _verdict(self) -> Verdict:
@@ -147,6 +167,10 @@ class PlanFinder:
 
     def _told(self, plan: CompressionPlan) -> CompressionPlan:
         """The plan, which says so where the labeler knows no networks like this one."""
+        labeler = self._labeler
+        if isinstance(labeler, AdaptedPlanLabeler):
+            told = {"search_plans": {"measured": len(labeler.losses), "forward_macs": self._features_macs}}
+            plan = replace(plan, provenance={**plan.provenance, **told})
         if self._verdict.inside:
             return plan
         return replace(plan, provenance={**plan.provenance, "unlike": str(self._verdict)})

@@ -107,7 +107,6 @@ def predict_boards(
     on_fit: Callable[[int, int], None] | None = None,
     workers: int = 1,
     variants: Callable[[str, PlanLabeler], Iterable[tuple[str, PlanLabeler]]] | None = None,
-    labels: str | None = None,
 ) -> Iterator[Prediction]:
     """Every labeler on every board, each board judged by one that never saw its network, or its family and its task.
 
@@ -115,7 +114,6 @@ def predict_boards(
         labelers: name -> how to make it; a function at the top level of a module for several workers.
         workers: processes.
         variants: `(name, labeler)` of others that a fitted one makes, to be judged beside it.
-        labels: what they learn from, see `PlanBoard.target`; None for the truth.
 
     Raises:
         CompressError: if there are not two families and two tasks.
@@ -131,7 +129,7 @@ def predict_boards(
     for split, test in folds:
         train = seen_with(boards, test, split)
         assert_disjoint(train, [boards[i] for i in test], split)
-        pieces.append((train, [boards[i].summary for i in test], dict(labelers), labels or truth, variants))
+        pieces.append((train, [boards[i].summary for i in test], dict(labelers), truth, variants))
     judged: dict[int, list[tuple[str, list[np.ndarray]]]] = {}
     for number, found in run_pieces(predict_fold, pieces, workers):
         judged[number] = found
@@ -146,13 +144,13 @@ def predict_fold(
     train: Sequence[PlanBoard],
     judged: Sequence[PlanSummary],
     labelers: Mapping[str, Callable[[], PlanLabeler]],
-    labels: str,
+    truth: str,
     variants: Callable[[str, PlanLabeler], Iterable[tuple[str, PlanLabeler]]] | None,
 ) -> list[tuple[str, list[np.ndarray]]]:
     """`(name, scores of every board)` of labelers that learned from these boards, and of their variants."""
     found = []
     for name, make in labelers.items():
-        labeler = make().fit(train, labels)
+        labeler = make().fit(train, truth)
         for told, judge in ((name, labeler), *(variants(name, labeler) if variants is not None else ())):
             found.append((told, [judge.predict(summary)[0] for summary in judged]))
     return found

@@ -812,11 +812,14 @@ def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(t
     assert plan.predicted_cost["macs"] <= macs * read(run / "costs.json")["dense_macs"] * (1 + 1e-9)
     # Three other plans were repaired and measured first.
     assert plan.provenance["plan_labeler"] == ("blend" if formats else "blend+3")
-    (notes,) = run.glob("comparison/*/searches_0.jsonl")
-    assert notes.read_text().count("after repair of") == (0 if formats else 3)
+    notes = [path.read_text() for path in run.glob("comparison/*/search_plans_0.jsonl")]
+    assert [text.count("after repair of") for text in notes] == ([] if formats else [3])
+    assert plan.provenance.get("search_plans", {}).get("measured") == (None if formats else 3)
     assert plan.provenance["search"]["judged"] > 500
     assert widened == [True] * formats
-    assert "plans/search" in (run / "report.html").read_text()
+    report = (run / "report.html").read_text()
+    assert "plans/search" in report
+    assert ("3 random plans were repaired and measured" in report) == (not formats)
     assert bool(plan.layer_formats) == formats
     if formats:
         assert plan.predicted_cost["weight_bytes"] <= 0.07 * read(run / "costs.json")["dense_weight_bytes"]
@@ -858,7 +861,7 @@ def test_a_killed_race_of_plans_goes_on_and_its_winner_leaves(tmp_path, monkeypa
     # Training did something: no plan has the loss again that it had after fewer steps.
     assert all(last[i] != first[i] for i in stayed)
     # The plan is the one of the least loss in the notes.
-    (notes,) = run.glob("comparison/*/searches_0.jsonl")
+    (notes,) = run.glob("comparison/*/race_0.jsonl")
     losses = {line["note"]: line["values"][0] for line in map(json.loads, notes.read_text().splitlines()[1:])}
     best = min((name for name in losses if name.startswith(f"{long} steps")), key=losses.get)
     assert best.endswith(hashlib.sha256(plan.removed_mask(units).tobytes()).hexdigest())

@@ -32,7 +32,7 @@ class PretrainJob:
     name = "pretrain"
     reports = ("pretrain.*",)
 
-    def __init__(self, bank: str, labeler: str = "labeler/blend", truth: str = AFTER_REPAIR) -> None:
+    def __init__(self, bank: str, labeler: str = "labeler/blend", truth: str = "finetuned") -> None:
         self.bank, self.labeler, self.truth = bank, labeler, truth
 
     def check(self, config: Config) -> None:

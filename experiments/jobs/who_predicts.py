@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from autolabel.label_bank import LabelBank
-from autolabel.plan_board import AFTER_REPAIR, PlanBoard, boards_of
+from autolabel.plan_board import PlanBoard, boards_of
 from autolabel.plan_oracle import MOMENTS
 from autolabel.unit_board import unit_boards_of
 from compress.files import write_json
@@ -62,7 +62,6 @@ class WhoPredictsJob:
         labelers: names out of `LABELERS`.
         unit_labelers: names out of `UNIT_LABELERS`, of labelers that order single units.
         unit_truths: damages that these predict, out of `TRUTHS`.
-        labels: what plan labelers learn from that are judged by the loss after fine-tuning, see `PlanBoard.target`.
         ablations: judge labelers that go without an ingredient too, see `experiments.ablations`.
         workers: processes that fit plan labelers.
     """
@@ -73,19 +72,20 @@ class WhoPredictsJob:
     def __init__(
         self, bank: str, truths: Sequence[str] = ("finetuned",), labelers: Sequence[str] = tuple(LABELERS),
         unit_labelers: Sequence[str] = tuple(UNIT_LABELERS), unit_truths: Sequence[str] = TRUTHS,
-        labels: str = AFTER_REPAIR, ablations: bool = True, workers: int = 2,
+        ablations: bool = True, workers: int = 2,
     ) -> None:  # fmt: skip
         self.bank, self.truths, self.labelers = bank, tuple(truths), tuple(labelers)
         self.unit_labelers, self.unit_truths = tuple(unit_labelers), tuple(unit_truths)
-        self.labels, self.ablations, self.workers = labels, ablations, workers
+        self.ablations, self.workers = ablations, workers
 
     def check(self, config: Config) -> None:
         """The bank must be there, and the names known."""
+        if self.workers < 1:
+            raise ConfigError(f"job.workers must be at least 1. Got {self.workers}.")
         if not Path(self.bank).is_file():
             raise ConfigError(f"job.bank: there is no {self.bank}. Measure it first: experiment=bank")
         for key, values, known in (
             ("truths", self.truths, MOMENTS),
-            ("labels", (self.labels,), (*MOMENTS, AFTER_REPAIR)),
             ("labelers", self.labelers, tuple(LABELERS)),
             ("unit_labelers", self.unit_labelers, tuple(UNIT_LABELERS)),
             ("unit_truths", self.unit_truths, TRUTHS),
@@ -111,19 +111,16 @@ class WhoPredictsJob:
                 rows += judge_formulas(board, truth, config.seed)
             with progress(f"judging labelers of {truth}") as on_fit:
                 labelers = {name: LABELERS[name] for name in self.labelers}
-                labels = self.labels if truth == "finetuned" else truth
                 variants = ablated_parts if self.ablations else None
-                judged = list(predict_boards(boards, labelers, truth, SPLITS, on_fit, self.workers, variants, labels))
+                judged = list(predict_boards(boards, labelers, truth, SPLITS, on_fit, self.workers, variants))
                 predictions = [p for p in judged if p.labeler in labelers]
             rows += judge_predictions(judged, truth)
             if self.ablations:
                 with progress(f"leaving ingredients out ({truth})") as on_fit:
-                    ablated = predict_boards(
-                        boards, ablated_labelers(), truth, SPLITS[:1], on_fit, self.workers, labels=labels
-                    )
+                    ablated = predict_boards(boards, ablated_labelers(), truth, SPLITS[:1], on_fit, self.workers)
                     rows += judge_predictions(ablated, truth)
             unseen = [p for p in predictions if p.split == SPLITS[0]]
-            for moment in dict.fromkeys(("refitted", truth)):
+            for moment in dict.fromkeys((*(["refitted"] if truth == "finetuned" else []), truth)):
                 rows += judge_few_shot(unseen, truth, moment, seed=config.seed)
             if truth == "finetuned":
                 _write(run_dir, "label_economy.csv", ECONOMY_COLUMNS, _economy(boards, predictions, config.seed))

@@ -60,21 +60,37 @@ class Wrong:
         return (known[:, 1].mean() - kept[:, 1]) / known[:, 1].std(), np.zeros(len(kept))
 
 
+def some_plans(summary, rows):
+    return PlanSummary(summary.groups, NAMES, summary.values[rows], summary.plan_names, summary.plan_values[rows])
+
+
 def test_an_adapted_labeler_judges_plans_by_those_that_were_measured():
     rng = np.random.default_rng(0)
     kept = rng.random((60, 2))
     loss = np.exp(-3 * kept[:, 0] - kept[:, 1])
-    labeler = AdaptedPlanLabeler(Wrong(), plans(kept[:20]), loss[:20])
+    random = plans(rng.random((30, 2)))
+    labeler = AdaptedPlanLabeler(Wrong(), plans(kept[:20]), loss[:20], random)
     assert labeler.name == "wrong+20"
-    others, random = plans(kept[20:]), plans(rng.random((30, 2)))
-    score, spread = labeler.predict(others, random)
+    others = plans(kept[20:])
+    score, spread = labeler.predict(others)
     before = Wrong().predict(others)[0]
     assert spearmanr(score, loss[20:]).statistic > spearmanr(before, loss[20:]).statistic + 0.1
     assert spread.shape == (40,)
-    # With a reference a plan is judged alike whoever else is asked about.
-    few = PlanSummary(others.groups, NAMES, others.values[:3], others.plan_names, others.plan_values[:3])
-    np.testing.assert_allclose(labeler.predict(few, random)[0], score[:3], atol=0.05)
+    # A plan is judged alike whoever else is asked about, and whether or not the random plans are named.
+    np.testing.assert_allclose(labeler.predict(some_plans(others, slice(3)), random)[0], score[:3], atol=1e-9)
     with pytest.raises(CompressError, match="At least two plans"):
-        AdaptedPlanLabeler(Wrong(), plans(kept[:1]), loss[:1])
+        AdaptedPlanLabeler(Wrong(), plans(kept[:1]), loss[:1], random)
     with pytest.raises(CompressError, match="same groups"):
-        AdaptedPlanLabeler(Wrong(), plans(rng.random((2, 3))), loss[:2]).predict(others)
+        AdaptedPlanLabeler(Wrong(), plans(rng.random((2, 3))), loss[:2], random).predict(others)
+
+
+def test_favourites_that_are_alike_are_told_apart():
+    gains = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        measured, close = rng.random((12, 2)), 0.5 + 0.05 * rng.standard_normal((30, 2))
+        loss = [np.exp(-3 * kept[:, 0] - kept[:, 1]) for kept in (measured, close)]
+        labeler = AdaptedPlanLabeler(Wrong(), plans(measured), loss[0], plans(rng.random((30, 2))))
+        adapted, plain = labeler.predict(plans(close))[0], Wrong().predict(plans(close))[0]
+        gains.append(spearmanr(adapted, loss[1]).statistic - spearmanr(plain, loss[1]).statistic)
+    assert np.mean(gains) > 0.1

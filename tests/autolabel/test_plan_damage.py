@@ -65,7 +65,7 @@ def test_a_correction_by_hand():
     zeros = np.zeros(3)
     # Nothing is shared but the level e^-1; networks differ in the level alone, with variance 4, plans with variance 1.
     model = PlanDamage("refitted", COLUMNS, zeros, np.ones(3), np.array([0, 0, 0, 0, 0, 0, -1.0]),
-                       np.array([4.0, 0, 0, 0, 0]), 1.0)  # fmt: skip
+                       np.array([4.0, 0, 0, 0, 0]), 1.0, 0.2)  # fmt: skip
     plans = summary(np.arange(8).reshape(4, 2))
     before = model.predict(plans, 0.3)
     np.testing.assert_allclose(before.nats, np.exp(-1.0))

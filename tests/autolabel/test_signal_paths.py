@@ -58,3 +58,23 @@ def test_variances_of_what_meets_are_those_over_examples():
     assert set(found) >= {"linear", "linear_1", "mul", "linear_2"}
     # Nothing else is read beside these by the last layer.
     assert "cat" not in found
+
+
+class Shortcut(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.branch, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(x + 0.01 * self.branch(x))
+
+
+def test_a_shortcut_from_the_inputs_weighs_what_it_carries():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Shortcut().double().eval()
+    structure = analyze(model, (X[:2],))
+    batches = [(X, torch.zeros(len(X), dtype=torch.int64))]
+    variances = collect_output_sensitivity(structure, compress.ClassificationTask(), batches).variances
+    # The branch is a thousandth of the sum: what it loses is hardly missed.
+    assert SignalPaths(structure, variances).lost({"linear": np.array([1.0])}, 1)[0] < 0.01

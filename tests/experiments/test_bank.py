@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from autolabel.choice_bench import DENSE, ChoiceBench
 from autolabel.label_bank import LabelBank, merge_banks
 from autolabel.plan_board import boards_of
 from autolabel.plan_labelers import RidgePlanLabeler
@@ -13,6 +14,8 @@ from autolabel.plan_oracle import MOMENTS
 from autolabel.pretrained import load_plan_damage, load_plan_labeler
 from compress.errors import ArtifactError, CompressError
 from compress.files import read_json, write_json
+from compress.layer_choice import LayerChoice
+from compress.quantizers.mse import MseQuantizer
 from experiments import bank_building
 from experiments.bank_building import BankSettings, build_bank
 from experiments.choice_predictors import judge_choices
@@ -22,12 +25,14 @@ from experiments.jobs.pretrain import PretrainJob
 from experiments.jobs.who_predicts import WhoPredictsJob
 from experiments.raw_table import read_raw
 from experiments.run_dir import RunDir
+from experiments.seeding import derive_seed
 from experiments.settings import Config
+from experiments.subject import RepairSettings, Subject
 from experiments.tracker import RunInfo
 from experiments.trackers.null import NullTracker
 from experiments.unit_predictors import judge_units
 from experiments.who_predicts import Row, judge_formulas, judge_predictions, predict_boards
-from experiments.zoo import Recipe, build_zoo
+from experiments.zoo import Recipe, build_zoo, load_network
 
 SETTINGS = BankSettings(plans=6, fractions=(0.3,), images=64, steps=4, brief_steps=2, batch_size=32, context_masks=2,
                         repaired_masks=4, bits=(2, 4), densities=(0.5,), configs=5)  # fmt: skip
@@ -47,7 +52,7 @@ def built(zoo, tmp_path_factory):
     return folder, build_bank(folder, zoo, SETTINGS, workers=1)
 
 
-def test_every_network_has_its_rows(built):
+def test_every_network_has_its_rows(built, zoo):
     folder, bank = built
     assert bank.networks["name"].tolist() == ["mlp-digits-000", "conv2d-digits-001"]
     assert np.bincount(bank.plans["network"]).tolist() == [6, 6]
@@ -62,18 +67,43 @@ def test_every_network_has_its_rows(built):
     assert len(bank.units["network"]) == bank.networks["n_units"].sum()
     sizes = np.where(bank.plans["size"] == "macs", bank.plans["macs"], bank.plans["weight_bytes"])
     assert (sizes <= 0.5 + 1e-6).all()
-    # Two bits and a density for each of two and of three layers.
+    # Two bits and a density for each of three and of four layers.
     assert np.bincount(bank.choices["network"]).tolist() == [3 * n for n in (3, 4)]
     assert set(bank.choices["choice"].tolist()) == {"2bit", "4bit", "32bit_d0.5"}
     assert (bank.choices["weight_error"] > 0).all()
     assert [len(text.split()) for text in bank.configs["choices"]] == [3] * 5 + [4] * 5
     assert np.isfinite(bank.configs["damage_test"]).all()
     assert set(bank.networks) >= {"data_sha256", "seed", "code", "libraries"}
+    # One data set dealt in one way; another way has another hash.
     assert len({*bank.networks["data_sha256"].tolist()}) == 1
+    data = load_network(zoo, "mlp-digits-000")[1]
+    assert bank.networks["data_sha256"][0] == bank_building._hash_splits(data)
+    dealt = dataclasses.replace(data, label=data.validation, validation=data.label)
+    assert bank.networks["data_sha256"][0] != bank_building._hash_splits(dealt)
     read = LabelBank.load(folder / "label_bank.npz")
     np.testing.assert_array_equal(read.plans["loss_finetuned_test"], bank.plans["loss_finetuned_test"])
     assert read.about["settings"]["steps"] == 4
     assert read.about["code"]
+
+
+def test_labels_of_layers_stand_where_they_belong(built, zoo):
+    """Each damage is the one of its layer stored in its choice, and a configuration's that of all of its layers."""
+    _, bank = built
+    model, data, _ = load_network(zoo, "conv2d-digits-001")
+    repair = RepairSettings(64, 4, 2, 32, finetune=SETTINGS.finetune)
+    subject = Subject(model, data, repair, derive_seed("conv2d-digits-001", 0) % 2**31)
+    offered = [LayerChoice(2), LayerChoice(4), LayerChoice(32, density=0.5)]
+    bench = ChoiceBench(subject.structure, subject.task, MseQuantizer(), offered)
+    rows, configs = bank.rows("choices", 1), bank.rows("configs", 1)
+    dense = bench.losses([DENSE] * len(bench.layers), subject.label)
+    for i, (layer, choice) in enumerate(zip(rows["layer"].tolist(), rows["choice"].tolist(), strict=True)):
+        picks = [DENSE] * len(bench.layers)
+        picks[bench.layers.index(layer)] = [one.name for one in offered].index(choice)
+        assert rows["damage"][i] == pytest.approx(float((bench.losses(picks, subject.label) - dense).mean()), abs=1e-5)
+    picks = [[one.name for one in offered].index(name) for name in configs["choices"][0].split()]
+    test = subject.bench.judged["test"]
+    damage = bench.losses(picks, test).mean() - bench.losses([DENSE] * len(bench.layers), test).mean()
+    assert configs["damage_test"][0] == pytest.approx(float(damage), abs=1e-5)
 
 
 def test_what_is_labelled_is_not_labelled_again(built, zoo, monkeypatch, tmp_path):
@@ -143,7 +173,6 @@ def test_boards_are_judged(built):
     assert {row.truth for row in judge_units(built[1])} == {"at_once", "in_context", "repaired"}
     choices = judge_choices(built[1])
     assert {(row.scope, row.predictor) for row in choices} >= {("choices", "fisher_error"), ("configs", "damage_alone")}
-    assert all(-1 <= row.spearman <= 1 for row in choices)
     # One task: nothing is left for a labeler that must not have seen it.
     with pytest.raises(CompressError, match="at least two of each"):
         judge_predictions(predict_boards(boards, {"ridge": RidgePlanLabeler}, "finetuned"), "finetuned")
@@ -200,8 +229,15 @@ def test_a_labeler_is_fitted_on_the_bank_and_read_back(built, tmp_path):
         (PretrainJob("nowhere"), "job.bank: there is no nowhere"),
         (PretrainJob(__file__, "labeler/unknown"), "job.labeler must be out of"),
         (WhoPredictsJob(__file__, truths=["later"]), "job.truths must be out of"),
+        (WhoPredictsJob(__file__, workers=0), "job.workers must be at least 1"),
     ],
 )
 def test_a_job_that_cannot_run_is_refused_at_once(job, message):
     with pytest.raises(ConfigError, match=message):
         job.check(Config())
+
+
+@pytest.mark.parametrize("wrong", [{"configs": 0}, {"bits": (), "densities": (1.0,)}, {"bits": (2, 2)}])
+def test_settings_that_leave_nothing_to_label_are_refused(wrong):
+    with pytest.raises(CompressError, match="The bank needs"):
+        BankSettings(**wrong)

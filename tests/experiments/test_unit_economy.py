@@ -1,4 +1,4 @@
-"""What labels of units are worth: by hand where all is known, and a labeler that measuring at the cut helps."""
+"""What labels of units are worth: where a feature tells all, where it tells nothing, and where the cut is in doubt."""
 
 import numpy as np
 import pytest
@@ -42,6 +42,16 @@ def test_a_feature_that_tells_nothing_is_chance_but_for_what_was_measured():
     rng = np.random.default_rng(0)
     rows = judge_samplings(bank(rng.random(N), rng.random(N)), range(6), (0.1,), RidgeLabeler)
     assert np.mean([row.excess for row in rows]) == pytest.approx(0.9, abs=0.3)
+
+
+def test_measuring_at_the_cut_helps_where_features_tell_the_rest():
+    rng = np.random.default_rng(0)
+    # Half of the units are far from the cut, whatever noise their feature has.
+    damage = np.concatenate([rng.random(N // 2) * 0.2 + 0.4, rng.random(N // 4) * 0.05, 1 + rng.random(N // 4)])
+    feature = damage + 0.1 * rng.standard_normal(N)
+    rows = judge_samplings(bank(damage, feature), range(8), (0.4,), RidgeLabeler)
+    mean = {s: np.mean([row.excess for row in rows if row.sampling == s]) for s in SAMPLINGS}
+    assert mean["active"] < 0.8 * min(mean["uniform"], mean["stratified"])
 
 
 def test_small_networks_are_left_out():

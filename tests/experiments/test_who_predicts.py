@@ -8,9 +8,11 @@ import pytest
 
 from autolabel.label_bank import LabelBank
 from autolabel.plan_board import PlanBoard
+from autolabel.plan_labelers import RidgePlanLabeler
 from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_summary import PlanSummary
 from experiments.ablations import INGREDIENTS, OfFewer, WithoutColumns
+from experiments.choice_predictors import judge_choices
 from experiments.unit_predictors import judge_units
 from experiments.who_predicts import (
     COLUMNS,
@@ -154,17 +156,18 @@ def test_units_are_ordered_within_layers_and_across_them():
     assert not any("regret_mean" in line for line in lines)
 
 
+def full_board(network, family, task, seed=0):
+    """Of twenty plans, with all columns that a plan's matrix is made of."""
+    rng, n, names = np.random.default_rng(seed), 20, (*FIXED, *NAMES[1:])
+    values = rng.random((n, 2, len(names))).astype(np.float32)
+    summary = PlanSummary(("a", "b"), names, values, PLAN_NAMES, rng.random((n, 4)).astype(np.float32))
+    loss = {moment: rng.random(n) for moment in MOMENTS}
+    one = board(network, family, task, seed)
+    return dataclasses.replace(one, summary=summary, loss=loss, judged_loss=loss, judged_metric=loss)
+
+
 def test_measured_plans_are_not_ordered_again():
-    rng = np.random.default_rng(0)
-    boards = [board(f"{f}-{t}", f, t, i) for i, (f, t) in enumerate([("mlp", "digits"), ("conv", "text")])]
-    big = []
-    for one in boards:
-        n = 20
-        names = (*FIXED, *NAMES[1:])
-        values = rng.random((n, 2, len(names))).astype(np.float32)
-        summary = PlanSummary(("a", "b"), names, values, PLAN_NAMES, rng.random((n, 4)).astype(np.float32))
-        loss = {moment: rng.random(n) for moment in MOMENTS}
-        big.append(dataclasses.replace(one, summary=summary, loss=loss, judged_loss=loss, judged_metric=loss))
+    big = [full_board(f"{f}-{t}", f, t, i) for i, (f, t) in enumerate([("mlp", "digits"), ("conv", "text")])]
     predictions = [Prediction(b, "labeler", "family_and_task", b.loss["finetuned"]) for b in big]
     rows = judge_few_shot(predictions, "finetuned", "finetuned", measured=8)
     assert {row.zero_shot for row in rows} == {"family_and_task+8"}
@@ -203,6 +206,39 @@ def test_a_labeler_of_fewer_networks_learns_from_the_same_few():
         OfFewer(Remembers(), 0.25).fit(BOARDS)
     assert len(Spy.learned[0]) == 3
     assert Spy.learned[0] == Spy.learned[1]
+
+
+def test_two_processes_find_what_one_finds():
+    boards = [full_board(f"{f}-{t}", f, t, i) for i, (f, t) in enumerate([("mlp", "digits"), ("conv", "text")])]
+    one, two = (
+        list(predict_boards(boards, {"ridge": RidgePlanLabeler}, "finetuned", SPLITS[:1], workers=workers))
+        for workers in (1, 2)
+    )
+    for a, b in zip(one, two, strict=True):
+        assert (a.board.network, a.labeler, a.split) == (b.board.network, b.labeler, b.split)
+        np.testing.assert_array_equal(a.score, b.score)
+
+
+def test_choices_are_judged_by_what_they_do_and_configurations_by_their_sums():
+    bank = unit_bank()
+    choices = {
+        "network": np.zeros(4, dtype=np.int64), "layer": np.array(["a", "a", "b", "b"]),
+        "choice": np.array(["2bit", "4bit"] * 2), "bits": np.array([2, 4] * 2), "density": np.ones(4),
+        "weights": np.array([10, 10, 30, 30]), "weight_error": np.array([1.0, 2.0, 3.0, 4.0]),
+        "fisher_error": np.array([4.0, 1.0, 3.0, 2.0]), "damage": np.array([0.4, 0.1, 0.3, -0.2]),
+    }  # fmt: skip
+    configs = {
+        "network": np.zeros(4, dtype=np.int64),
+        "choices": np.array(["2bit 2bit", "2bit 4bit", "4bit 2bit", "4bit 4bit"]),
+        # As the sums of 0.7, 0.4, 0.4 and 0.1 order them, and the errors of weights the other way round.
+        "damage_test": np.array([3.0, 2.0, 2.0, 1.0]),
+    }
+    rows = judge_choices(dataclasses.replace(bank, choices=choices, configs=configs))
+    found = {(row.scope, row.predictor): row.spearman for row in rows}
+    assert found["choices", "fisher_error"] == pytest.approx(0.8)
+    assert found["configs", "damage_alone"] == pytest.approx(1.0)
+    assert found["configs", "weight_error"] == pytest.approx(-1.0, abs=0.06)
+    assert {row.zero_shot for row in rows if row.predictor == "damage_alone"} == {"measured"}
 
 
 def test_variants_are_judged_beside_who_made_them():
