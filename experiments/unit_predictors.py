@@ -1,6 +1,7 @@
 """Who predicts the damage of single units, in each of three moments: formulas and labelers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from scipy.stats import kendalltau, rankdata, spearmanr
@@ -10,12 +11,13 @@ from autolabel.unit_board import UnitBoard
 from autolabel.unit_labeler import UnitLabeler
 from autolabel.unit_labelers import GBDTUnitLabeler, SetUnitLabeler
 from experiments.who_predicts import SPLITS, Row, assert_disjoint, held_out, seen_with
+from experiments.worker_pool import run_pieces
 
 TRUTHS = ("at_once", "in_context", "repaired")
 SCOPES = ("within_layers", "across_layers")
 UNIT_LABELERS: Mapping[str, Callable[[], UnitLabeler]] = {
     "labeler/gbdt": GBDTUnitLabeler,
-    "labeler/lambdarank": lambda: GBDTUnitLabeler(objective="lambdarank"),
+    "labeler/lambdarank": partial(GBDTUnitLabeler, objective="lambdarank"),
     "labeler/set_network": SetUnitLabeler,
 }
 # Columns of the feature table that are criteria: as they are, and over their mean in the group.
@@ -46,24 +48,36 @@ def judge_units(bank: LabelBank, truths: Sequence[str] = TRUTHS) -> list[Row]:
 
 def judge_unit_labelers(
     boards: Sequence[UnitBoard], labelers: Mapping[str, Callable[[], UnitLabeler]], truths: Sequence[str],
-    splits: Sequence[str] = SPLITS, on_fit: Callable[[int, int], None] | None = None,
+    splits: Sequence[str] = SPLITS, on_fit: Callable[[int, int], None] | None = None, workers: int = 1,
 ) -> list[Row]:  # fmt: skip
     """Rows of unit labelers within layers, each network judged by one that never saw it, or its family and its task."""
-    rows = []
-    folds = [(truth, split, test) for truth in truths for split in splits for test in held_out(boards, split)]
-    for number, (truth, split, test) in enumerate(folds):
-        train = seen_with(boards, test, split)
-        assert_disjoint(train, [boards[i] for i in test], split)
-        for name, make in labelers.items():
-            labeler = make().fit(train, truth)
-            for i in test:
-                board = boards[i]
-                found = _agreement(labeler.predict(board), board.damage[truth].copy(), board.group, "within_layers")
-                if found is not None:
-                    rows.append(Row(truth, "within_layers", board.family, board.task, board.network, name, split,
-                                    *found, None))  # fmt: skip
+    pieces = []
+    for truth, split in ((truth, split) for truth in truths for split in splits):
+        for test in held_out(boards, split):
+            train, judged = seen_with(boards, test, split), [boards[i] for i in test]
+            assert_disjoint(train, judged, split)
+            pieces.append((train, judged, dict(labelers), truth, split))
+    found: dict[int, list[Row]] = {}
+    for number, rows in run_pieces(judge_unit_fold, pieces, workers):
+        found[number] = rows
         if on_fit is not None:
-            on_fit(number + 1, len(folds))
+            on_fit(len(found), len(pieces))
+    return [row for number in sorted(found) for row in found[number]]
+
+
+def judge_unit_fold(
+    train: Sequence[UnitBoard], judged: Sequence[UnitBoard], labelers: Mapping[str, Callable[[], UnitLabeler]],
+    truth: str, split: str,
+) -> list[Row]:  # fmt: skip
+    """Rows of labelers that learned from some boards, on others."""
+    rows = []
+    for name, make in labelers.items():
+        labeler = make().fit(train, truth)
+        for board in judged:
+            found = _agreement(labeler.predict(board), board.damage[truth].copy(), board.group, "within_layers")
+            if found is not None:
+                rows.append(Row(truth, "within_layers", board.family, board.task, board.network, name, split, *found,
+                                None))  # fmt: skip
     return rows
 
 

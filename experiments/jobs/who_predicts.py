@@ -63,7 +63,7 @@ class WhoPredictsJob:
         unit_labelers: names out of `UNIT_LABELERS`, of labelers that order single units.
         unit_truths: damages that these predict, out of `TRUTHS`.
         ablations: judge labelers that go without an ingredient too, see `experiments.ablations`.
-        workers: processes that fit plan labelers.
+        workers: processes that fit labelers.
     """
 
     name = "who_predicts"
@@ -102,7 +102,8 @@ class WhoPredictsJob:
         rows = judge_units(bank) + judge_choices(bank)
         with progress("judging labelers of units") as on_fit:
             kinds = {name: UNIT_LABELERS[name] for name in self.unit_labelers}
-            rows += judge_unit_labelers(unit_boards_of(bank, TRUTHS), kinds, self.unit_truths, on_fit=on_fit)
+            own = unit_boards_of(bank, TRUTHS)
+            rows += judge_unit_labelers(own, kinds, self.unit_truths, on_fit=on_fit, workers=self.workers)
         with progress("judging samplings") as on_network:
             samplings = judge_samplings(bank, on_network=on_network)
         _write(run_dir, "unit_economy.csv", UNIT_COLUMNS, samplings)

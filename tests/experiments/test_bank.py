@@ -189,8 +189,8 @@ def test_who_predicts_judges_everything_on_a_bank_of_several_families_and_tasks(
             bank, networks={**bank.networks, **{name: np.array([value]) for name, value in own.items()}}
         ))  # fmt: skip
     merge_banks(several, several[0].about).save(tmp_path / "bank.npz")
-    job = WhoPredictsJob(str(tmp_path / "bank.npz"), labelers=["labeler/ridge", "labeler/blend"], unit_labelers=[],
-                         workers=1)  # fmt: skip
+    job = WhoPredictsJob(str(tmp_path / "bank.npz"), labelers=["labeler/ridge", "labeler/blend"],
+                         unit_labelers=["labeler/gbdt"], unit_truths=["at_once"], workers=1)  # fmt: skip
     job.check(Config())
     with RunDir(tmp_path / "run", {"command": "x"}) as run_dir:
         metrics = job.run(Config(), run_dir, NullTracker(RunInfo("test", tmp_path)))

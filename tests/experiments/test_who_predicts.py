@@ -11,9 +11,10 @@ from autolabel.plan_board import PlanBoard
 from autolabel.plan_labelers import RidgePlanLabeler
 from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_summary import PlanSummary
+from autolabel.unit_board import UnitBoard
 from experiments.ablations import INGREDIENTS, OfFewer, WithoutColumns
 from experiments.choice_predictors import judge_choices
-from experiments.unit_predictors import judge_units
+from experiments.unit_predictors import judge_unit_labelers, judge_units
 from experiments.who_predicts import (
     COLUMNS,
     SPLITS,
@@ -239,6 +240,29 @@ def test_choices_are_judged_by_what_they_do_and_configurations_by_their_sums():
     assert found["configs", "damage_alone"] == pytest.approx(1.0)
     assert found["configs", "weight_error"] == pytest.approx(-1.0, abs=0.06)
     assert {row.zero_shot for row in rows if row.predictor == "damage_alone"} == {"measured"}
+
+
+class Knows:
+    """A unit labeler that reads the damage off a feature."""
+
+    name = "knows"
+
+    def fit(self, boards, moment):
+        self.seen = {board.network for board in boards}
+        return self
+
+    def predict(self, board):
+        assert board.network not in self.seen
+        return board.values[:, 0]
+
+
+def test_units_are_ordered_by_labelers_that_never_saw_them():
+    damage, group = np.arange(20.0), np.repeat([0, 1], 10)
+    boards = [UnitBoard(f"{f}-{t}", f, t, ("x",), damage[:, None], group, {"at_once": damage})
+              for f in ("mlp", "conv") for t in ("digits", "text")]  # fmt: skip
+    rows = judge_unit_labelers(boards, {"knows": Knows}, ["at_once"])
+    assert sorted(row.network for row in rows) == sorted(board.network for board in boards for _ in SPLITS)
+    assert all(row.spearman == pytest.approx(1) for row in rows)
 
 
 def test_variants_are_judged_beside_who_made_them():
