@@ -1,9 +1,11 @@
 """The leaderboard of who predicts what: a page and a figure, drawn from the raw table that stays in the repository."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments.choice_predictors import STORED
 from experiments.figure_style import FAINT, MUTED, SERIES, dots_and_mean, new_figure, plain_rows
 from experiments.label_economy import EconomyRow, summarize_economy
 from experiments.plan_intervals import IntervalRow, summarize_intervals
@@ -27,9 +29,18 @@ _TRUTHS = {
 _MOST = 14
 # In names of labelers that go without an ingredient: a table of their own.
 _ABLATED = " without "
-_ABLATIONS = """What each ingredient is worth: labelers that go without it, of networks of a new family and task. Trees,
-linear model and formula are the parts of the blend; groups of columns, and networks to learn from, were taken from the
-linear model. *Change* is that of the mean of families to the whole labeler's."""
+_ABLATIONS = """Labelers that go without something, of networks of a new family and task. Trees, linear model and
+formula are the parts of the blend; groups of columns, networks to learn from, and labels were taken from the linear
+model (*without labels but refitted* learns from the loss after the repair, *after_repair* from the mean over the three
+moments after it). *Change* is that of the mean of families to the whole labeler's."""
+_SHOTS = """Eight random plans of the judged network are measured, after the repair or after the whole fine-tuning, and
+correct what a labeler says of the others (`compare.search_plans=8` does so after the repair). Regret is over all plans,
+measured ones too."""
+_STORED = """The following is about layers that are stored in 2 to 8 bits, or with a half to a tenth of their weights,
+one at a time and all at once, each in a way drawn at random. *fisher_error*: squared error of the weights times half
+the diagonal of the empirical Fisher matrix; *weight_error*: squared error as a part of the layer's energy;
+*dropped_bits*: bits saved, as a part of the network; *damage_alone*: the measured damages of the single layers, added
+up. Single layers are measured and judged on label examples, configurations judged on test examples."""
 _MEASURED = {"refitted": "after repair", "briefly_tuned": "after 20 steps", "finetuned": "after fine-tuning"}
 _ECONOMY = """How good the chosen plan is after fine-tuning if only a predictor's first favourites out of 30 plans are
 measured, as a part of the test metric of the plan that fine-tuning all 30 would choose; and what these measurements
@@ -58,47 +69,52 @@ units, the best 14 predictors of each table are shown. The networks are the firs
 
 def write_page(rows: Sequence[Row], command: str) -> str:
     """A Markdown page with one table for each scope and truth, the best on the mean over families first."""
-    lines = summarize([row for row in rows if _ABLATED not in row.predictor])
     n = len({row.network for row in rows})
     page = ["# Who predicts what", "", f"{n} networks; drawn from `results/who_predicts/raw.csv` ({command}).", ""]
-    page += [_EXPLANATION, ""]
+    return "\n".join([*page, _EXPLANATION, "", *_tables([row for row in rows if _ABLATED not in row.predictor])])
+
+
+def write_ingredients(rows: Sequence[Row], command: str) -> str:
+    """The part of the page on what a labeler is made of, on plans measured first, and on how layers are stored."""
+    n = len({row.network for row in rows})
+    page = ["## Ingredients", "", f"{n} networks; drawn from `results/who_predicts/ingredients.csv` ({command}).", ""]
+    page += [_ABLATIONS, "", *_ablation_lines(rows)]
+    shots = [row for row in rows if row.scope == PLANS and row.zero_shot.partition("+")[0] == SPLITS[0]]
+    shots = [row for row in shots if row.predictor in {r.predictor for r in shots if "+" in r.zero_shot}]
+    page += ["## A few plans of the network measured first", "", _SHOTS, "", *_table_lines(summarize(shots), True)]
+    return "\n".join([*page, _STORED, "", *_tables([row for row in rows if row.truth == STORED])])
+
+
+def _tables(rows: Sequence[Row]) -> list[str]:
+    """A table with its heading for each scope and truth."""
+    lines, page = summarize(rows), []
     for scope, truth in dict.fromkeys((line["scope"], line["truth"]) for line in lines):
         mine = [line for line in lines if (line["scope"], line["truth"]) == (scope, truth)]
         page += [f"## {_TITLES[str(scope)]}: {_TRUTHS[str(truth)]}", ""]
-        regret = scope == PLANS
-        head = [
-            "predictor",
-            "sees",
-            "median",
-            "95 %",
-            "mean of families",
-            "worst family",
-            *(["regret"] if regret else []),
-        ]
-        page += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        for line in mine if regret else mine[:_MOST]:
-            cells = [
-                line["predictor"], _sees(str(line["zero_shot"])), f"{line['spearman_median']:.2f}",
-                f"{line['low']:.2f} to {line['high']:.2f}", f"{line['spearman_mean_of_families']:.2f}",
-                f"{line['spearman_worst_family']:.2f} ({line['worst_family']})",
-                *([f"{line['regret_mean']:.1f}"] if regret else []),
-            ]  # fmt: skip
-            page.append("| " + " | ".join(map(str, cells)) + " |")
-        page.append("")
-    return "\n".join([*page, *_ablation_lines(rows)])
+        page += _table_lines(mine if scope == PLANS else mine[:_MOST], scope == PLANS)
+    return page
+
+
+def _table_lines(lines: Sequence[Mapping[str, Any]], regret: bool) -> list[str]:
+    head = ["predictor", "sees", "median", "95 %", "mean of families", "worst family", *(["regret"] if regret else [])]
+    page = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for line in lines:
+        cells = [
+            line["predictor"], _sees(str(line["zero_shot"])), f"{line['spearman_median']:.2f}",
+            f"{line['low']:.2f} to {line['high']:.2f}", f"{line['spearman_mean_of_families']:.2f}",
+            f"{line['spearman_worst_family']:.2f} ({line['worst_family']})",
+            *([f"{line['regret_mean']:.1f}"] if regret else []),
+        ]  # fmt: skip
+        page.append("| " + " | ".join(map(str, cells)) + " |")
+    return [*page, ""]
 
 
 def _ablation_lines(rows: Sequence[Row]) -> list[str]:
-    """The part of the page on ingredients; nothing where none was left out."""
-    rows = [row for row in rows if row.truth == "finetuned"]
-    ablated = [row for row in rows if _ABLATED in row.predictor and row.zero_shot == SPLITS[0]]
-    if not ablated:
-        return []
-    whole = {row.predictor.partition(_ABLATED)[0] for row in ablated}
-    judged = [row for row in rows if row.predictor in whole and row.zero_shot == SPLITS[0] and row.scope == PLANS]
-    lines = {line["predictor"]: line for line in summarize([*judged, *ablated])}
-    page = ["## Ingredients", "", _ABLATIONS, "", "| labeler | median | mean of families | change | worst family |",
-            "|---|---|---|---|---|"]  # fmt: skip
+    """What goes without an ingredient beside what does not, of the loss after fine-tuning."""
+    rows = [row for row in rows if row.truth == "finetuned" and row.scope == PLANS and row.zero_shot == SPLITS[0]]
+    whole = {row.predictor.partition(_ABLATED)[0] for row in rows if _ABLATED in row.predictor}
+    lines = {line["predictor"]: line for line in summarize(rows) if line["predictor"].partition(_ABLATED)[0] in whole}
+    page = ["| labeler | median | mean of families | change | worst family |", "|---|---|---|---|---|"]
     for predictor in sorted(lines, key=lambda name: (name.partition(_ABLATED)[0], _ABLATED in name)):
         line, base = lines[predictor], lines.get(predictor.partition(_ABLATED)[0])
         mean = line["spearman_mean_of_families"]

@@ -32,6 +32,7 @@ from experiments.who_predicts import Row  # noqa: E402
 
 RESULTS = ROOT / "results"
 CURVES, KEPT = RESULTS / "coded_curve" / "raw.csv", RESULTS / "records" / "raw.csv"
+_COMMAND = "`python -m experiments.run experiment={}`"
 _PARTS = (("label_economy", EconomyRow, leaderboard.write_economy),
           ("unit_economy", UnitEconomyRow, leaderboard.write_samplings),
           ("plan_intervals", IntervalRow, leaderboard.write_intervals))  # fmt: skip
@@ -39,8 +40,10 @@ RESNET20 = "ResNet-20 on CIFAR-10 at half the MACs", 91.73  # with the test accu
 
 
 def _who_predicts() -> str:
-    rows = read_raw(RESULTS / "who_predicts" / "raw.csv", Row)
-    page = leaderboard.write_page(rows, "`python -m experiments.run experiment=who_predicts`")
+    folder, command = RESULTS / "who_predicts", _COMMAND.format("who_predicts")
+    page = leaderboard.write_page(read_raw(folder / "raw.csv", Row), command)
+    if (more := folder / "ingredients.csv").exists():
+        page += "\n" + leaderboard.write_ingredients(read_raw(more, Row), command)
     for name, kind, write in _PARTS:
         path = RESULTS / name / "raw.csv"
         page += write(read_raw(path, kind)) + "\n" if path.exists() else ""
@@ -53,16 +56,13 @@ def _boards(name: str, read: Callable[[Path], list]) -> list:
 
 
 def _no_regret() -> str:
-    rows = _boards("no_regret", regret_page.read_rows)
-    return regret_page.write_page(rows, "`python -m experiments.run experiment=no_regret`")
+    return regret_page.write_page(_boards("no_regret", regret_page.read_rows), _COMMAND.format("no_regret"))
 
 
 def _mixed_precision() -> str:
-    rows, chosen = (
-        read_raw(RESULTS / "mixed_precision" / f"{name}.csv", kind)
-        for name, kind in (("raw", WidthRow), ("allocations", AllocationRow))
-    )
-    return mixed_precision_page.write_page(rows, chosen, "`python -m experiments.run experiment=mixed_precision`")
+    folder = RESULTS / "mixed_precision"
+    rows, chosen = read_raw(folder / "raw.csv", WidthRow), read_raw(folder / "allocations.csv", AllocationRow)
+    return mixed_precision_page.write_page(rows, chosen, _COMMAND.format("mixed_precision"))
 
 
 def _plan_damage() -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from compress.errors import ArtifactError
 from experiments.figure_style import figure_style, render_file_svg
-from experiments.leaderboard import draw_plans, write_page
+from experiments.leaderboard import draw_plans, write_ingredients, write_page
 from experiments.raw_table import read_raw
 from experiments.results import collect_table
 from experiments.run_dir import RunDir
@@ -49,16 +49,22 @@ def test_the_page_tells_the_best_first():
     assert "Units within layers: damage in thinned company after a refit" in page
 
 
-def test_labelers_that_go_without_an_ingredient_have_a_table_of_their_own():
+def test_what_an_ingredient_is_worth_has_a_part_of_its_own():
+    whole = [row for row in ROWS if row.predictor == "labeler/gbdt"]
     without = [dataclasses.replace(row, predictor="labeler/gbdt without trees", spearman=row.spearman - 0.1)
-               for row in ROWS if row.predictor == "labeler/gbdt"]  # fmt: skip
-    assert "Ingredients" not in write_page(ROWS, "`command`")
-    before, after = write_page([*ROWS, *without], "`command`").split("## Ingredients")
-    assert "without" not in before.split("## ")[1]
-    assert "| labeler/gbdt | 0.800 | 0.800 |  |" in after
-    assert "| labeler/gbdt without trees | 0.700 | 0.700 | -0.100 |" in after
+               for row in whole]  # fmt: skip
+    shots = [dataclasses.replace(row, zero_shot="family_and_task+8 refitted", spearman=0.85) for row in whole]
+    stored = [Row("stored", "configs", "mlp", "t", "mlp0", "damage_alone", "measured", 0.9, 0.8, None)]
+    rows = [*ROWS, *without, *shots, *stored]
+    page = write_ingredients(rows, "`command`")
+    assert "| labeler/gbdt | 0.800 | 0.800 |  |" in page
+    assert "| labeler/gbdt without trees | 0.700 | 0.700 | -0.100 |" in page
+    assert "| labeler/gbdt | new family and task, 8 plans measured after repair | 0.85 |" in page
+    assert "| damage_alone | measured | 0.90 |" in page
+    assert "| fisher |" not in page
+    assert "without trees" not in write_page(rows, "`command`")
     with figure_style():
-        assert "without" not in render_file_svg(draw_plans([*ROWS, *without])).decode()
+        assert "without" not in render_file_svg(draw_plans(rows)).decode()
 
 
 def test_the_figure_names_every_predictor():
