@@ -45,7 +45,7 @@ class NoRegretJob:
         fractions, trained_fractions: of the dense MACs; zoo networks have one each, trained ones all.
         methods: formulas with their allocators (`"taylor/mac"`), and what a formula (`"refit_loss/search"`,
             `"refit_loss/race"`) or the labeler (`"labeler/search"`, `"labeler/race"`) leads.
-        seeds: of data, repair and training.
+        seeds: of data, repair and training; none measures the damage of the plans alone.
         race_steps, candidates, searches: see `PlanRace` and `BoardSettings`.
         damages: whether the damage of the plans is predicted too, for which more plans of each board are repaired and
             measured.

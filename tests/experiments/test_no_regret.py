@@ -156,6 +156,12 @@ def test_the_job_writes_its_tables(zoo, bank, tmp_path, monkeypatch):
     assert all(0 < row.low < row.predicted < row.high for row in damages)
     assert len({row.realised for row in damages}) > 3
     assert [line["measured"] for line in summary["plan_damage"]] == list(MEASURED)
+    # Without seeds only damages are measured, and they are the same.
+    alone = NoRegretJob(str(zoo), str(bank), ("magnitude", "labeler/search"), "labeler/ridge", 1, (), (0.5,), seeds=(),
+                        race_steps=(1,), searches=1, workers=1)  # fmt: skip
+    with RunDir(tmp_path / "alone", {"command": "x"}) as run_dir:
+        assert alone.run(Config(), run_dir, NullTracker(RunInfo("test", tmp_path))) == {"no_regret": {}}
+    assert read_raw(tmp_path / "alone" / "plan_damage.csv", DamageRow) == damages
     # The rows alone, in another folder: nothing is repaired for the damages.
     shutil.copytree(tmp_path / "run" / "rows", tmp_path / "short" / "rows")
     job.damages = False
