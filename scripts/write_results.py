@@ -43,7 +43,7 @@ def _who_predicts() -> str:
     folder, command = RESULTS / "who_predicts", _COMMAND.format("who_predicts")
     page = leaderboard.write_page(read_raw(folder / "raw.csv", Row), command)
     if (more := folder / "ingredients.csv").exists():
-        page += "\n" + leaderboard.write_ingredients(read_raw(more, Row), command)
+        page += "\n" + leaderboard.write_ingredients(read_raw(more, Row), command) + "\n"
     for name, kind, write in _PARTS:
         path = RESULTS / name / "raw.csv"
         page += write(read_raw(path, kind)) + "\n" if path.exists() else ""
