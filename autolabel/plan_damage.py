@@ -14,23 +14,19 @@ from compress.files import read_json, write_json
 
 DAMAGE_FILE = "plan_damage.json"
 # Raised with every change of what is learned or how it predicts: stored predictions of another version are made anew.
-MODEL_VERSION = 2
+MODEL_VERSION = 1
 # Smaller damages, in nats, are not told from the noise of measuring: nothing is learned from them.
 SMALLEST = 3e-3
 COLUMNS = (
     "refitted_loss_sum", "refitted_output_sum", "averaged_loss_sum", "silenced_loss_sum", "refitted_kept_variance",
     "averaged_kept_variance", "refitted_output_capped", "refitted_output_largest", "log_fisher_nats",
     "log_second_order_nats", "log_removed_magnitude", "log_removed_activation", "log_removed_reconstruction",
-    "log_removed_taylor", "log_removed_wanda", "weight_bytes", "macs", "n_groups", "path_error", "path_output",
-    "path_loss",
+    "log_removed_taylor", "log_removed_wanda", "weight_bytes", "macs", "n_groups",
 )  # fmt: skip
 _PENALTY = 100.0
 _FAR = 4.0
 _FEWEST_PLANS = 5
 _ROUNDS = 40
-# Variance of what plans that are alike have in common beyond the regression, in log damage, and how alike they must be
-# for it, in median distances between plans.
-_LOCAL, _LENGTH = 0.2, 1.0
 # A network's misfits beyond so many standard deviations do not teach how networks differ.
 _OUTLYING = 2.5
 
@@ -66,8 +62,7 @@ class PlanDamage:
     What all networks share is a ridge regression on the numbers and their squares. By how much the level, the slope and
     the coefficients of single networks differ from it is learned too, so that a few measured plans of a new network
     correct as much as they can tell (random effects: Laird and Ware 1982, "Random-effects models for longitudinal
-    data", by expectation maximisation). What is left of measured plans then corrects plans that are like them (a
-    Gaussian process: Rasmussen and Williams 2006, chapter 2).
+    data", by expectation maximisation).
 
     Attributes:
         moment: of the damages, out of `autolabel.plan_oracle.MOMENTS`.
@@ -76,7 +71,6 @@ class PlanDamage:
         weights: `(2 (n_columns + 1) + 1,)` what networks share: of the numbers, of their squares, the level.
         variances: `(n_columns + 3,)` of what they differ in: level, slope of the prediction, coefficients.
         noise: variance of the log damage of single plans.
-        local: what of it plans that are alike have in common.
     """
 
     moment: str
@@ -86,7 +80,6 @@ class PlanDamage:
     weights: np.ndarray
     variances: np.ndarray
     noise: float
-    local: float = 0.0
 
     @classmethod
     def fit(cls, boards: Sequence[PlanBoard], moment: str, columns: Sequence[str] = COLUMNS) -> "PlanDamage":
@@ -123,7 +116,7 @@ class PlanDamage:
                   for ok in [np.abs(rest - design @ _posterior(design, rest, variances, noise)[0])
                              < _OUTLYING * np.sqrt(noise)]]  # fmt: skip
         variances, _ = _spread(inside)
-        return cls(moment, tuple(columns), center, scale, weights, variances, noise, _LOCAL)
+        return cls(moment, tuple(columns), center, scale, weights, variances, noise)
 
     def predict(
         self, summary: PlanSummary, dense_loss: float, measured: Sequence[int] = (), damages: Sequence[float] = ()
@@ -150,12 +143,7 @@ class PlanDamage:
         target = np.log(np.maximum(found, SMALLEST)) - prior[rows]
         mean, covariance = _posterior(design[rows], target, self.variances, self.noise)
         variance = self.noise + np.einsum("ij,jk,ik->i", design, covariance, design)
-        log_nats = prior + design @ mean
-        if len(rows) and self.local:
-            rest = target - (log_nats - prior)[rows]
-            log_nats = log_nats + self.local * _of_neighbours(numbers[:, :-1], rows, rest, self.local, self.noise)
-        # The interval stays as wide as the regression alone makes it.
-        return DamagePrediction(np.exp(log_nats), np.sqrt(variance))
+        return DamagePrediction(np.exp(prior + design @ mean), np.sqrt(variance))
 
     def _prior(self, numbers: np.ndarray) -> np.ndarray:
         return _squares((numbers - self.center) / self.scale) @ self.weights
@@ -170,7 +158,7 @@ class PlanDamage:
         arrays = {name: [float(f"{x:.6g}") for x in getattr(self, name)]
                   for name in ("center", "scale", "weights", "variances")}  # fmt: skip
         write_json(Path(folder) / DAMAGE_FILE, {"moment": self.moment, "columns": list(self.columns), **arrays,
-                                                "noise": float(f"{self.noise:.6g}"), "local": self.local})  # fmt: skip
+                                                "noise": float(f"{self.noise:.6g}")})  # fmt: skip
 
     @classmethod
     def load(cls, folder: str | Path) -> "PlanDamage":
@@ -186,8 +174,7 @@ class PlanDamage:
                 if values.shape != (length,) or not np.isfinite(values).all():
                     raise ValueError(f"{name} does not fit the columns")
                 arrays.append(values)
-            # Files from before it was learned have none.
-            return cls(str(found["moment"]), columns, *arrays, float(found["noise"]), float(found.get("local", 0.0)))
+            return cls(str(found["moment"]), columns, *arrays, float(found["noise"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is damaged ({error}). Fit and save it again: experiment=pretrain") from None
 
@@ -199,16 +186,6 @@ def _numbers(summary: PlanSummary, dense_loss: float, columns: Sequence[str]) ->
         raise CompressError(f"These plans were summarised without {missing[0]!r}.")
     values = summary.plan_values[:, [summary.plan_names.index(name) for name in columns]].astype(np.float64)
     return np.column_stack([values, np.full(len(values), np.log(max(dense_loss, 1e-3)))])
-
-
-def _of_neighbours(numbers: np.ndarray, rows: np.ndarray, rest: np.ndarray, local: float, noise: float) -> np.ndarray:
-    """`(n_plans,)` what plans have in common with those in these rows, which were found to differ by `rest`."""
-    values = numbers - numbers.mean(axis=0)
-    values = np.clip(values / np.maximum(values.std(axis=0), 1e-9), -3, 3)
-    distance = ((values[:, None] - values[None, rows]) ** 2).sum(axis=2)
-    median = float(np.median(distance[distance > 0])) if (distance > 0).any() else 1.0
-    alike = np.exp(-distance / (2 * _LENGTH**2 * median))
-    return alike @ np.linalg.solve(local * alike[rows] + noise * np.eye(len(rows)), rest)
 
 
 def _squares(values: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The job that fits a plan labeler on a whole label bank, for the package or for `plan_labeler=FOLDER`."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +7,11 @@ import numpy as np
 
 from autolabel.competence import Competence
 from autolabel.label_bank import LabelBank
-from autolabel.plan_board import AFTER_REPAIR, boards_of
+from autolabel.plan_board import boards_of
 from autolabel.plan_damage import PlanDamage
 from autolabel.plan_oracle import MOMENTS
-from autolabel.pretrained import CARD_FILE, load_plan_labeler
-from compress.files import read_json, write_json
+from autolabel.pretrained import CARD_FILE
+from compress.files import write_json
 from experiments.config import ConfigError
 from experiments.manifest import hash_file
 from experiments.plan_labelers import LABELERS
@@ -27,28 +26,20 @@ class PretrainJob:
     Args:
         bank: file of a label bank that `experiment=bank` measured.
         labeler: name out of `experiments.plan_labelers.LABELERS`, the best that `experiment=who_predicts` found.
-        truth: what it learns from, see `PlanBoard.target`.
-        keep: folder of a plan labeler that is copied instead of fitting one: only what predicts damage is learned anew.
+        truth: moment that it learns.
     """
 
     name = "pretrain"
     reports = ("pretrain.*",)
 
-    def __init__(
-        self, bank: str, labeler: str = "labeler/blend", truth: str = "finetuned", keep: str | None = None
-    ) -> None:
-        self.bank, self.labeler, self.truth, self.keep = bank, labeler, truth, keep
+    def __init__(self, bank: str, labeler: str = "labeler/blend", truth: str = "finetuned") -> None:
+        self.bank, self.labeler, self.truth = bank, labeler, truth
 
     def check(self, config: Config) -> None:
         """The bank must be there, and the names known."""
-        if self.keep is not None and not (Path(self.keep) / CARD_FILE).is_file():
-            raise ConfigError(f"job.keep: {self.keep} holds no {CARD_FILE}. Name the folder of a plan labeler.")
         if not Path(self.bank).is_file():
             raise ConfigError(f"job.bank: there is no {self.bank}. Measure it first: experiment=bank")
-        for key, value, known in (
-            ("labeler", self.labeler, tuple(LABELERS)),
-            ("truth", self.truth, (*MOMENTS, AFTER_REPAIR)),
-        ):
+        for key, value, known in (("labeler", self.labeler, tuple(LABELERS)), ("truth", self.truth, MOMENTS)):
             if value not in known:
                 raise ConfigError(f"job.{key} must be out of {known}. Got {value!r}.")
 
@@ -57,26 +48,19 @@ class PretrainJob:
         run_dir.add_input(self.bank)
         bank = LabelBank.load(self.bank)
         boards = boards_of(bank, MOMENTS)
-        told = {
-            "boards": len(boards), "plans": int(sum(len(board.summary.plan_values) for board in boards)),
-            "bank_sha256": hash_file(self.bank), "code": bank.about["code"],
-        }  # fmt: skip
+        labeler = LABELERS[self.labeler]().fit(boards, self.truth)
         folder = run_dir.path / "plan_labeler"
-        if self.keep is not None:
-            load_plan_labeler(self.keep)
-            shutil.copytree(self.keep, folder, dirs_exist_ok=True)
-            card = read_json(folder / CARD_FILE)
-        else:
-            LABELERS[self.labeler]().fit(boards, self.truth).save(folder)
-            Competence.of(boards).save(folder)
-            card = {
-                "labeler": self.labeler, "truth": self.truth, **told,
-                "families": sorted({board.family for board in boards}),
-                "tasks": sorted({board.task for board in boards}),
-                "fractions": sorted(np.unique(bank.plans["fraction"]).tolist()),
-            }  # fmt: skip
+        labeler.save(folder)
+        Competence.of(boards).save(folder)
         # What a run can tell before it trains: damage after the repair.
         PlanDamage.fit(boards, "refitted").save(folder)
-        write_json(folder / CARD_FILE, {**card, "plan_damage": told})
+        card = {
+            "labeler": self.labeler, "truth": self.truth, "boards": len(boards),
+            "plans": int(sum(len(board.loss[self.truth]) for board in boards)),
+            "families": sorted({board.family for board in boards}), "tasks": sorted({board.task for board in boards}),
+            "fractions": sorted(np.unique(bank.plans["fraction"]).tolist()), "bank_sha256": hash_file(self.bank),
+            "code": bank.about["code"],
+        }  # fmt: skip
+        write_json(folder / CARD_FILE, card)
         run_dir.add_output(folder)
-        return {"pretrain": {"boards": told["boards"], "plans": told["plans"]}}
+        return {"pretrain": {"boards": card["boards"], "plans": card["plans"]}}

@@ -11,7 +11,7 @@ from autolabel.label_bank import LabelBank, merge_banks
 from autolabel.plan_board import boards_of
 from autolabel.plan_labelers import RidgePlanLabeler
 from autolabel.plan_oracle import MOMENTS
-from autolabel.pretrained import PRETRAINED, load_plan_damage, load_plan_labeler
+from autolabel.pretrained import load_plan_damage, load_plan_labeler
 from compress.errors import ArtifactError, CompressError
 from compress.files import read_json, write_json
 from compress.layer_choice import LayerChoice
@@ -219,16 +219,6 @@ def test_a_labeler_is_fitted_on_the_bank_and_read_back(built, tmp_path):
     assert np.isfinite(score).all()
     with pytest.raises(ArtifactError, match="Cannot read"):
         load_plan_labeler(tmp_path / "nothing")
-    # Of the labeler that ships only the damage is learned anew.
-    job = PretrainJob(str(folder / "label_bank.npz"), keep=str(PRETRAINED))
-    job.check(Config())
-    with RunDir(tmp_path / "kept", {"command": "x"}) as run_dir:
-        job.run(Config(), run_dir, NullTracker(RunInfo("test", tmp_path)))
-    kept, shipped = tmp_path / "kept" / "plan_labeler", read_json(PRETRAINED / "card.json")
-    card = read_json(kept / "card.json")
-    assert card["bank_sha256"] == shipped["bank_sha256"] != card["plan_damage"]["bank_sha256"]
-    assert load_plan_labeler(kept).name == "blend"
-    assert load_plan_damage(kept).noise == load_plan_damage(tmp_path / "run" / "plan_labeler").noise
 
 
 @pytest.mark.parametrize(
@@ -237,7 +227,6 @@ def test_a_labeler_is_fitted_on_the_bank_and_read_back(built, tmp_path):
         (BankJob("nowhere"), "job.zoo: nowhere is no zoo"),
         (WhoPredictsJob("nowhere"), "job.bank: there is no nowhere"),
         (PretrainJob("nowhere"), "job.bank: there is no nowhere"),
-        (PretrainJob(__file__, keep="nowhere"), "job.keep: nowhere holds no card.json"),
         (PretrainJob(__file__, "labeler/unknown"), "job.labeler must be out of"),
         (WhoPredictsJob(__file__, truths=["later"]), "job.truths must be out of"),
         (WhoPredictsJob(__file__, workers=0), "job.workers must be at least 1"),
