@@ -42,8 +42,8 @@ RESNET20 = "ResNet-20 on CIFAR-10 at half the MACs", 91.73  # with the test accu
 def _who_predicts() -> str:
     folder, command = RESULTS / "who_predicts", _COMMAND.format("who_predicts")
     page = leaderboard.write_page(read_raw(folder / "raw.csv", Row), command)
-    if (more := folder / "ingredients.csv").exists():
-        page += "\n" + leaderboard.write_ingredients(read_raw(more, Row), command) + "\n"
+    more = [row for path in sorted(folder.glob("ingredients*.csv")) for row in read_raw(path, Row)]
+    page += "\n" + leaderboard.write_ingredients(list(dict.fromkeys(more)), command) + "\n" if more else ""
     for name, kind, write in _PARTS:
         path = RESULTS / name / "raw.csv"
         page += write(read_raw(path, kind)) + "\n" if path.exists() else ""

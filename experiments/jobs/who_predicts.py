@@ -63,6 +63,7 @@ class WhoPredictsJob:
         unit_labelers: names out of `UNIT_LABELERS`, of labelers that order single units.
         unit_truths: damages that these predict, out of `TRUTHS`.
         ablations: judge labelers that go without an ingredient too, see `experiments.ablations`.
+        samplings: judge which units to measure, see `experiments.unit_economy`.
         workers: processes that fit labelers.
     """
 
@@ -72,11 +73,11 @@ class WhoPredictsJob:
     def __init__(
         self, bank: str, truths: Sequence[str] = ("finetuned",), labelers: Sequence[str] = tuple(LABELERS),
         unit_labelers: Sequence[str] = tuple(UNIT_LABELERS), unit_truths: Sequence[str] = TRUTHS,
-        ablations: bool = True, workers: int = 2,
+        ablations: bool = True, samplings: bool = True, workers: int = 2,
     ) -> None:  # fmt: skip
         self.bank, self.truths, self.labelers = bank, tuple(truths), tuple(labelers)
         self.unit_labelers, self.unit_truths = tuple(unit_labelers), tuple(unit_truths)
-        self.ablations, self.workers = ablations, workers
+        self.ablations, self.samplings, self.workers = ablations, samplings, workers
 
     def check(self, config: Config) -> None:
         """The bank must be there, and the names known."""
@@ -104,9 +105,10 @@ class WhoPredictsJob:
             kinds = {name: UNIT_LABELERS[name] for name in self.unit_labelers}
             own = unit_boards_of(bank, TRUTHS)
             rows += judge_unit_labelers(own, kinds, self.unit_truths, on_fit=on_fit, workers=self.workers)
-        with progress("judging samplings") as on_network:
-            samplings = judge_samplings(bank, on_network=on_network)
-        _write(run_dir, "unit_economy.csv", UNIT_COLUMNS, samplings)
+        if self.samplings:
+            with progress("judging samplings") as on_network:
+                samplings = judge_samplings(bank, on_network=on_network)
+            _write(run_dir, "unit_economy.csv", UNIT_COLUMNS, samplings)
         for truth in self.truths:
             for board in boards:
                 rows += judge_formulas(board, truth, config.seed)
