@@ -159,6 +159,7 @@ def test_the_job_writes_its_tables(zoo, bank, tmp_path, monkeypatch):
     # Without seeds only damages are measured, and they are the same.
     alone = NoRegretJob(str(zoo), str(bank), ("magnitude", "labeler/search"), "labeler/ridge", 1, (), (0.5,), seeds=(),
                         race_steps=(1,), searches=1, workers=1)  # fmt: skip
+    shutil.copytree(tmp_path / "run" / "damages", tmp_path / "alone" / "damages")
     with RunDir(tmp_path / "alone", {"command": "x"}) as run_dir:
         assert alone.run(Config(), run_dir, NullTracker(RunInfo("test", tmp_path))) == {"no_regret": {}}
     assert read_raw(tmp_path / "alone" / "plan_damage.csv", DamageRow) == damages
