@@ -50,7 +50,8 @@ _SAMPLINGS = """Damage at once, summed over what a plan removes that saves half 
 of the units is measured and trees predict the others: 0 is the plan of all labels, 1 that of chance; median over
 networks with at least 60 units, and the quartiles. *active* draws half of its units like *stratified* and spends the
 other half in three rounds where the interval leaves open on which side of the cut a unit lies
-(`measure.sampling=active`)."""
+(`measure.sampling=active`). Measured units are judged by the very measurements that chose them, noise included, which
+favours all alike."""
 _INTERVALS = """Conformal intervals around a labeler's score for where a plan stands among the plans of its board
 (normal score of its loss after fine-tuning, on examples that decide nothing). Each network's interval is calibrated on
 the predictions for other networks (for a new family and task: of other families and tasks), which were as blind as its
