@@ -63,23 +63,25 @@ class WithoutColumns:
 
 
 @dataclass(eq=False)
-class OfFewer:
-    """A plan labeler that learns from a part of the networks, drawn at random.
+class LearnedOtherwise:
+    """A plan labeler that learns from a part of the networks, drawn at random, or from the losses at another moment.
 
     Args:
         labeler: who learns.
-        part: of the networks, in (0, 1).
+        part: of the networks, in (0, 1].
+        moment: see `PlanBoard.target`; None for the one that it is asked to learn.
         seed: of the drawing.
     """
 
     labeler: PlanLabeler
-    part: float
+    part: float = 1.0
+    moment: str | None = None
     seed: int = 0
 
-    def fit(self, boards: Sequence[PlanBoard], moment: str = "finetuned") -> "OfFewer":
+    def fit(self, boards: Sequence[PlanBoard], moment: str = "finetuned") -> "LearnedOtherwise":
         """See `PlanLabeler`."""
         few = np.random.default_rng(self.seed).permutation(len(boards))[: max(round(self.part * len(boards)), 1)]
-        self.labeler.fit([boards[i] for i in np.sort(few)], moment)
+        self.labeler.fit([boards[i] for i in np.sort(few)], self.moment or moment)
         return self
 
     def predict(self, summary: PlanSummary, reference: PlanSummary | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -87,37 +89,15 @@ class OfFewer:
         return self.labeler.predict(summary, reference)
 
 
-@dataclass(eq=False)
-class OfMoment:
-    """A plan labeler that learns from the losses at one moment, whatever it is asked to.
-
-    Args:
-        labeler: who learns.
-        moment: see `PlanBoard.target`.
-    """
-
-    labeler: PlanLabeler
-    moment: str
-
-    def fit(self, boards: Sequence[PlanBoard], moment: str = "finetuned") -> "OfMoment":
-        """See `PlanLabeler`."""
-        self.labeler.fit(boards, self.moment)
-        return self
-
-    def predict(self, summary: PlanSummary, reference: PlanSummary | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """See `PlanLabeler`."""
-        return self.labeler.predict(summary, reference)
-
-
-def ablated_labelers() -> dict[str, Callable[[], WithoutColumns | OfFewer | OfMoment]]:
+def ablated_labelers() -> dict[str, Callable[[], WithoutColumns | LearnedOtherwise]]:
     """Name -> linear model without each ingredient, of fewer networks, and of other labels."""
-    found: dict[str, Callable[[], WithoutColumns | OfFewer | OfMoment]] = {
+    found: dict[str, Callable[[], WithoutColumns | LearnedOtherwise]] = {
         f"labeler/ridge without {name}": partial(_linear_without, pattern) for name, pattern in INGREDIENTS.items()
     }
     for name, part in PARTS_OF_NETWORKS.items():
-        found[f"labeler/ridge without {name} of the networks"] = partial(_linear_of, part)
+        found[f"labeler/ridge without {name} of the networks"] = partial(_linear_otherwise, part=part)
     for moment in (*MOMENTS[:-1], AFTER_REPAIR):
-        found[f"labeler/ridge without labels but {moment}"] = partial(_linear_of_moment, moment)
+        found[f"labeler/ridge without labels but {moment}"] = partial(_linear_otherwise, moment=moment)
     return found
 
 
@@ -125,12 +105,8 @@ def _linear_without(pattern: str) -> WithoutColumns:
     return WithoutColumns(RidgePlanLabeler(), pattern)
 
 
-def _linear_of_moment(moment: str) -> OfMoment:
-    return OfMoment(RidgePlanLabeler(), moment)
-
-
-def _linear_of(part: float) -> OfFewer:
-    return OfFewer(RidgePlanLabeler(), part)
+def _linear_otherwise(part: float = 1.0, moment: str | None = None) -> LearnedOtherwise:
+    return LearnedOtherwise(RidgePlanLabeler(), part, moment)
 
 
 def ablated_parts(name: str, labeler: PlanLabeler) -> Iterator[tuple[str, PlanLabeler]]:

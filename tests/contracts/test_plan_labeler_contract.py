@@ -153,6 +153,15 @@ def test_misuse_is_refused(make):
         labeler.predict(other)
 
 
+@pytest.mark.parametrize("kind", [GBDTPlanLabeler, RidgePlanLabeler])
+def test_columns_that_came_later_change_nothing(kind):
+    labeler, summary = kind().fit(BOARDS[:3]), BOARDS[4].summary
+    noise = np.random.default_rng(0).random((len(summary.plan_values), 1)).astype(np.float32)
+    wider = PlanSummary(summary.groups, summary.names, summary.values, ("later", *summary.plan_names),
+                        np.concatenate([noise, summary.plan_values], axis=1))  # fmt: skip
+    np.testing.assert_array_equal(labeler.predict(wider)[0], labeler.predict(summary)[0])
+
+
 def test_an_unknown_objective_is_refused():
     with pytest.raises(CompressError, match="must be one of"):
         GBDTPlanLabeler(objective="poisson")

@@ -143,6 +143,11 @@ def test_other_masks_measure_units_anew_and_leave_plans(built, zoo, tmp_path, mo
     assert newer.about["features_version"] == -1
     assert set(newer.plans) == set(bank.plans)
     np.testing.assert_array_equal(newer.plans["refitted_loss_sum"], bank.plans["refitted_loss_sum"])
+    # Labels of other examples are not carried over.
+    monkeypatch.setattr(bank_building, "FEATURES_VERSION", -2)
+    monkeypatch.setattr(bank_building, "_hash_splits", lambda data: "other")
+    with pytest.raises(CompressError, match="was measured on other examples"):
+        build_bank(copy, zoo, dataclasses.replace(SETTINGS, context_masks=8), workers=1)
 
 
 def test_one_bad_network_does_not_stop_the_others(zoo, tmp_path):

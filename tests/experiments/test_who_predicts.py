@@ -12,7 +12,7 @@ from autolabel.plan_labelers import RidgePlanLabeler
 from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_summary import PlanSummary
 from autolabel.unit_board import UnitBoard
-from experiments.ablations import INGREDIENTS, OfFewer, WithoutColumns
+from experiments.ablations import INGREDIENTS, LearnedOtherwise, WithoutColumns
 from experiments.choice_predictors import judge_choices
 from experiments.unit_predictors import judge_unit_labelers, judge_units
 from experiments.who_predicts import (
@@ -204,7 +204,7 @@ def test_a_labeler_goes_without_columns():
 def test_a_labeler_of_fewer_networks_learns_from_the_same_few():
     Spy.learned = []
     for _ in range(2):
-        OfFewer(Remembers(), 0.25).fit(BOARDS)
+        LearnedOtherwise(Remembers(), 0.25).fit(BOARDS)
     assert len(Spy.learned[0]) == 3
     assert Spy.learned[0] == Spy.learned[1]
 
