@@ -448,6 +448,21 @@ def test_a_formula_that_wins_the_comparison_is_named(run):
     assert "made by the formula taylor, not by the labeler" in page
 
 
+@pytest.mark.parametrize(
+    ("chosen", "maker"),
+    [
+        ("plans/search", "the labeler of whole plans (plans/search)"),
+        ("plans/race", "brief trainings of favourites of the labeler of whole plans and of formulas (plans/race)"),
+    ],
+)
+def test_a_labeler_of_whole_plans_is_no_formula(run, chosen, maker):
+    write_rows(run, {"labeler": (80.0, 89.0), chosen: (82.0, 90.5)})
+    change(run, "choice.json", chosen=chosen)
+    page = page_without_figures(run)
+    assert f"The plan of this run was made by {maker}, not by the labeler." in page
+    assert "by the formula" not in page
+
+
 def test_methods_that_spend_less_than_the_others_are_named(run):
     with (run / "comparison.csv").open("a") as file:
         file.write("frugal,0,fine_tuned,80.0,0.5,1.0e7,1e5,,,\n")
