@@ -69,6 +69,12 @@ def signed_log(x: np.ndarray, bend: float = 1e-6) -> np.ndarray:
     return np.sign(x) * np.log10(1 + np.abs(x) / bend)
 
 
+def unsigned_log(y: np.ndarray, bend: float = 1e-6) -> np.ndarray:
+    """What `signed_log` was given."""
+    y = np.asarray(y, dtype=np.float64)
+    return np.sign(y) * bend * (10 ** np.abs(y) - 1)
+
+
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """The quotient, 0 where the denominator is (nearly) zero."""
     numerator, denominator = np.broadcast_arrays(np.asarray(numerator, np.float64), np.asarray(denominator, np.float64))

@@ -20,10 +20,13 @@ from autolabel.plan_sampling import SIZES, PlanDraw, SampledPlans, sample_plans
 from autolabel.plan_summary import FEATURES_VERSION
 from autolabel.tables import FeatureTable
 from compress.allocator import Constraints
-from compress.criteria import RandomCriterion
+from compress.criteria import RandomCriterion, ReconstructionCriterion, ZipLMCriterion
 from compress.errors import ArtifactError, CompressError
+from compress.files import write_json
 from compress.hashing import hash_values
+from compress.statistics import collect_statistics
 from compress.task import evaluate
+from experiments.bank_card import CARD_FILE, data_card
 from experiments.bank_choices import choice_tables
 from experiments.data.splits import TRAIN_PARTS, DataSplits
 from experiments.manifest import describe_code, library_versions
@@ -36,6 +39,9 @@ log = logging.getLogger(__name__)
 # Settings of labels that are quickly measured anew; plans are not.
 _UNITS, _CHOICES = {"context_masks", "repaired_masks"}, {"bits", "densities", "configs"}
 _UNIT_LABELS = ("damage_", "std_err_", "macs_")
+# Criteria that are no features of units, to be judged beside those that are.
+_OTHER_CRITERIA = {"reconstruction": ReconstructionCriterion(), "ziplm": ZipLMCriterion()}
+_OTHER_NEEDS = frozenset().union(*(criterion.needs for criterion in _OTHER_CRITERIA.values()))
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,7 @@ def build_bank(
     about = {**banks[0].about, "networks": len(banks), "plans": sum(len(bank.plans["network"]) for bank in banks)}
     whole = merge_banks(banks, about)
     whole.save(folder / "label_bank.npz")
+    write_json(folder / CARD_FILE, data_card(whole, folder / "label_bank.npz"))
     return whole
 
 
@@ -192,7 +199,7 @@ def label_network(zoo: str, name: str, file: str, settings: BankSettings) -> flo
         networks=_network_table(row, subject, data, made),
         plans={**labels, **_plan_columns(subject, plans)},
         groups=_group_table(subject, plans),
-        units={**_unit_features(features), **damages},
+        units={**_unit_features(features), **_unit_scores(subject), **damages},
         choices=choices,
         configs=configs,
         about={
@@ -287,9 +294,11 @@ def _plan_labels(subject: Subject, drawn: DrawnPlans) -> dict[str, np.ndarray]:
     columns: dict[str, list[Any]] = {f"{what}_{moment}_{part}": [] for what in ("loss", "metric") for moment in MOMENTS
                                      for part in PARTS}  # fmt: skip
     columns |= {f"macs_{moment}": [] for moment in MOMENTS}
+    looked_at = sum(len(subject.task.inputs(batch)[0]) for batch in subject.bench.judged[PARTS[0]])
     for removed in plans.removed:
+        looking = looked_at * subject.costs.total(removed)[0]
         for outcome in subject.oracle.measure(subject.bench, removed):
-            columns[f"macs_{outcome.moment}"].append(outcome.training_macs)
+            columns[f"macs_{outcome.moment}"].append(outcome.training_macs + looking)
             for part in PARTS:
                 columns[f"loss_{outcome.moment}_{part}"].append(outcome.loss[part])
                 columns[f"metric_{outcome.moment}_{part}"].append(outcome.metric[part])
@@ -322,6 +331,14 @@ def _unit_features(features: FeatureTable) -> dict[str, np.ndarray]:
         "group": features.group.astype(str),
         **{f"feature_{name}": features.values[:, i] for i, name in enumerate(features.names)},
     }
+
+
+def _unit_scores(subject: Subject) -> dict[str, np.ndarray]:
+    """Scores of criteria that are no features; names begin with `score_`."""
+    statistics = collect_statistics(subject.structure, subject.task, subject.scored, needs=_OTHER_NEEDS)
+    criteria = {**_OTHER_CRITERIA, "random": RandomCriterion(seed=subject.seed)}
+    rows = slice(subject.structure.n_removable)
+    return {f"score_{name}": criterion.score(statistics)[rows] for name, criterion in criteria.items()}
 
 
 def _unit_damages(

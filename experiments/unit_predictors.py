@@ -22,6 +22,16 @@ UNIT_LABELERS: Mapping[str, Callable[[], UnitLabeler]] = {
 }
 # Columns of the feature table that are criteria: as they are, and over their mean in the group.
 _RAW, _RELATIVE = "_raw", "_relative"
+# Errors of the layers that read a unit, without it, and after a refit of the weights that stay: for all units, and as a
+# part of the group's sum.
+_ERRORS = {
+    "feature_error_silenced_log": "silenced_error",
+    "feature_error_silenced_share": "silenced_error/normalised",
+    "feature_error_refitted_log": "refitted_error",
+    "feature_error_refitted_share": "refitted_error/normalised",
+}
+# Columns of criteria that are no features.
+_SCORE = "score_"
 _FEWEST = 8
 
 
@@ -87,6 +97,13 @@ def _zero_shot(predictor: str) -> str:
 
 def _predictors(units: Mapping[str, np.ndarray], truth: str) -> Iterator[tuple[str, np.ndarray]]:
     for name, values in units.items():
+        if name in _ERRORS:
+            yield _ERRORS[name], values.astype(np.float64)
+        if name.startswith(_SCORE):
+            score = values.astype(np.float64)
+            yield name.removeprefix(_SCORE), score
+            if name != "score_random":
+                yield f"{name.removeprefix(_SCORE)}/normalised", _over_mean(score, units["group"])
         column = name.removeprefix("feature_")
         if column == name:
             continue
@@ -96,6 +113,13 @@ def _predictors(units: Mapping[str, np.ndarray], truth: str) -> Iterator[tuple[s
             yield f"{column.removesuffix(_RELATIVE)}/normalised", values.astype(np.float64)
     for earlier in TRUTHS[: TRUTHS.index(truth)]:
         yield f"damage_{earlier}", units[f"damage_{earlier}"]
+
+
+def _over_mean(score: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Scores over the mean size of their group's."""
+    _names, place = np.unique(group, return_inverse=True)
+    mean = np.bincount(place, np.abs(score)) / np.bincount(place)
+    return score / np.maximum(mean[place], np.finfo(np.float64).tiny)
 
 
 def _agreement(score: np.ndarray, damage: np.ndarray, group: np.ndarray, scope: str) -> tuple[float, float] | None:

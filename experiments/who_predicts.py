@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_summary import PlanSummary
 from autolabel.unit_board import UnitBoard
 from compress.errors import CompressError
+from experiments.plan_formulas import formulas
 from experiments.worker_pool import run_pieces
 
 log = logging.getLogger(__name__)
@@ -55,32 +57,15 @@ class Row:
     regret: float | None
 
 
-def formulas(board: PlanBoard) -> dict[str, np.ndarray]:
-    """Name -> `(n_plans,)`, higher is worse, of everything that needs neither a forward pass per plan nor learning."""
-    summary = board.summary
-    found = {}
-    for i, name in enumerate(summary.plan_names):
-        if name.startswith("log_removed_"):
-            found[f"{name.removeprefix('log_removed_')}"] = summary.plan_values[:, i]
-    for i, name in enumerate(summary.names):
-        if name.endswith("_share") and f"log_removed_{name.removesuffix('_share')}" in summary.plan_names:
-            found[f"{name.removesuffix('_share')}/normalised"] = 1 - summary.values[:, :, i].mean(axis=1)
-    residual = summary.values[:, :, summary.names.index("refitted_error")]
-    macs = summary.values[:, :, summary.names.index("macs_share")]
-    found["refit_residual"] = residual.mean(axis=1)
-    found["refit_residual/macs"] = (residual * macs).sum(axis=1)
-    found["kept_variance"] = -summary.plan_values[:, summary.plan_names.index("refitted_kept_variance")]
-    # The same, as the network's outputs and its loss see it; each reading layer counts once.
-    for what in ("output", "loss"):
-        name = f"refitted_{what}_sum"
-        found[f"refit_residual/{what}"] = summary.plan_values[:, summary.plan_names.index(name)]
-    found["uniformity"] = -summary.values[:, :, summary.names.index("log_kept")].min(axis=1)
-    return found
+def judge_formulas(
+    board: PlanBoard, truth: str, seed: int = 0, others: Mapping[str, np.ndarray] = MappingProxyType({})
+) -> list[Row]:
+    """Rows of formulas, of chance, and of losses that were measured earlier than the truth.
 
-
-def judge_formulas(board: PlanBoard, truth: str, seed: int = 0) -> list[Row]:
-    """Rows of formulas, of chance, and of losses that were measured earlier than the truth."""
-    rows = [_row(board, truth, name, "", values) for name, values in formulas(board).items()]
+    Args:
+        others: name -> `(n_plans,)` of formulas beside those of the summary.
+    """
+    rows = [_row(board, truth, name, "", values) for name, values in {**formulas(board), **others}.items()]
     chance = np.random.default_rng([seed, len(board.network), *map(ord, board.network)]).random(len(board.loss[truth]))
     rows.append(_row(board, truth, "chance", "", chance))
     for moment in MOMENTS[: MOMENTS.index(truth) + 1]:

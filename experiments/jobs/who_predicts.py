@@ -19,6 +19,7 @@ from experiments.config import ConfigError
 from experiments.label_economy import COLUMNS as ECONOMY_COLUMNS
 from experiments.label_economy import EconomyRow, economy
 from experiments.plan_damages import DamageRow, judge_bank
+from experiments.plan_formulas import formulas, unit_formulas, unpack_masks
 from experiments.plan_intervals import COLUMNS as INTERVAL_COLUMNS
 from experiments.plan_intervals import judge_intervals
 from experiments.plan_labelers import LABELERS
@@ -35,7 +36,6 @@ from experiments.who_predicts import (
     PLANS,
     SPLITS,
     Prediction,
-    formulas,
     judge_few_shot,
     judge_formulas,
     judge_predictions,
@@ -62,7 +62,8 @@ class WhoPredictsJob:
         labelers: names out of `LABELERS`.
         unit_labelers: names out of `UNIT_LABELERS`, of labelers that order single units.
         unit_truths: damages that these predict, out of `TRUTHS`.
-        ablations: judge labelers that go without an ingredient too, see `experiments.ablations`.
+        ablations: judge labelers that go without an ingredient too, of the loss after fine-tuning, see
+            `experiments.ablations`.
         samplings: judge which units to measure, see `experiments.unit_economy`.
         workers: processes that fit labelers.
     """
@@ -71,7 +72,7 @@ class WhoPredictsJob:
     reports = ("who_predicts.*",)
 
     def __init__(
-        self, bank: str, truths: Sequence[str] = ("finetuned",), labelers: Sequence[str] = tuple(LABELERS),
+        self, bank: str, truths: Sequence[str] = DAMAGE_MOMENTS, labelers: Sequence[str] = tuple(LABELERS),
         unit_labelers: Sequence[str] = tuple(UNIT_LABELERS), unit_truths: Sequence[str] = TRUTHS,
         ablations: bool = True, samplings: bool = True, workers: int = 2,
     ) -> None:  # fmt: skip
@@ -110,15 +111,16 @@ class WhoPredictsJob:
                 samplings = judge_samplings(bank, on_network=on_network)
             _write(run_dir, "unit_economy.csv", UNIT_COLUMNS, samplings)
         for truth in self.truths:
-            for board in boards:
-                rows += judge_formulas(board, truth, config.seed)
+            for board, number in zip(boards, _rows_of(bank, boards), strict=True):
+                rows += judge_formulas(board, truth, config.seed, _unit_formulas(bank, number))
             with progress(f"judging labelers of {truth}") as on_fit:
                 labelers = {name: LABELERS[name] for name in self.labelers}
-                variants = ablated_parts if self.ablations else None
+                ablations = self.ablations and truth == "finetuned"
+                variants = ablated_parts if ablations else None
                 judged = list(predict_boards(boards, labelers, truth, SPLITS, on_fit, self.workers, variants))
                 predictions = [p for p in judged if p.labeler in labelers]
             rows += judge_predictions(judged, truth)
-            if self.ablations:
+            if ablations:
                 with progress(f"leaving ingredients out ({truth})") as on_fit:
                     ablated = predict_boards(boards, ablated_labelers(), truth, SPLITS[:1], on_fit, self.workers)
                     rows += judge_predictions(ablated, truth)
@@ -148,6 +150,11 @@ class WhoPredictsJob:
 def _rows_of(bank: LabelBank, boards: Sequence[PlanBoard]) -> list[int]:
     names = bank.networks["name"].tolist()
     return [names.index(board.network) for board in boards]
+
+
+def _unit_formulas(bank: LabelBank, number: int) -> dict[str, np.ndarray]:
+    units = bank.rows("units", number)
+    return unit_formulas(units, unpack_masks(bank.rows("plans", number)["removed"], len(units["group"])))
 
 
 def _economy(boards: Sequence[PlanBoard], predictions: Sequence[Prediction], seed: int) -> list[EconomyRow]:

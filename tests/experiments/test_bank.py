@@ -1,6 +1,7 @@
 """The label bank, end to end on two small networks of the zoo: what is measured, what is not measured twice."""
 
 import dataclasses
+import hashlib
 import shutil
 
 import numpy as np
@@ -16,7 +17,7 @@ from compress.errors import ArtifactError, CompressError
 from compress.files import read_json, write_json
 from compress.layer_choice import LayerChoice
 from compress.quantizers.mse import MseQuantizer
-from experiments import bank_building
+from experiments import bank_building, bank_card
 from experiments.bank_building import BankSettings, build_bank
 from experiments.choice_predictors import judge_choices
 from experiments.config import ConfigError
@@ -61,6 +62,8 @@ def test_every_network_has_its_rows(built, zoo):
             assert np.isfinite(bank.plans[f"loss_{moment}_{part}"]).all()
             assert ((bank.plans[f"metric_{moment}_{part}"] >= 0) & (bank.plans[f"metric_{moment}_{part}"] <= 100)).all()
     macs = np.stack([bank.plans[f"macs_{moment}"] for moment in MOMENTS])
+    # A look at a plan costs MACs too.
+    assert (macs[0] > 0).all()
     assert (np.diff(macs, axis=0) > 0).all()
     for moment in ("at_once", "in_context", "repaired"):
         assert np.isfinite(bank.units[f"damage_{moment}"]).all()
@@ -84,6 +87,24 @@ def test_every_network_has_its_rows(built, zoo):
     np.testing.assert_array_equal(read.plans["loss_finetuned_test"], bank.plans["loss_finetuned_test"])
     assert read.about["settings"]["steps"] == 4
     assert read.about["code"]
+
+
+def test_the_data_card_tells_what_the_file_holds(built, caplog, monkeypatch):
+    folder, bank = built
+    card, file = read_json(folder / "card.json"), folder / "label_bank.npz"
+    assert card["file_bytes"] == file.stat().st_size
+    assert card["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert card["networks"] == {"conv2d/digits": 1, "mlp/digits": 1}
+    assert card["rows"]["plans"] == 12
+    assert card["rows"]["units"] == len(bank.units["unit"])
+    assert card["forward_macs"]["plans/macs_finetuned"] == pytest.approx(bank.plans["macs_finetuned"].sum())
+    assert card["forward_macs"]["units/macs_repaired"] > 0
+    assert "plans/macs" not in card["forward_macs"]
+    assert card["about"]["settings"]["plans"] == 6
+    assert "hard to publish" not in caplog.text
+    monkeypatch.setattr(bank_card, "_LARGEST_BYTES", 1000)
+    bank_card.data_card(bank, file)
+    assert "hard to publish" in caplog.text
 
 
 def test_labels_of_layers_stand_where_they_belong(built, zoo):
@@ -205,6 +226,10 @@ def test_who_predicts_judges_everything_on_a_bank_of_several_families_and_tasks(
     assert judged >= {"labeler/blend", "labeler/blend without trees", "labeler/ridge without least squares",
                       "labeler/ridge without half of the networks"}  # fmt: skip
     assert {row.scope for row in rows} >= {"plans", "within_layers", "choices", "configs"}
+    assert {row.truth for row in rows if row.scope == "plans"} == {"at_once", "refitted", "finetuned"}
+    assert {row.predictor for row in rows if row.scope == "plans"} >= {"apoz", "ziplm/normalised"}
+    assert {row.predictor for row in rows if row.scope == "across_layers"} >= {"reconstruction", "random",
+                                                                                "refitted_error"}  # fmt: skip
     for name in ("label_economy", "plan_intervals", "plan_damage", "unit_economy"):
         assert (tmp_path / "run" / f"{name}.csv").stat().st_size > 0
 

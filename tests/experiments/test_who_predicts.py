@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from autolabel.feature import signed_log
 from autolabel.label_bank import LabelBank
 from autolabel.plan_board import PlanBoard
 from autolabel.plan_labelers import RidgePlanLabeler
@@ -14,6 +15,7 @@ from autolabel.plan_summary import PlanSummary
 from autolabel.unit_board import UnitBoard
 from experiments.ablations import INGREDIENTS, LearnedOtherwise, WithoutColumns
 from experiments.choice_predictors import judge_choices
+from experiments.plan_formulas import formulas, unit_formulas, unpack_masks
 from experiments.unit_predictors import judge_unit_labelers, judge_units
 from experiments.who_predicts import (
     COLUMNS,
@@ -21,7 +23,6 @@ from experiments.who_predicts import (
     Prediction,
     Row,
     assert_disjoint,
-    formulas,
     held_out,
     judge_few_shot,
     judge_formulas,
@@ -110,6 +111,23 @@ def test_rows_by_hand():
     assert formulas(one)["fisher/normalised"] == pytest.approx(1 - one.summary.values[:, :, 4].mean(axis=1))
 
 
+def test_criteria_of_units_order_plans_by_their_sums():
+    units = {"group": np.array(["a", "a", "b"]), "feature_apoz_raw": signed_log(np.array([-1.0, -3.0, 0.5])),
+             "score_ziplm": np.array([1.0, 3.0, 8.0])}  # fmt: skip
+    masks = np.array([[1, 0, 0], [0, 1, 1]], dtype=bool)
+    packed = np.array([np.packbits(mask).tobytes().hex() for mask in masks])
+    np.testing.assert_array_equal(unpack_masks(packed, 3), masks)
+    found = unit_formulas(units, masks)
+    assert found["apoz"] == pytest.approx([-1.0, -2.5])
+    assert found["ziplm"] == pytest.approx([1.0, 11.0])
+    # A quarter of one of two groups; three quarters of it and all of the other.
+    assert found["ziplm/normalised"] == pytest.approx([0.125, 0.875])
+    assert "bn_scale" not in found
+    one = board("n", "mlp", "digits")
+    rows = judge_formulas(one, "finetuned", others={"apoz": one.judged_loss["finetuned"]})
+    assert {row.predictor: row.spearman for row in rows}["apoz"] == pytest.approx(1)
+
+
 def test_the_summary_tells_the_worst_family():
     rows = [Row("finetuned", "plans", family, "t", f"{family}{i}", "p", "", value, value, regret)
             for family, value, regret in (("a", 0.9, 0.1), ("b", 0.3, 2.0)) for i in range(3)]  # fmt: skip
@@ -133,6 +151,9 @@ def unit_bank():
         "feature_inner_raw": np.concatenate([50 + np.arange(10.0), np.arange(10.0)]),
         "feature_inner_relative": np.tile(np.arange(10.0), 2),
         "feature_outer_raw": np.concatenate([-np.arange(10.0), 100 - np.arange(10.0)]),
+        "feature_error_refitted_log": np.arange(20.0),
+        "score_ziplm": np.concatenate([np.arange(10.0), 1000 * np.arange(10.0)]),
+        "score_random": np.random.default_rng(3).random(20),
         "feature_depth": np.zeros(20),
     }
     for truth in ("at_once", "in_context", "repaired"):
@@ -146,6 +167,12 @@ def test_units_are_ordered_within_layers_and_across_them():
     rows = {(row.truth, row.scope, row.predictor): row for row in judge_units(unit_bank())}
     assert rows["at_once", "within_layers", "inner"].spearman == pytest.approx(1)
     assert rows["at_once", "across_layers", "inner"].spearman < 0
+    assert rows["at_once", "across_layers", "refitted_error"].spearman == pytest.approx(1)
+    # Over the mean of its group, what is a thousand times larger there is no larger.
+    alike = {rows["at_once", "across_layers", f"{p}/normalised"].spearman for p in ("ziplm", "inner")}
+    assert len(alike) == 1
+    assert rows["at_once", "across_layers", "ziplm"].spearman > min(alike)
+    assert ("at_once", "within_layers", "random/normalised") not in rows
     assert rows["at_once", "within_layers", "inner/normalised"].spearman == pytest.approx(1)
     assert rows["at_once", "within_layers", "outer"].spearman == pytest.approx(-1)
     assert rows["at_once", "across_layers", "outer"].spearman > 0.3
