@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 
 from experiments.choice_predictors import STORED
 from experiments.figure_style import FAINT, MUTED, SERIES, dots_and_mean, new_figure, plain_rows
-from experiments.label_economy import EconomyRow, summarize_economy
+from experiments.label_economy import STRATEGIES, EconomyRow, summarize_economy
 from experiments.plan_intervals import IntervalRow, summarize_intervals
+from experiments.prediction_goals import write_goals
 from experiments.unit_economy import UnitEconomyRow, summarize_samplings
 from experiments.who_predicts import PLANS, SPLITS, Row, summarize
 
@@ -21,6 +22,8 @@ _TITLES = {
 }
 _TRUTHS = {
     "finetuned": "loss after repair and fine-tuning",
+    "briefly_tuned": "loss after repair and 20 steps",
+    "refitted": "loss after repair",
     "at_once": "damage at once",
     "in_context": "damage in thinned company",
     "repaired": "damage in thinned company after a refit",
@@ -45,7 +48,8 @@ _MEASURED = {"refitted": "after repair", "briefly_tuned": "after 20 steps", "fin
 _ECONOMY = """How good the chosen plan is after fine-tuning if only a predictor's first favourites out of 30 plans are
 measured, as a part of the test metric of the plan that fine-tuning all 30 would choose; and what these measurements
 cost as a part of fine-tuning all 30 (in MACs; the statistics that features need are not counted). The labelers never
-saw the network's family or its task."""
+saw the network's family or its task. A single favourite costs nothing and is not drawn; dotted: 99 %."""
+_COSTS = (1, 2, 5, 10, 20, 50, 100)
 _SAMPLINGS = """Damage at once, summed over what a plan removes that saves half of what all units would, if only a part
 of the units is measured and trees predict the others: 0 is the plan of all labels, 1 that of chance; median over
 networks with at least 60 units, and the quartiles. *active* draws half of its units like *stratified* and spends the
@@ -57,22 +61,28 @@ _INTERVALS = """Conformal intervals around a labeler's score for where a plan st
 the predictions for other networks (for a new family and task: of other families and tasks), which were as blind as its
 own; every network weighs the same."""
 _EXPLANATION = """Spearman of each predictor with the truth within a network: median over networks with a 95 %
-bootstrap interval, mean of the medians of the families, and the worst family. A labeler judges networks of a *new
-family and task*, or of *known families* (only the network is new). *Measured* losses need the plan to be run on the
-judged network; all others need no forward pass per plan. Regret: points of accuracy lost by taking the predictor's
-favourite plan instead of the best one of the board. The settings of the labelers were chosen while looking at these
-networks. The row *loss_finetuned* is the truth itself on other examples: what noise leaves to be predicted. Damage
+bootstrap interval, mean of the medians of the families, and the worst family; and the median of Kendall's tau. A
+labeler judges networks of a *new family and task*, or of *known families* (only the network is new). *Measured* losses
+need the plan to be run on the judged network; all others need no forward pass per plan. Regret: points of accuracy lost
+by taking the predictor's favourite plan instead of the best one of the board, mean over networks and mean of the worst
+family. The settings of the labelers were chosen while looking at these networks. The row of the truth itself
+(*loss_finetuned* where that is the truth) is measured on other examples: what noise leaves to be predicted. Damage
 after a refit in thinned company is measured with standard errors larger than most units' damage, so there none of
-these orders single units well; no labeler was tried on it. Labelers of units are judged within layers alone. Of
-units, the best 14 predictors of each table are shown. The networks are the first 102 of the zoo's 252
-(`job.limit=102` of the bank)."""
+these orders single units well. Labelers of units are judged within layers alone. Of units, the best 14 predictors of
+each table are shown. The networks are the first 102 of the zoo's 252 (`job.limit=102` of the bank)."""
 
 
 def write_page(rows: Sequence[Row], command: str) -> str:
     """A Markdown page with one table for each scope and truth, the best on the mean over families first."""
     n = len({row.network for row in rows})
     page = ["# Who predicts what", "", f"{n} networks; drawn from `results/who_predicts/raw.csv` ({command}).", ""]
-    return "\n".join([*page, _EXPLANATION, "", *_tables([row for row in rows if _ABLATED not in row.predictor])])
+    goals = write_goals(rows)
+    return "\n".join([*page, _EXPLANATION, "", *([goals] if goals else []), *_tables(_whole(rows))])
+
+
+def _whole(rows: Sequence[Row]) -> list[Row]:
+    """What has no part of its own on the page: neither ablations, nor plans measured first, nor stored layers."""
+    return [row for row in rows if _ABLATED not in row.predictor and "+" not in row.zero_shot and row.truth != STORED]
 
 
 def write_ingredients(rows: Sequence[Row], command: str) -> str:
@@ -97,14 +107,16 @@ def _tables(rows: Sequence[Row]) -> list[str]:
 
 
 def _table_lines(lines: Sequence[Mapping[str, Any]], regret: bool) -> list[str]:
-    head = ["predictor", "sees", "median", "95 %", "mean of families", "worst family", *(["regret"] if regret else [])]
+    head = ["predictor", "sees", "median", "95 %", "mean of families", "worst family", "Kendall",
+            *(["regret", "worst regret"] if regret else [])]  # fmt: skip
     page = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for line in lines:
         cells = [
             line["predictor"], _sees(str(line["zero_shot"])), f"{line['spearman_median']:.2f}",
             f"{line['low']:.2f} to {line['high']:.2f}", f"{line['spearman_mean_of_families']:.2f}",
             f"{line['spearman_worst_family']:.2f} ({line['worst_family']})",
-            *([f"{line['regret_mean']:.1f}"] if regret else []),
+            f"{line['kendall_median']:.2f}",
+            *([f"{line['regret_mean']:.1f}", f"{line['regret_worst_family']:.1f}"] if regret else []),
         ]  # fmt: skip
         page.append("| " + " | ".join(map(str, cells)) + " |")
     return [*page, ""]
@@ -129,7 +141,7 @@ def _ablation_lines(rows: Sequence[Row]) -> list[str]:
 
 def write_economy(rows: Sequence[EconomyRow]) -> str:
     """The part of the page on what labels are worth."""
-    page = ["## Label economy", "", _ECONOMY, ""]
+    page = ["## Label economy", "", _ECONOMY, "", "![Final quality against label cost](label_economy.svg)", ""]
     head = ["favourites of", "measured", "plans", "label cost", "metric", "worst tenth", "at least 99 %"]
     page += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     # One labeler is enough to read; the raw table holds all.
@@ -171,6 +183,26 @@ def write_intervals(rows: Sequence[IntervalRow]) -> str:
     return "\n".join([*page, ""])
 
 
+def draw_economy(rows: Sequence[EconomyRow]) -> Figure:
+    """How good the chosen plan is against what measuring some favourites cost, one curve for each predictor."""
+    figure = new_figure(3.4)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, strategy in zip(panels, STRATEGIES, strict=True):
+        lines = summarize_economy([row for row in rows if row.strategy == strategy])
+        for colour, predictor in zip(SERIES, dict.fromkeys(line["predictor"] for line in lines), strict=False):
+            own = [line for line in lines if line["predictor"] == predictor and line["measured"] != 1]
+            cost, share = ([100 * float(line[key]) for line in own] for key in ("cost_share", "mean_share"))
+            axes.plot(cost, share, marker="o", markersize=3.5, linewidth=1.3, color=colour, label=str(predictor))
+        axes.set_xscale("log")
+        axes.set_xticks(_COSTS, [str(cost) for cost in _COSTS])
+        axes.minorticks_off()
+        axes.axhline(99, color=MUTED, linewidth=0.8, linestyle=":")
+        axes.set_xlabel(f"cost in % of all labels, measured {_MEASURED[strategy]}")
+    panels[0].set_ylabel("% of the metric of all labels' plan")
+    panels[1].legend(loc="lower right")
+    return figure
+
+
 def _sees(split: str) -> str:
     known, _, measured = split.partition("+")
     told = {"": "formula", "measured": "measured", "network": "known families"}.get(known, "new family and task")
@@ -184,8 +216,7 @@ def draw_plans(rows: Sequence[Row]) -> Figure:
 
     A small dot for the median of each family, a large one for their mean.
     """
-    told = [row for row in rows if _ABLATED not in row.predictor]
-    lines = [line for line in summarize(told) if line["scope"] == PLANS and line["truth"] == "finetuned"]
+    lines = [line for line in summarize(_whole(rows)) if line["scope"] == PLANS and line["truth"] == "finetuned"]
     figure = new_figure(1.0 + 0.24 * len(lines))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[2, 1])
     names = [f"{line['predictor']} ({_sees(str(line['zero_shot']))})" for line in lines]

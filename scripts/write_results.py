@@ -41,9 +41,10 @@ RESNET20 = "ResNet-20 on CIFAR-10 at half the MACs", 91.73  # with the test accu
 
 def _who_predicts() -> str:
     folder, command = RESULTS / "who_predicts", _COMMAND.format("who_predicts")
-    page = leaderboard.write_page(read_raw(folder / "raw.csv", Row), command)
-    more = [row for path in sorted(folder.glob("ingredients*.csv")) for row in read_raw(path, Row)]
-    page += "\n" + leaderboard.write_ingredients(list(dict.fromkeys(more)), command) + "\n" if more else ""
+    rows = read_raw(folder / "raw.csv", Row)
+    page = leaderboard.write_page(rows, command)
+    more = [row for path in sorted(folder.glob("ingredients*.csv")) for row in read_raw(path, Row)] or rows
+    page += "\n" + leaderboard.write_ingredients(list(dict.fromkeys(more)), command) + "\n"
     for name, kind, write in _PARTS:
         path = RESULTS / name / "raw.csv"
         page += write(read_raw(path, kind)) + "\n" if path.exists() else ""
@@ -86,23 +87,19 @@ def _resnet20() -> str:
     return comparison_page.write_page(rows, RESNET20[0], "cifar10_resnet20", RESNET20[1], others)
 
 
-def _figure(name: str) -> Figure:
-    if name == "records":
-        return records_page.draw_records(_records())
-    raw = RESULTS / name / "raw.csv"
-    if name == "who_predicts":
-        return leaderboard.draw_plans(read_raw(raw, Row))
-    if name == "no_regret":
-        return regret_page.draw_regret(_boards(name, regret_page.read_rows))
-    if name == "coded_curve":
-        return coded_curve.draw_curves(read_raw(CURVES, coded_curve.CurveRow))
-    if name == "cifar10_resnet20":
-        return comparison_page.draw_methods(read_comparison(raw), RESNET20[1])
-    if name == "plan_damage":
-        return plan_damage_page.draw_damages(_boards(name, partial(read_raw, kind=DamageRow)))
-    return mixed_precision_page.draw_widths(read_raw(raw, WidthRow))
-
-
+# Name of the figure -> how it is drawn.
+figures: dict[str, Callable[[], Figure]] = {
+    "records": lambda: records_page.draw_records(_records()),
+    "who_predicts": lambda: leaderboard.draw_plans(read_raw(RESULTS / "who_predicts" / "raw.csv", Row)),
+    "label_economy": lambda: leaderboard.draw_economy(read_raw(RESULTS / "label_economy" / "raw.csv", EconomyRow)),
+    "no_regret": lambda: regret_page.draw_regret(_boards("no_regret", regret_page.read_rows)),
+    "coded_curve": lambda: coded_curve.draw_curves(read_raw(CURVES, coded_curve.CurveRow)),
+    "cifar10_resnet20": lambda: comparison_page.draw_methods(
+        read_comparison(RESULTS / "cifar10_resnet20" / "raw.csv"), RESNET20[1]),
+    "plan_damage": lambda: plan_damage_page.draw_damages(_boards("plan_damage", partial(read_raw, kind=DamageRow))),
+    "mixed_precision": lambda: mixed_precision_page.draw_widths(
+        read_raw(RESULTS / "mixed_precision" / "raw.csv", WidthRow)),
+}  # fmt: skip
 # Name of the page -> its Markdown.
 pages: dict[str, Callable[[], str]] = {
     "who_predicts": _who_predicts, "no_regret": _no_regret, "mixed_precision": _mixed_precision,
@@ -113,8 +110,10 @@ pages: dict[str, Callable[[], str]] = {
 
 
 if __name__ == "__main__":
-    for name, page in pages.items():
-        if (RESULTS / name / "raw.csv").exists() or (name == "records" and _records()):
-            (ROOT / "docs" / f"{name}.md").write_text(page(), encoding="utf-8")
-            with figure_style(text_as_paths=True):
-                (ROOT / "docs" / f"{name}.svg").write_bytes(render_file_svg(_figure(name)))
+    for name in {**pages, **figures}:
+        if not ((RESULTS / name / "raw.csv").exists() or (name == "records" and _records())):
+            continue
+        if name in pages:
+            (ROOT / "docs" / f"{name}.md").write_text(pages[name](), encoding="utf-8")
+        with figure_style(text_as_paths=True):
+            (ROOT / "docs" / f"{name}.svg").write_bytes(render_file_svg(figures[name]()))

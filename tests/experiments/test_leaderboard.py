@@ -4,11 +4,14 @@ import csv
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from compress.errors import ArtifactError
 from experiments.figure_style import figure_style, render_file_svg
-from experiments.leaderboard import draw_plans, write_ingredients, write_page
+from experiments.label_economy import STRATEGIES, EconomyRow
+from experiments.leaderboard import draw_economy, draw_plans, write_ingredients, write_page
+from experiments.prediction_goals import difference, write_goals
 from experiments.raw_table import read_raw
 from experiments.results import collect_table
 from experiments.run_dir import RunDir
@@ -45,8 +48,52 @@ def test_the_page_tells_the_best_first():
     lines = [line for line in page.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in lines] == ["| predictor", "| loss_refitted", "| labeler/gbdt", "| fisher",
                                                        "| predictor", "| taylor"]  # fmt: skip
-    assert "| labeler/gbdt | new family and task | 0.80 | 0.80 to 0.80 | 0.80 | 0.80 (conv) | 1.0 |" in page
+    assert (
+        "| labeler/gbdt | new family and task | 0.80 | 0.80 to 0.80 | 0.80 | 0.80 (conv) | 0.70 | 1.0 | 1.0 |" in page
+    )
     assert "Units within layers: damage in thinned company after a refit" in page
+
+
+def test_goals_are_told_beside_what_was_found():
+    rows = [
+        dataclasses.replace(row, predictor="labeler/blend") if row.predictor == "labeler/gbdt" else row for row in ROWS
+    ]
+    known = [dataclasses.replace(row, zero_shot="network", spearman=0.95, regret=0.2)
+             for row in rows if row.predictor == "labeler/blend"]  # fmt: skip
+    rows += known
+    page = write_goals(rows)
+    assert page in write_page(rows, "`command`")
+    assert "| median over networks, new family and task | >= 0.85 | 0.80 | **missed** |" in page
+    assert "| worst family (conv) | >= 0.75 | 0.80 | reached |" in page
+    assert "| median over networks, known families | >= 0.93 | 0.95 | reached |" in page
+    assert "| <= 0.5 on every family | conv 1.00, mlp 1.00 | **missed** |" in page
+    assert "| none | loss_refitted 0.90 | **missed** |" in page
+    assert (
+        "`labeler/blend` is +0.300 ahead of it (95 % by resampling networks within families: +0.300 to +0.300)" in page
+    )
+    assert write_goals(ROWS) == ""
+
+
+def test_the_interval_of_a_difference_is_that_of_pairs():
+    """Networks differ much and the two predictors little: their difference is as certain as it is alike."""
+    values = np.random.default_rng(0).normal(size=40)
+    rows = [Row("finetuned", "plans", "mlp", "t", f"n{i}", name, "", value + gap, 0.0, 0.0)
+            for i, value in enumerate(values) for name, gap in (("a", 0.1), ("b", 0.0))]  # fmt: skip
+    assert difference(rows, ("a", ""), ("b", "")) == pytest.approx((0.1, 0.1))
+    low, high = difference(rows, ("a", ""), ("a", ""))
+    assert low == high == 0
+
+
+def test_label_cost_is_drawn_against_quality():
+    rows = [EconomyRow("mlp", "t", f"n{i}", predictor, strategy, measured, 0.01 * measured, 90.0, 91.0)
+            for i in range(3) for predictor in ("labeler/blend", "chance") for strategy in STRATEGIES
+            for measured in (1, 5, 30)]  # fmt: skip
+    figure = draw_economy(rows)
+    for axes in figure.axes:
+        lines = {line.get_label(): line for line in axes.lines}
+        # A favourite that nothing is measured for costs nothing: it has no place on a logarithmic axis.
+        assert lines["labeler/blend"].get_xdata() == pytest.approx([5.0, 30.0])
+        assert lines["chance"].get_ydata() == pytest.approx([100 * 90 / 91] * 2)
 
 
 def test_what_an_ingredient_is_worth_has_a_part_of_its_own():
