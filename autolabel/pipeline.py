@@ -9,32 +9,42 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
+from autolabel.allocators import LearnedSearchAllocator
 from autolabel.call_checks import check_numbers, check_parts, check_removable, evaluate_dense
 from autolabel.labeler import Labeler
 from autolabel.labelers import GBDTLabeler
 from autolabel.learning import Learned, join_scores, learn_labels
 from autolabel.measuring import measure
 from autolabel.oracles import LayerChoiceOracle, RemovalOracle
+from autolabel.plan_criteria import plan_criteria
+from autolabel.plan_formula import PlanFormula
+from autolabel.plan_search import PlanSearch
+from autolabel.plan_summary import PlanSummarizer
+from autolabel.pretrained import load_competence, load_plan_labeler
 from autolabel.tables import LabelTable
 from compress.allocation import allocate, check_budget
 from compress.allocator import Allocator, Constraints
 from compress.application import apply_plan
 from compress.budget import Budget
+from compress.costs import CostTable
 from compress.counting import unit_costs
 from compress.criteria import FisherCriterion, SecondOrderCriterion, TaylorCriterion
 from compress.criterion import score_units
 from compress.errors import DataError
 from compress.finetuning import finetune_
+from compress.output_sensitivity import collect_output_sensitivity
 from compress.plan import CompressionPlan
 from compress.quantization import prepare_quantized
 from compress.quantizers import MseQuantizer
 from compress.recovery import recover_
 from compress.scores import Scores
-from compress.statistics import collect_statistics
+from compress.statistics import Statistics, collect_statistics
 from compress.structure import Structure, analyze
 from compress.task import Batch, Task, evaluate
 
 _LOG = logging.getLogger(__name__)
+SEARCHED = "plans/search"
+_SENSITIVITY_BATCHES = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +54,11 @@ class Compressed:
     Attributes:
         model: the compressed model; fake-quantised where the plan has formats.
         plan: what was done; save it with `compress.save_artifact`.
-        method: whose scores the plan is made of: `"labeler"`, or the formula that did better on `validation`.
+        method: whose scores the plan is made of: `"labeler"`; `"plans/search"`, the favourite of the labeler of whole
+            plans that ships with the package; or the formula that did better on `validation`.
         validation: method -> validation loss after repair, for every method that was tried.
         stages: metric and loss on `validation` after each stage: dense, pruned, recovered, fine_tuned, quantized.
-        learned: labels and their quality.
+        learned: labels and their quality; None if nothing was measured.
         structure: the analysed dense model.
     """
 
@@ -56,7 +67,7 @@ class Compressed:
     method: str
     validation: dict[str, float]
     stages: dict[str, tuple[float, float]]
-    learned: Learned
+    learned: Learned | None
     structure: Structure
 
 
@@ -91,7 +102,8 @@ def auto_compress(
         label: batches that damage is measured on; None takes the second half of `calibration`.
         validation: batches that choose between the labeler and the formulas, and stop fine-tuning; None takes `label`.
         labeler: None for gradient-boosted trees.
-        sample: how many units are measured; None for all.
+        sample: how many units are measured; None for all, 0 for none: what was learned on other networks, and
+            formulas, decide from one pass of statistics.
         allocator, constraints: who spends the budget, within what.
         bits: widths that layers may be stored in, e.g. `(8, 4)`; empty keeps float32.
         epochs, lr: of fine-tuning with distillation; 0 epochs leaves it out.
@@ -122,39 +134,31 @@ def auto_compress(
     stages = {"dense": evaluate_dense(structure, model, task, validation, judged)}
     statistics = collect_statistics(structure, task, calibration)
     criteria = {"second_order": SecondOrderCriterion(), "fisher": FisherCriterion(), "taylor": TaylorCriterion()}
-    learned = learn_labels(
-        structure,
-        task,
-        label,
-        statistics,
-        labeler or GBDTLabeler(seed=seed),
-        RemovalOracle(),
-        sample=sample,
-        criteria=criteria,
-        seed=seed,
-    )
+    learned = None if sample == 0 else learn_labels(
+        structure, task, label, statistics, labeler or GBDTLabeler(seed=seed), RemovalOracle(), sample=sample,
+        criteria=criteria, seed=seed,
+    )  # fmt: skip
     formats = measure(structure, None, task, label, LayerChoiceOracle(bits)) if bits else None
-    candidates: dict[str, Scores | LabelTable] = {"labeler": learned.labels}
+    candidates: dict[str, Scores | LabelTable] = {} if learned is None else {"labeler": learned.labels}
     candidates |= {name: score_units(structure, criterion, statistics) for name, criterion in criteria.items()}
+    plans = {
+        name: allocate(structure.units, join_scores(structure, scores, formats), costs, budget, allocator=allocator,
+                       constraints=constraints)
+        for name, scores in candidates.items()
+    }  # fmt: skip
+    if not bits and constraints.round_to == 1 and len(budget.absolute(costs.dense)) == 1:
+        plans[SEARCHED] = _search(structure, task, calibration, statistics, costs, budget, constraints, seed)
     inputs = [tuple(task.inputs(batch)) for batch in calibration]
     losses, repaired = {}, {}
-    for name, scores in candidates.items():
-        plan = allocate(
-            structure.units,
-            join_scores(structure, scores, formats),
-            costs,
-            budget,
-            allocator=allocator,
-            constraints=constraints,
-        )
+    for name, plan in plans.items():
         small = apply_plan(structure, plan)
         pruned = evaluate(small, task, validation)
         recover_(small, structure, inputs, plan=plan, seed=seed)
         recovered = evaluate(small, task, validation)
         losses[name] = recovered[1]
         repaired[name] = plan, small, pruned, recovered
-    method = min(losses, key=lambda name: (losses[name], name != "labeler"))
-    if method != "labeler":
+    method = min(losses, key=lambda name: (losses[name], name != "labeler", name != SEARCHED))
+    if learned is not None and method != "labeler":
         _LOG.warning(
             "The labeler's plan loses to %s (%.4f against %.4f): falling back.",
             method,
@@ -178,6 +182,24 @@ def auto_compress(
             )  # fmt: skip
         stages["quantized"] = evaluate(small, task, validation)
     return Compressed(small, plan, method, losses, stages, learned, structure)
+
+
+def _search(
+    structure: Structure, task: Task, calibration: Sequence[Batch], statistics: Statistics, costs: CostTable,
+    budget: Budget, constraints: Constraints, seed: int,
+) -> CompressionPlan:  # fmt: skip
+    """The favourite of the labeler that ships, or of a formula where it knows no networks like this one."""
+    sensitivity = collect_output_sensitivity(structure, task, calibration[:_SENSITIVITY_BATCHES], seed=seed)
+    summarizer = PlanSummarizer(statistics, sensitivity, costs, plan_criteria())
+    nothing = np.zeros((1, len(structure.units)), dtype=bool)
+    verdict = load_competence().judge(summarizer.summarize(nothing))
+    leader = load_plan_labeler() if verdict.inside else PlanFormula()
+    if not verdict.inside:
+        _LOG.warning("This network lies %s. %s leads the search of plans instead.", verdict, leader.name)
+    plan = LearnedSearchAllocator(summarizer, leader, PlanSearch(seed=seed)).allocate(
+        structure.units, None, costs, budget, constraints
+    )
+    return replace(plan, provenance={**plan.provenance, "competence": str(verdict)})
 
 
 def _split(calibration: list[Batch], label: Sequence[Batch] | None) -> tuple[list[Batch], list[Batch]]:

@@ -23,6 +23,10 @@ ALLOCATORS = {"mac": "greedy", "uniform": "uniform", "threshold": "threshold", "
 FORMATS_ALONE = {"bits": "knapsack", "uniform_bits": "uniform"}
 # Allocators that sum damages over what is chosen.
 ADDING = ("greedy", "knapsack")
+_SEARCH_NEEDS = (
+    "constraints.round_to=1, and budget.macs; or budget.weight_bytes alone where it chooses no formats, and no other "
+    "bound with either there"
+)
 STAGES = ("pruned", "recovered", "fine_tuned", "tried")
 
 
@@ -97,16 +101,26 @@ class Method:
         return not settings.formats_for or self.spending in settings.formats_for
 
 
-def _check_search(config: Config, formats: bool) -> None:
+def _suits_search(config: Config, formats: bool) -> bool:
     """A plan labeler compares plans of one size that removes units; formats are chosen around what it removes."""
     bounds = [name for name, value in vars(config.budget).items() if value is not None]
     fits = "macs" in bounds if formats else bounds in (["macs"], ["weight_bytes"])
-    if not fits or config.constraints.round_to > 1:
-        raise ConfigError(
-            "compare.methods: a search of plans needs constraints.round_to=1, and budget.macs; or budget.weight_bytes "
-            "alone where it chooses no formats, and no other bound with either there. Got "
-            f"{config.constraints.round_to} and {bounds}."
-        )
+    return fits and config.constraints.round_to == 1
+
+
+def _named(config: Config) -> list[Method]:
+    """Methods by their names; of the default ones, those that suit the budget."""
+    compare = config.compare
+    names = list(dict.fromkeys(compare.methods))
+    if names == CompareSettings().methods:
+        formats = config.quantize.enabled and all(Method(name).chooses_formats(compare) for name in names
+                                                  if Method(name).source == PLANS)  # fmt: skip
+        suits = _suits_search(config, formats)
+        kept = [name for name in names if suits or Method(name).source != PLANS]
+        if kept != names:
+            log.info("No plans are searched: that needs %s.", _SEARCH_NEEDS)
+        names = kept
+    return [Method(name) for name in names]
 
 
 def methods_of(config: Config, parts: "Components") -> list[Method]:
@@ -119,7 +133,7 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
         ConfigError: for a method that is not known, or a choice after a stage that not every method reaches.
     """
     compare = config.compare
-    methods = [Method(name) for name in dict.fromkeys(compare.methods)]
+    methods = _named(config)
     if not methods:
         raise ConfigError("compare.methods must name at least one method.")
     ways = [way for way in ALLOCATORS | FORMATS_ALONE if way not in SEARCHES]
@@ -137,7 +151,12 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
             raise ConfigError(f"compare.methods: only plans are searched, as {ways}. Got {method.name!r}.")
         formats = config.quantize.enabled and method.chooses_formats(compare)
         if method.source == PLANS:
-            _check_search(config, formats)
+            if not _suits_search(config, formats):
+                bounds = [name for name, value in vars(config.budget).items() if value is not None]
+                raise ConfigError(
+                    f"compare.methods: a search of plans needs {_SEARCH_NEEDS}. Got {config.constraints.round_to} and "
+                    f"{bounds}."
+                )
             if "@" in method.name:
                 raise ConfigError(f"compare.methods: a search of plans takes no @. Got {method.name!r}.")
         if method.spending == RACE and not compare.finetune_epochs and not config.finetune.epochs:

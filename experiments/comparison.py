@@ -30,7 +30,7 @@ from experiments.compared_methods import ADDING, CRITERION, LABELER, PLANS, RACE
 from experiments.components import build_components
 from experiments.manifest import describe_code, library_versions, typed_command
 from experiments.progress import progress
-from experiments.searched_plan import PlanFinder
+from experiments.searched_plan import PlanFinder, told_competence
 
 if TYPE_CHECKING:
     from experiments.workbench import Workbench
@@ -80,11 +80,7 @@ class Comparison:
                 log.warning("%s takes no part: %s", method.name, reason)
         self.methods = [m for m in self.methods if all(read_rows(self._file(m, seed, "rows")) for seed in seeds)]
         plans = {m.name: CompressionPlan.load(self._file(m, seeds[0], "plan")) for m in self.methods}
-        for unlike in dict.fromkeys(plan.provenance.get("unlike") for plan in plans.values()):
-            if unlike is not None:
-                self.experiment.warnings.append(
-                    f"This network lies {unlike}. Plans that were searched compete, and validation chooses among all."
-                )
+        self.experiment.warnings += [text for text in told_competence(plans.values()) if "outside" in text]
         return self._choose(rows, plans)
 
     def measure_rows(self) -> None:
@@ -212,7 +208,12 @@ class Comparison:
             self.experiment.warnings.append(f"The labeler was not the best: {reason}.")
         write_json(
             self.experiment.run_dir.file("choice.json"),
-            {"chosen": best["method"], "reason": reason, "candidates": candidates},
+            {
+                "chosen": best["method"],
+                "reason": reason,
+                "candidates": candidates,
+                "plan_labeler": told_competence(plans.values()),
+            },
         )
         plan = plans[best["method"]]
         return replace(

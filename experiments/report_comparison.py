@@ -93,6 +93,7 @@ def _choice(run: RunFiles) -> str:
         heading("Choice of the plan")
         + paragraph(f"{chosen}: {pick(run.choice, 'reason') or 'no reason given'}")
         + listing
+        + "".join(paragraph(f"The labeler of whole plans: {text}") for text in pick(run.choice, "plan_labeler") or ())
     )
 
 

@@ -16,6 +16,7 @@ from autolabel.allocators import LearnedSearchAllocator
 from autolabel.competence import Verdict
 from autolabel.few_shot import AdaptedPlanLabeler
 from autolabel.learning import join_scores
+from autolabel.plan_formula import FORMULA_PREFIX, PlanFormula
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_race import PlanRace, choose_entrants
 from autolabel.plan_sampling import sample_plans
@@ -50,9 +51,34 @@ _SPENDING = ("threshold", "greedy")
 _FEWEST_PLANS, _OTHERS = 2, 60
 
 
+def told_competence(plans: Iterable[CompressionPlan]) -> list[str]:
+    """What is to be said of searched plans: whether the labeler knows such networks, and who led instead if not."""
+    told = []
+    for plan in plans:
+        found = plan.provenance.get("competence")
+        if found is None:
+            continue
+        leader = found["leader"]
+        text = f"This network lies {found['told']}. "
+        if leader.startswith(FORMULA_PREFIX):
+            text += (
+                f"The formula {leader.removeprefix(FORMULA_PREFIX)} led the searches of plans instead; validation "
+                "chooses among all methods."
+            )
+        elif not found["inside"]:
+            text += "It led the searches of plans all the same, corrected by measured plans of this network."
+        else:
+            text += "It led the searches of plans."
+        told.append(text)
+    return list(dict.fromkeys(told))
+
+
 class PlanFinder:
     """Finds plans of the budget's size. No label of a removal is measured for them; `compare.search_plans` random plans
     may be, which then correct the labeler.
+
+    The labeler leads where it knows networks like this one, or was corrected by plans of this one; elsewhere the
+    formula does that came closest to it on networks that it never saw (docs/who_predicts.md).
 
     Args:
         experiment: with structure, costs, budget and constraints.
@@ -74,20 +100,23 @@ class PlanFinder:
         self._summarizer: PlanSummarizer = experiment.plan_summarizer(statistics, list(batches), seed)
         budget = experiment.parts.budget
         self._size = budget if formats is None else Budget(macs=budget.macs)
-        self._found: dict[int, CompressionPlan] = {}
+        self._found: dict[tuple[int, str], CompressionPlan] = {}
 
     def search(self) -> CompressionPlan:
-        """The labeler's favourite among hundreds of plans; nothing is run but the plans that correct it."""
-        return self._told(self._with_formats(self._favourite(self.seed)))
+        """The leader's favourite among hundreds of plans; nothing is run but the plans that correct it."""
+        return self._told(self._with_formats(self._favourite(self.seed, self._leader)))
 
     def race(self) -> CompressionPlan:
-        """The winner among the labeler's favourites and plans of formulas after brief trainings.
+        """The winner among the leader's favourites and plans of formulas after brief trainings.
 
+        Where a formula leads, the labeler's favourites race too: trainings tell which of the two knows this network.
         What races is what would leave: the channels that are gone after formats were chosen too, trained in floats.
         """
         units = self.experiment.structure.units
-        favourites = [self._favourite(self.seed + 1000 * i).removed_mask(units) for i in range(_SEARCHES)]
-        likely = choose_entrants(self._labeler, self._summarizer, favourites, self._formula_masks(), _FORMULAS)
+        leaders = [self._leader, *[self._labeler] * (_SEARCHES - 1)]
+        favourites = [self._favourite(self.seed + 1000 * i, leader).removed_mask(units)
+                      for i, leader in enumerate(leaders)]  # fmt: skip
+        likely = choose_entrants(self._leader, self._summarizer, favourites, self._formula_masks(), _FORMULAS)
         entrants: dict[bytes, CompressionPlan] = {}
         for mask in likely:
             try:
@@ -113,7 +142,7 @@ class PlanFinder:
         with progress("racing plans") as on_plan:
             result = race.run(train, [plan.removed_mask(units) for plan in plans], on_plan)
         if result.losses and not np.isfinite(result.losses[-1]).any():
-            log.warning("No plan of the race outlived its training: the labeler's favourite takes its place.")
+            log.warning("No plan of the race outlived its training: the first favourite takes its place.")
         features = self._features_macs + self._summarizer.forward_macs
         log.info("The race of %d plans took %.3g MACs.", len(plans), result.forward_macs)
         told = {
@@ -122,7 +151,7 @@ class PlanFinder:
             "losses": [[float(x) if np.isfinite(x) else None for x in row] for row in result.losses],
         }  # fmt: skip
         winner = plans[result.winner]
-        own = {"allocator": "race", "plan_labeler": self._labeler.name, "race": told}
+        own = {"allocator": "race", "plan_labeler": self._leader.name, "race": told}
         return self._told(replace(winner, provenance={**winner.provenance, **own}))
 
     @cached_property
@@ -165,25 +194,30 @@ class PlanFinder:
         log.info("This network lies %s.", found)
         return found
 
-    def _told(self, plan: CompressionPlan) -> CompressionPlan:
-        """The plan, which says so where the labeler knows no networks like this one."""
+    @cached_property
+    def _leader(self) -> PlanLabeler | AdaptedPlanLabeler | PlanFormula:
+        """Who judges the plans of a search."""
         labeler = self._labeler
-        if isinstance(labeler, AdaptedPlanLabeler):
-            told = {"search_plans": {"measured": len(labeler.losses), "forward_macs": self._features_macs}}
-            plan = replace(plan, provenance={**plan.provenance, **told})
-        if self._verdict.inside:
-            return plan
-        return replace(plan, provenance={**plan.provenance, "unlike": str(self._verdict)})
+        return labeler if self._verdict.inside or isinstance(labeler, AdaptedPlanLabeler) else PlanFormula()
 
-    def _favourite(self, seed: int) -> CompressionPlan:
-        if seed not in self._found:
+    def _told(self, plan: CompressionPlan) -> CompressionPlan:
+        """The plan, which says whether the labeler knows networks like this one, and who led the search."""
+        labeler = self._labeler
+        told: dict[str, Any] = {"competence": {"inside": self._verdict.inside, "told": str(self._verdict),
+                                               "leader": self._leader.name}}  # fmt: skip
+        if isinstance(labeler, AdaptedPlanLabeler):
+            told["search_plans"] = {"measured": len(labeler.losses), "forward_macs": self._features_macs}
+        return replace(plan, provenance={**plan.provenance, **told})
+
+    def _favourite(self, seed: int, leader: PlanLabeler | AdaptedPlanLabeler | PlanFormula) -> CompressionPlan:
+        if (seed, leader.name) not in self._found:
             experiment = self.experiment
             with progress("searching plans") as on_round:
-                search = LearnedSearchAllocator(self._summarizer, self._labeler, PlanSearch(seed=seed), on_round)
-                self._found[seed] = search.allocate(
+                search = LearnedSearchAllocator(self._summarizer, leader, PlanSearch(seed=seed), on_round)
+                self._found[seed, leader.name] = search.allocate(
                     experiment.structure.units, None, experiment.costs, self._size, experiment.parts.constraints
                 )
-        return self._found[seed]
+        return self._found[seed, leader.name]
 
     def _formula_masks(self) -> list[np.ndarray]:
         """What each criterion removes below one threshold, and per cost."""

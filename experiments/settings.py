@@ -95,6 +95,8 @@ class CompareSettings:
     of brief trainings among its favourites and those of formulas (an eighth and three eighths of the fine-tuning's
     steps: two to three fine-tunings and eleven repairs in all); `search_plans` random plans of the budget's size are
     repaired and measured before, to correct the labeler for this network (0: it judges by what it learned from others).
+    Where the network is unlike all that it learned from, and nothing corrects it, a formula leads the search in its
+    place, and the report says so. By default `"plans/search"` takes part wherever the budget suits it.
     `formats_for` names those of these ways that may choose
     formats and ranks of layers, e.g. `["knapsack", "bits"]`; the others leave every layer as it is (empty: all may).
     If the labeler takes part, but not with the configured allocator, it joins with that; and the configured criterion,
@@ -106,7 +108,7 @@ class CompareSettings:
     """
 
     methods: list[str] = field(
-        default_factory=lambda: ["labeler/mac", "random", "magnitude", "taylor/mac", "second_order/mac"]
+        default_factory=lambda: ["labeler/mac", "random", "magnitude", "taylor/mac", "second_order/mac", "plans/search"]
     )
     formats_for: list[str] = field(default_factory=list)
     finetune_epochs: int = 0

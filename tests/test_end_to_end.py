@@ -28,6 +28,7 @@ from filelock import FileLock
 
 from autolabel import FeatureTable, LabelTable
 from autolabel.joint_damage import JointDamage
+from autolabel.pretrained import PRETRAINED
 from compress import Budget, CompressionPlan, UnitTable, analyze
 from compress.artifact import load_artifact
 from compress.artifact_files import verify_artifact
@@ -819,6 +820,8 @@ def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(t
     assert widened == [True] * formats
     report = (run / "report.html").read_text()
     assert "plans/search" in report
+    assert "within the labeler&#x27;s competence" in report
+    assert "It led the searches of plans." in report
     assert ("3 random plans were repaired and measured" in report) == (not formats)
     assert bool(plan.layer_formats) == formats
     if formats:
@@ -868,13 +871,24 @@ def test_a_killed_race_of_plans_goes_on_and_its_winner_leaves(tmp_path, monkeypa
     assert "plans/race,0,fine_tuned" in (run / "comparison.csv").read_text()
 
 
+def foreign_labeler(folder):
+    """The labeler that ships, as if it had learned from quite other networks."""
+    path = folder / "foreign"
+    shutil.copytree(PRETRAINED, path)
+    told = read(path / "competence.json")
+    told["vectors"] = [[value + 1e4 for value in row] for row in told["vectors"]]
+    (path / "competence.json").write_text(json.dumps(told))
+    return path
+
+
 def test_what_races_is_what_is_left_after_formats_were_chosen(tmp_path, monkeypatch):
     run, raced, widened = tmp_path / "run", [], widened_solves(monkeypatch)
     monkeypatch.setattr(
         PlanFinder, "_tried", lambda self, mask, steps: (raced.append(mask), (float(mask.sum()), 1.0))[1]
     )
     call_here(*SHORT, "compare.methods=[plans/search,plans/race]", "budget.macs=0.3", "finetune.epochs=1",
-              "quantize.epochs=0", "export.formats=[]", f"hydra.run.dir={run}")  # fmt: skip
+              "quantize.epochs=0", "export.formats=[]", f"plan_labeler={foreign_labeler(tmp_path)}",
+              f"hydra.run.dir={run}")  # fmt: skip
     (path,) = run.glob("comparison/*/plans-race_0.plan.json")
     plan, units = CompressionPlan.load(path), UnitTable.load(run / "units.npz")
     assert plan.layer_formats
@@ -884,5 +898,12 @@ def test_what_races_is_what_is_left_after_formats_were_chosen(tmp_path, monkeypa
     # What was found has enough to go. The searched plan is the first that enters.
     assert not widened
     (searched,) = run.glob("comparison/*/plans-search_0.plan.json")
-    assert any((CompressionPlan.load(searched).removed_mask(units) == mask).all() for mask in raced)
+    found = CompressionPlan.load(searched)
+    assert any((found.removed_mask(units) == mask).all() for mask in raced)
+    # The labeler knows no network like this one: a formula leads, and the report says so.
+    assert found.provenance["plan_labeler"] == plan.provenance["plan_labeler"] == "formula:refitted_loss_sum"
+    assert not found.provenance["competence"]["inside"]
+    page = (run / "report.html").read_text()
+    assert "outside the labeler" in page
+    assert page.count("The formula refitted_loss_sum led the searches of plans instead") == 2
     assert plan.predicted_cost["weight_bytes"] <= 0.07 * read(run / "costs.json")["dense_weight_bytes"]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import autolabel
 import compress
 from autolabel import pipeline
+from autolabel.competence import Verdict
 from autolabel.labelers import MeanLabeler, RidgeLabeler
 from autolabel.learning import join_scores
 from autolabel.oracles import RemovalOracle
@@ -62,7 +63,7 @@ def test_end_to_end_within_the_budget(trained):
     assert weight_bytes == 4 * sum(p.numel() for p in result.model.parameters())
     assert result.plan.predicted_cost["macs"] == macs
     assert result.method in result.validation
-    assert set(result.validation) == {"labeler", "second_order", "fisher", "taylor"}
+    assert set(result.validation) == {"labeler", "second_order", "fisher", "taylor", "plans/search"}
     assert result.validation[result.method] == min(result.validation.values())
     assert result.plan.provenance["method"] == result.method
     assert list(result.stages) == ["dense", "pruned", "recovered", "fine_tuned"]
@@ -78,6 +79,28 @@ def test_end_to_end_within_the_budget(trained):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), rng)
     assert not model.training
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_without_labels_other_networks_decide_or_a_formula_where_they_tell_nothing(
+    trained, monkeypatch, caplog, inside
+):
+    monkeypatch.setattr(RemovalOracle, "measure", lambda *a: pytest.fail("a removal was measured"))
+    monkeypatch.setattr(Verdict, "inside", property(lambda self: inside))
+    plans, search = [], pipeline._search
+    monkeypatch.setattr(pipeline, "_search", lambda *a: plans.append(search(*a)) or plans[-1])
+    calibration, judged = make_data(4, 3), make_data(2, 5)
+    with caplog.at_level(logging.WARNING, "autolabel.pipeline"):
+        result = autolabel.auto_compress(trained, TASK, [], calibration, calibration[0][0], Budget(macs=0.5),
+                                         label=judged, sample=0, epochs=0)  # fmt: skip
+    assert result.learned is None
+    assert set(result.validation) == {"plans/search", "second_order", "fisher", "taylor"}
+    assert ("formula:refitted_loss_sum leads the search of plans instead" in caplog.text) != inside
+    (plan,) = plans
+    assert plan.provenance["plan_labeler"] == ("blend" if inside else "formula:refitted_loss_sum")
+    assert plan.provenance["search"]["judged"] > 500
+    assert "the labeler's competence" in plan.provenance["competence"]
+    assert plan.predicted_cost["macs"] <= 0.5 * compress.unit_costs(result.structure).dense_macs
 
 
 def test_bits_and_bytes(trained):
@@ -179,7 +202,7 @@ DOUBLE = [(torch.randn(8, 1, 4, 4).double(), torch.zeros(8, dtype=torch.long))] 
      ("lr", -1, "a number above 0"), ("lr", float("nan"), "a number above 0"), ("lr", "fast", "a number above 0"),
      ("allocator", "greed", "one of ['uniform', 'greedy'"), ("allocator", 3, "or an Allocator. Got 3."),
      ("bits", (1,), "a sequence of widths out of (8, 7,"), ("bits", 8, "a sequence of widths out of (8, 7,"),
-     ("sample", 0, "an int of at least 1, or None"), ("seed", -1, "an int from 0 to 2147483647. Got -1."),
+     ("sample", -1, "an int of at least 0, or None"), ("seed", -1, "an int from 0 to 2147483647. Got -1."),
      ("budget", 0.5, "a compress.Budget, such as Budget(macs=0.5). Got 0.5."), ("budget", {}, "a compress.Budget"),
      ("labeler", "gbdt", "a labeler out of autolabel.labelers, such as GBDTLabeler()"),
      ("labeler", MeanLabeler, "a labeler out of autolabel.labelers"), ("constraints", 0.1, "a compress.Constraints"),
