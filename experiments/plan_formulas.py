@@ -58,6 +58,16 @@ def unit_formulas(units: Mapping[str, np.ndarray], masks: np.ndarray) -> dict[st
     return found
 
 
+def measured_sums(units: Mapping[str, np.ndarray], masks: np.ndarray) -> dict[str, np.ndarray]:
+    """Name -> `(n_plans,)`: measured damages of single units, at each moment, summed over what each plan removes; those
+    that seem to help, or were not measured, count as none."""
+    return {
+        f"{name}/sum": masks @ np.maximum(np.nan_to_num(values.astype(np.float64)), 0)
+        for name, values in units.items()
+        if name.startswith("damage_")
+    }
+
+
 def unpack_masks(packed: np.ndarray, n_units: int) -> np.ndarray:
     """`(n_plans, n_units)` bool of the column `removed` of a bank's plans."""
     bits = [

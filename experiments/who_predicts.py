@@ -63,9 +63,12 @@ def judge_formulas(
     """Rows of formulas, of chance, and of losses that were measured earlier than the truth.
 
     Args:
-        others: name -> `(n_plans,)` of formulas beside those of the summary.
+        others: name -> `(n_plans,)` of formulas beside those of the summary; those of measured units begin with
+            `damage_`.
     """
-    rows = [_row(board, truth, name, "", values) for name, values in {**formulas(board), **others}.items()]
+    found = {**formulas(board), **others}
+    rows = [_row(board, truth, name, "measured" if name.startswith("damage_") else "", values)
+            for name, values in found.items()]  # fmt: skip
     chance = np.random.default_rng([seed, len(board.network), *map(ord, board.network)]).random(len(board.loss[truth]))
     rows.append(_row(board, truth, "chance", "", chance))
     for moment in MOMENTS[: MOMENTS.index(truth) + 1]:

@@ -19,7 +19,7 @@ from experiments.config import ConfigError
 from experiments.label_economy import COLUMNS as ECONOMY_COLUMNS
 from experiments.label_economy import EconomyRow, economy
 from experiments.plan_damages import DamageRow, judge_bank
-from experiments.plan_formulas import formulas, unit_formulas, unpack_masks
+from experiments.plan_formulas import formulas, measured_sums, unit_formulas, unpack_masks
 from experiments.plan_intervals import COLUMNS as INTERVAL_COLUMNS
 from experiments.plan_intervals import judge_intervals
 from experiments.plan_labelers import LABELERS
@@ -154,7 +154,8 @@ def _rows_of(bank: LabelBank, boards: Sequence[PlanBoard]) -> list[int]:
 
 def _unit_formulas(bank: LabelBank, number: int) -> dict[str, np.ndarray]:
     units = bank.rows("units", number)
-    return unit_formulas(units, unpack_masks(bank.rows("plans", number)["removed"], len(units["group"])))
+    masks = unpack_masks(bank.rows("plans", number)["removed"], len(units["group"]))
+    return unit_formulas(units, masks) | measured_sums(units, masks)
 
 
 def _economy(boards: Sequence[PlanBoard], predictions: Sequence[Prediction], seed: int) -> list[EconomyRow]:

@@ -15,7 +15,7 @@ from autolabel.plan_summary import PlanSummary
 from autolabel.unit_board import UnitBoard
 from experiments.ablations import INGREDIENTS, LearnedOtherwise, WithoutColumns
 from experiments.choice_predictors import judge_choices
-from experiments.plan_formulas import formulas, unit_formulas, unpack_masks
+from experiments.plan_formulas import formulas, measured_sums, unit_formulas, unpack_masks
 from experiments.unit_predictors import judge_unit_labelers, judge_units
 from experiments.who_predicts import (
     COLUMNS,
@@ -123,8 +123,19 @@ def test_criteria_of_units_order_plans_by_their_sums():
     # A quarter of one of two groups; three quarters of it and all of the other.
     assert found["ziplm/normalised"] == pytest.approx([0.125, 0.875])
     assert "bn_scale" not in found
+    alone = {
+        "damage_at_once": np.array([1.0, -5.0, 2.0]),
+        "damage_repaired": np.array([np.nan, 1.0, 1.0]),
+        "depth": masks,
+    }
+    sums = measured_sums(alone, masks)
+    assert sums["damage_at_once/sum"] == pytest.approx([1, 2])
+    assert sums["damage_repaired/sum"] == pytest.approx([0, 2])
+    assert len(sums) == 2
     one = board("n", "mlp", "digits")
-    rows = judge_formulas(one, "finetuned", others={"apoz": one.judged_loss["finetuned"]})
+    truth = one.judged_loss["finetuned"]
+    rows = judge_formulas(one, "finetuned", others={"apoz": truth, "damage_at_once/sum": truth})
+    assert {row.predictor: row.zero_shot for row in rows}["damage_at_once/sum"] == "measured"
     assert {row.predictor: row.spearman for row in rows}["apoz"] == pytest.approx(1)
 
 
