@@ -58,12 +58,35 @@ class KeptFile:
     versions: str
 
 
-def write_page(rows: Sequence[CodedRow], kept: Sequence[KeptFile] = ()) -> str:
+@dataclass(frozen=True)
+class TensorRow:
+    """A tensor of such a file.
+
+    Attributes:
+        file, name: which.
+        values: how many are stored.
+        bits: of each as stored without coding.
+        raw_bytes, packed_bytes, coded_bytes: as float32, at its bits, and in the file.
+        entropy: bits for each value; None of floats.
+    """
+
+    file: str
+    name: str
+    values: int
+    bits: int
+    packed_bytes: int
+    coded_bytes: int
+    raw_bytes: int
+    entropy: float | None
+
+
+def write_page(rows: Sequence[CodedRow], kept: Sequence[KeptFile] = (), tensors: Sequence[TensorRow] = ()) -> str:
     """Markdown: of each network its files, and of files of about one size the layers of the one of median error.
 
     Args:
         rows: of runs.
         kept: the files that are kept.
+        tensors: of these.
     """
     text = [
         "# Whole networks in one small file", "",
@@ -71,7 +94,7 @@ def write_page(rows: Sequence[CodedRow], kept: Sequence[KeptFile] = ()) -> str:
         "scales, biases, checksum. `python -m experiments.evaluate FILE` decodes it and scores it on the 10,000 test "
         "images of MNIST or CIFAR-10. Drawn from `results/NAME/raw.csv`, NAME being record_lenet300, record_lenet5 and "
         "cifar10_coded. Bits of Deep Compression are those of its codebooks; per dense "
-        "weight they are after Huffman coding, indices and codebook included.", "",
+        "weight, and bytes, they are after Huffman coding, indices and codebook included.", "",
         "![Error against bytes](records.svg)", "",
     ]  # fmt: skip
     if kept:
@@ -86,6 +109,8 @@ def write_page(rows: Sequence[CodedRow], kept: Sequence[KeptFile] = ()) -> str:
             *(f"| {file.file} | {file.error_percent:.2f} | {file.file_bytes:,} | {file.before_bytes:,} |"
               for file in kept), "",
         ]  # fmt: skip
+        for file in kept:
+            text += _tensors(file, [tensor for tensor in tensors if tensor.file == file.file])
     for name, own in _by_experiment(rows):
         files = [row for row in own if not row.layer]
         text += [f"## {_TITLES.get(name, name)}", "", "| file | seed | error, % | bytes | times smaller |",
@@ -136,11 +161,35 @@ def _name(axes: Any, text: str, x: float, y: float, place: int, color: str) -> N
                   ha="center", va="bottom" if above else "top")  # fmt: skip
 
 
+def _tensors(file: KeptFile, tensors: Sequence[TensorRow]) -> list[str]:
+    """What each tensor of integers takes, and all else together."""
+    if not tensors:
+        return []
+    head = ["tensor", "stored values", "bytes as float32", "at its bits", "coded", "bits", "bits per value", "entropy"]
+    lines = [f"Tensors of {file.file}, zeros that no mask leaves out among the values:", "", f"| {' | '.join(head)} |",
+             "|" + "---|" * len(head)]  # fmt: skip
+    integers = [tensor for tensor in tensors if tensor.entropy is not None and tensor.values]
+    for tensor in integers:
+        lines.append(
+            f"| {tensor.name} | {tensor.values:,} | {tensor.raw_bytes:,} | {tensor.packed_bytes:,} | "
+            f"{tensor.coded_bytes:,} | {tensor.bits} | {8 * tensor.coded_bytes / tensor.values:.3f} | "
+            f"{tensor.entropy:.3f} |"
+        )
+    others = [tensor for tensor in tensors if tensor not in integers]
+    rest = file.file_bytes - sum(tensor.coded_bytes for tensor in tensors)
+    for name, own, more in (("floats (scales, biases)", others, 0), ("header, checksum", [], rest)):
+        values, raw, packed, coded = (sum(getattr(tensor, key) for tensor in own)
+                                      for key in ("values", "raw_bytes", "packed_bytes", "coded_bytes"))  # fmt: skip
+        cells = [f"{values:,}", f"{raw:,}", f"{packed:,}"] if own else ["", "", ""]
+        lines.append(f"| {name} | {' | '.join(cells)} | {coded + more:,} | | | |")
+    return [*lines, ""]
+
+
 def _layers(file: CodedRow, rows: Sequence[CodedRow]) -> list[str]:
     own = [row for row in rows if row.layer and _key(row) == _key(file)]
     others = _DEEP_COMPRESSION.get(file.experiment)
     head = ["layer", "weights", "kept, %", "bits", "bytes", "bits per dense weight"]
-    head += ["Deep Compression: kept, %", "bits", "bits per dense weight"] if others else []
+    head += ["Deep Compression: kept, %", "bits", "bytes", "bits per dense weight"] if others else []
     table = []
     for row in own:
         kept, rate = 100 * row.kept_weights / row.dense_weights, 8 * row.coded_bytes / row.dense_weights
@@ -154,7 +203,8 @@ def _layers(file: CodedRow, rows: Sequence[CodedRow]) -> list[str]:
         ]
         if others:
             their_kept, bits, share = others[row.layer]
-            cells += [f"{their_kept}", f"{bits}", f"{32 * share / 100:.3f}"]
+            size = 4 * row.dense_weights * share / 100
+            cells += [f"{their_kept}", f"{bits}", f"{size:,.0f}", f"{32 * share / 100:.3f}"]
         table.append(cells)
     rest = file.file_bytes - sum(row.coded_bytes for row in own)
     table.append(["all else (biases, scales, header)", "", "", "", f"{rest:,}", *[""] * (len(head) - 5)])

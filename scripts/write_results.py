@@ -104,7 +104,8 @@ figures: dict[str, Callable[[], Figure]] = {
 pages: dict[str, Callable[[], str]] = {
     "who_predicts": _who_predicts, "no_regret": _no_regret, "mixed_precision": _mixed_precision,
     "plan_damage": _plan_damage, "cifar10_resnet20": _resnet20,
-    "records": lambda: records_page.write_page(_records(), read_raw(KEPT, records_page.KeptFile)),
+    "records": lambda: records_page.write_page(_records(), read_raw(KEPT, records_page.KeptFile),
+                                               read_raw(KEPT.with_name("tensors.csv"), records_page.TensorRow)),
     "coded_curve": lambda: coded_curve.write_page(read_raw(CURVES, coded_curve.CurveRow)),
 }  # fmt: skip
 
