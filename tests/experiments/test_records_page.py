@@ -17,8 +17,8 @@ ROWS = [row(""), row("conv1", kept=250, coded=120), row("fc1", weights=400_000, 
 def test_a_file_is_told_with_its_error_ratio_and_layers():
     page = write_page(ROWS)
     assert "| ours | 0 | 0.75 | 2,000 | 862 |" in page  # 1,724,320 / 2,000
-    assert "| conv1 | 500 | 50.00 | 3 | 120 | 1.920 | 66 | 8 | 1,349 | 21.584 |" in page  # 8 * 120 / 500; 67.45 % of 4 * 500
-    assert "| fc1 | 400,000 | 0.25 | 3 | 1,500 | 0.030 | 8 | 5 | 0.784 |" in page
+    assert "| conv1 | 500 | 50.00 | 3 | 120 | 1.920 | 66 | 8 | 1,349 | 21.584 |" in page  # 8 * 120 / 500; 67.45 %
+    assert "| fc1 | 400,000 | 0.25 | 3 | 1,500 | 0.030 | 8 | 5 | 39,200 | 0.784 |" in page
     assert "| all else (biases, scales, header) |  |  |  | 380 |  |  |  |  |" in page
     assert "Deep Compression" in page
     assert "median" not in page
