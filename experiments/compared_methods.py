@@ -87,6 +87,13 @@ class Method:
         return self.source == LABELER and not (self.keeps_units and not self.solves_formats)
 
     @property
+    def kind(self) -> str:
+        """In words."""
+        if self.source == PLANS:
+            return f"a {self.spending} of whole plans"
+        return "the labeler" if self.learned else "a formula"
+
+    @property
     def solves_formats(self) -> bool:
         """Whether it chooses formats alone, in one solve over their measured damages."""
         return self.keeps_units and self.allocator == "knapsack"

@@ -125,7 +125,7 @@ def judge(methods: Sequence[Method], stage: str, higher_is_better: bool = True, 
     if ours.std is not None and theirs.std is not None:
         error = math.sqrt(ours.std**2 / len(ours.values) + theirs.std**2 / len(theirs.values))
         clear = abs(gap) > 2 * error
-    winner = _winner(gap, clear)
+    winner = _winner(gap, clear, best.name)
     sure = {
         None: "With a single seed the gap may be chance.",
         True: "The gap is beyond two standard errors over seeds.",
@@ -139,12 +139,12 @@ def judge(methods: Sequence[Method], stage: str, higher_is_better: bool = True, 
     return Verdict(stage, labeler.name, best.name, ours.mean, theirs.mean, gap, clear, sentence)
 
 
-def _winner(gap: float, clear: bool | None) -> str:
+def _winner(gap: float, clear: bool | None, best: str) -> str:
     if gap == 0:
         return "the labeler ties with"
     if gap > 0:
         return "the labeler beats" if clear else "the labeler is ahead of"
-    return f"a formula {'beats' if clear else 'is ahead of'} the labeler:"
+    return f"{compared_methods.Method(best).kind} {'beats' if clear else 'is ahead of'} the labeler:"
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

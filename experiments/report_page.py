@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.compared_methods import PLANS, RACE, Method
+from experiments.compared_methods import Method
 from experiments.figure_style import COLOURS
 from experiments.markup import cards, escape, section
 from experiments.quantities import (
@@ -74,15 +74,6 @@ def _subtitle(report: Mapping[str, Any]) -> str:
     return f"<p class=sub>{escape(' · '.join(text for text in told if text))}</p>"
 
 
-def _maker(method: str) -> str:
-    """Who made a plan that is not of the labeler of single units."""
-    if Method(method).source != PLANS:
-        return f"the formula {method}"
-    if Method(method).spending == RACE:
-        return f"brief trainings of favourites of the labeler of whole plans and of formulas ({method})"
-    return f"the labeler of whole plans ({method})"
-
-
 def _verdict(report: Mapping[str, Any]) -> str:
     """The most important things in words, losses as plainly as gains."""
     lines = []
@@ -94,7 +85,9 @@ def _verdict(report: Mapping[str, Any]) -> str:
     if report["verdicts"]:
         lines.append(report["verdicts"][-1]["sentence"])
     if report["chosen"] and str(report["chosen"]).split("/")[0] != "labeler":
-        lines.append(f"The plan of this run was made by {_maker(str(report['chosen']))}, not by the labeler.")
+        kind = Method(str(report["chosen"])).kind
+        maker = f"{kind} ({report['chosen']})" if kind != "a formula" else f"the formula {report['chosen']}"
+        lines.append(f"The plan of this run was made by {maker}, not by labels of single units.")
         if str(report["chosen"]).startswith("criterion/") and report["criterion"]:
             lines.append(f"The criterion of this run is {report['criterion']}.")
         lines.append(f"Why: {report['reason']}." if report["reason"] else "")
