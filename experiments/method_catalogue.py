@@ -30,6 +30,8 @@ _BESIDES = {
     # A fine-tuning of some hundred steps is brief: weaker ones would hardly show.
     "penalty=l1": ("penalty.strength=1e-3",),
     "penalty=group_lasso": ("penalty.strength=1e-2",),
+    # Training in the formats would make up for any rounding.
+    **{f"rounding={name}": ("quantize.epochs=0",) for name in ("nearest", "adaround", "gptq")},
 }
 # Settings that the plan is made with.
 _OF_PLANS = ("budget.", "compare.", "quantize.activation_bits=", "quantize.activation_ranges=")
@@ -157,6 +159,8 @@ _SETTINGS = (
      "compress.weight_formats.CodebookFormat"),
     (FORMATS, "quantize.trained_ranges=true", "Scales, offsets and centroids are trained with the weights.",
      "compress.weight_formats.SymmetricFormat"),
+    (FORMATS, "quantize.epochs=0", "No training in the formats, for comparison with the roundings.",
+     "compress.quantization.prepare_quantized"),
     (FORMATS, "quantize.activation_bits=null", "Activations stay float; else they are calibrated to 8 bits.",
      "compress.quantization.prepare_quantized"),
     (FORMATS, "quantize.activation_ranges=dynamic", "Activations have the range of each tensor, without calibration.",
@@ -174,6 +178,12 @@ _SETTINGS = (
      "compress.allocators.KnapsackAllocator"),
     (RANKS, "quantize.densities=[1.0,0.5,0.25] budget.coded_bytes=0.015",
      "A layer may keep a part of its weights, decided together with its bits.", "autolabel.oracles.LayerChoiceOracle"),
+    (RANKS, "budget.bit_operations=0.02 budget.macs=null budget.weight_bytes=null",
+     "Products of the bits of weights and activations are bounded, in the place of MACs and bytes.",
+     "compress.budget.Budget"),
+    (DISTILLATION, "distillation=attention model@student=digits_cnn student.widths=[8,16,16]",
+     "A narrower network of the same architecture, which learns where the dense one looks too.",
+     "compress.distillations.AttentionDistillation"),
     (DISTILLATION, "model@student=digits_mlp", "A given network of another architecture learns from the dense one.",
      "experiments.teaching.Teaching"),
     (SURGEON, "sparsify.update=sweep", "Column by column, those that follow taking over the error.",

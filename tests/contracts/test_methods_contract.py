@@ -40,9 +40,12 @@ TINY = [
 RANKS = "quantize.ranks=[0.25,0.5,0.75] budget.macs=0.25"
 SPATIAL = f"factorizer=spatial {RANKS}"
 DENSITIES = "quantize.densities=[1.0,0.5,0.25] budget.coded_bytes=0.015"
+NARROWER = "distillation=attention model@student=digits_cnn student.widths=[8,16,16]"
+BIT_OPERATIONS = "budget.bit_operations=0.02 budget.macs=null budget.weight_bytes=null"
 INSTEAD = {
-    "rounding=adaround": ["rounding.steps=20"],
+    "rounding=adaround quantize.epochs=0": ["rounding.steps=20"],
     "model@student=digits_mlp": ["student.width=32"],
+    NARROWER: ["student.widths=[4,4,4]", "student.hidden=16"],
     "budget.coded_bytes=0.015": ["budget.coded_bytes=0.06"],
     RANKS: ["quantize.bits=[6]", "constraints.floor=0.6"],
     SPATIAL: ["quantize.bits=[6]", "constraints.floor=0.6"],
@@ -51,8 +54,8 @@ INSTEAD = {
 METHODS = {method.name: method for method in catalogue()}
 # Two runs of each of these must agree in every byte: something is drawn at random in them, or they train otherwise.
 RANDOM = [
-    "penalty=l0", "sparsify.by=labeler", "sparsify.rewind=weights", "rounding=adaround", "recovery.data_free=true",
-    "model@student=digits_mlp", "distillation=relation",
+    "penalty=l0", "sparsify.by=labeler", "sparsify.rewind=weights", "rounding=adaround quantize.epochs=0",
+    "recovery.data_free=true", "model@student=digits_mlp", "distillation=relation",
 ]  # fmt: skip
 # One of every kind of graph that leaves: ways to train it, and to choose what goes, lead to these.
 EXPORTED = [
@@ -142,6 +145,10 @@ class TestMethod:
     def test_keeps_within_the_budget(self, method, run):
         found = run(method)
         result, costs = found.read("result.json"), found.trial.costs
+        if method.name == BIT_OPERATIONS:
+            assert result["budget"]["asked"] == {"bit_operations": 0.02}
+            assert 0.01 < result["budget"]["met"]["bit_operations"] / costs.dense["bit_operations"] <= 0.02
+            return
         asked = 0.25 if "budget.macs=0.25" in method.overrides else 0.4
         assert result["budget"]["asked"]["macs"] == asked
         assert result["macs"] <= asked * costs.dense_macs
