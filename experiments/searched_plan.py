@@ -69,6 +69,13 @@ def told_competence(plans: Iterable[CompressionPlan]) -> list[str]:
             text += "It led the searches of plans all the same, corrected by measured plans of this network."
         else:
             text += "It led the searches of plans."
+        search = plan.provenance.get("search")
+        if search is not None and search["spread"]:
+            text += (
+                f" Its favourite out of {search['judged']:,} plans has a score of {search['score']:.2f} (0 is the mean "
+                "of random plans, in their standard deviations, lower is better); its members differ by "
+                f"{search['spread']:.2f}."
+            )
         told.append(text)
     return list(dict.fromkeys(told))
 

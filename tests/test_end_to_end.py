@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -822,6 +823,8 @@ def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(t
     assert "plans/search" in report
     assert "within the labeler&#x27;s competence" in report
     assert "It led the searches of plans." in report
+    assert re.search(r"Its favourite out of [\d,]+ plans has a score of -\d", report)
+    assert re.search(r"its members differ by \d", report)
     assert ("3 random plans were repaired and measured" in report) == (not formats)
     assert bool(plan.layer_formats) == formats
     if formats:

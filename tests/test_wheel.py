@@ -28,6 +28,10 @@ def test_the_wheel_holds_the_packages_and_the_configuration(tmp_path):
     assert settings <= names, sorted(settings - names)
     pretrained = {path.relative_to(ROOT).as_posix() for path in (ROOT / "autolabel" / "pretrained_plans").iterdir()}
     assert pretrained <= names, sorted(pretrained - names)
+    # A labeler of five megabytes at most ships, in text and safetensors.
+    shipped = [info for info in zipfile.ZipFile(wheel).infolist() if info.filename in pretrained]
+    assert 0 < sum(info.file_size for info in shipped) < 5_000_000
+    assert {Path(info.filename).suffix for info in shipped} == {".json", ".txt", ".safetensors"}
     assert not [name for name in names if name.startswith(("tests/", "scripts/", "results/"))]
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
     assert "autolabel = experiments.run:main" in zipfile.ZipFile(wheel).read(entry_points).decode()
