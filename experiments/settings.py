@@ -256,7 +256,7 @@ class Config:
         oracles: name -> oracle node.
         front: with any number in it, the labeler's damages are solved for anew at every bound of the budget times these
             numbers (and at the bound itself), the others held: what half of the bytes would cost, or twice as many. It
-            decides nothing.
+            decides nothing. Of a student, which is not measured, there is no front.
     """
 
     name: str = "run"
