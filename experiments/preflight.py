@@ -209,8 +209,6 @@ def _check_masks(sparsify: SparsifySettings, parts: Components) -> None:
         return
     _require("sparsify.threshold", math.isfinite(sparsify.threshold), "a finite number", sparsify.threshold)
     _require("sparsify.density", density is None, "null where sparsify.threshold says what stays", density)
-    _require("sparsify.scope", sparsify.scope == "global", "global with sparsify.threshold, one for all layers",
-             sparsify.scope)  # fmt: skip
     for name in ("update", "rewind"):
         value = getattr(sparsify, name)
         _require(f"sparsify.{name}", value is None, "null with sparsify.threshold: it is told by a density", value)

@@ -151,7 +151,8 @@ class SparsifySettings:
     `threshold` is for those who know the scores better than the density: weights (or blocks, by their mean) with a
     score below it go, in the unit of the scores, which for magnitude is that of the weights. They go all at once,
     before the first step or when `sparsity_schedule=one_shot` says; other schedules, `update` and `rewind` are told by
-    a density. The plan's own densities, `floor` and what a pattern always keeps hold beside it.
+    a density. The plan's own densities, `floor` and what a pattern always keeps hold beside it. Either `scope` means
+    the same: it is one number for all layers, unless `normalize` makes it one in the scale of each layer.
 
     `by` is `"score"`, or `"labeler"`: damage measured on cells of alike weights and learned. `update` removes
     them at once before the fine-tuning and solves for the others: `"sweep"` (SparseGPT), `"solve"` or `"exact"` (OBS).
