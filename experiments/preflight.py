@@ -129,9 +129,10 @@ def check_settings(config: Config, parts: Components) -> None:
 
 
 def _check_format(quantize: QuantizeSettings) -> None:
-    grouped, size = quantize.granularity == "group", quantize.group_size
-    rule = "at least 1 where quantize.granularity is 'group'" if grouped else "null without quantize.granularity=group"
-    _require("quantize.group_size", size is not None and size >= 1 if grouped else size is None, rule, size)
+    size = quantize.group_size
+    _require("quantize.group_size", size is None or quantize.granularity == "group",
+             "null without quantize.granularity=group", size)  # fmt: skip
+    _at_least("quantize.group_size", size, 1)
 
 
 def _check_penalty(config: Config, parts: Components) -> None:

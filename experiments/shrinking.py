@@ -200,7 +200,7 @@ class Shrinking(Labelling):
         allowed = SCHEME_BITS[settings.scheme]
         bits = min(allowed, key=lambda b: (abs(b - layer_format.bits), b))
         return replace(layer_format, bits=bits, scheme=settings.scheme, granularity=settings.granularity,
-                       group_size=settings.group_size)  # fmt: skip
+                       group_size=settings.group)  # fmt: skip
 
     def quantize(self, small: fx.GraphModule, plan: CompressionPlan) -> fx.GraphModule:
         """The model in the plan's formats, trained on with them."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compress.formatted_weight import formatted_weights
 from compress.graph import trace
 from compress.masking import density_of, masks_of
 from compress.plan import CompressionPlan, LayerFormat
@@ -76,6 +77,18 @@ def test_what_the_plan_thins_and_nothing_updates_gets_a_mask(experiment, words, 
     assert [message.split(" dense")[0] for message in warned(caplog)] == ["sparsify.update leaves end"]
     run.sparsifier(words, plan).attach(words, 0, 10)
     assert density_of(words).layers == {"words": 0.5, "inner": 0.5, "end": 1.0}
+
+
+@pytest.mark.parametrize(("overrides", "size"), [([], 64), (["quantize.group_size=16"], 16)])
+def test_a_group_has_a_size_though_none_is_said(overrides, size, experiment):
+    run = experiment("quantize.granularity=group", *overrides)
+    layer_format = run.in_scheme(LayerFormat(4))
+    assert layer_format == LayerFormat(4, granularity="group", group_size=size)
+    small = run.structure.traced.module
+    prepared = run.in_formats(small, CompressionPlan(layer_formats={"fc1": layer_format}))
+    (entry,) = formatted_weights(prepared)
+    channels, inputs = small.get_parameter("fc1.weight").shape
+    assert len(entry.module.fitted()["scale"]) == channels * -(-inputs // size)
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
