@@ -65,6 +65,8 @@ def check_settings(config: Config, parts: Components) -> None:
     _at_least("compare.finetune_epochs", config.compare.finetune_epochs, 0)
     _at_least("compare.trial_steps", config.compare.trial_steps, 0)
     _at_least("quantize.epochs", quantize.epochs, 0)
+    _require("quantize.bits", 1 not in quantize.bits, "2 to 8, or 32: one bit is no integer to measure and price "
+             "layers with. quantize.scheme=binary stores all layers of few bits in one", quantize.bits)  # fmt: skip
     _one_of("quantize.bits", quantize.bits, (*INTEGER_BITS, 32))
     _one_of("quantize.activation_bits", [quantize.activation_bits], (None, 8))
     _one_of("quantize.activation_ranges", [quantize.activation_ranges], ACTIVATION_RANGES)

@@ -90,6 +90,7 @@ def names(*overrides):
         ("recovery.steps=[bn]", "recovery.steps must be out of"),
         ("recovery.layers=all", "recovery.layers must be out of"),
         ("quantize.bits=[9]", "quantize.bits must be out of"),
+        ("quantize.bits=[8,1]", "quantize.scheme=binary stores all layers of few bits in one. Got [8, 1]"),
         ("quantize.activation_bits=4", "quantize.activation_bits must be out of"),
         ("quantize.activation_ranges=running", "quantize.activation_ranges must be out of"),
         ("quantize.activation_ranges=dynamic quantize.activation_bits=null", "'static' where activations stay float"),
