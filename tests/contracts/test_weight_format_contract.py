@@ -12,8 +12,9 @@ import compress.weight_formats
 from compress.errors import DataError
 from compress.formatted_weight import make_format
 from compress.plan import SCHEME_BITS, LayerFormat
+from compress.quantization import prepare_quantized
 from compress.quantizers import MinMaxQuantizer, MseQuantizer, PercentileQuantizer
-from compress.weight_format import WeightFormat
+from compress.weight_format import WeightFormat, straight_through
 
 QUANTIZERS = (MinMaxQuantizer(), MseQuantizer(steps=20), PercentileQuantizer(99))
 
@@ -175,6 +176,12 @@ def test_constant_and_dead_rows(scheme, bits):
         assert torch.allclose(values[3], rows[3], rtol=2e-3)
     if (scheme, bits) != ("symmetric", 1):  # whose dead row takes the scale of the others, and has no zero
         assert (values[4] == 0).all()
+
+
+@pytest.mark.parametrize("source", [straight_through, prepare_quantized])
+def test_the_straight_through_estimator_has_its_paper(source):
+    assert "Bengio, Leonard, Courville 2013" in inspect.getdoc(source)
+    assert "arXiv:1308.3432" in inspect.getdoc(source)
 
 
 def test_a_layer_format_makes_its_number_format():
