@@ -54,10 +54,7 @@ def synthesize_batches(
             raise CompressError(
                 f"The '{name}' parameter of synthesize_batches must be an int of at least {least}. Got {value!r}."
             )
-    _check_norms(module)
-    leaves = flat_inputs(module, *as_inputs(example_inputs))
-    if not all(isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() for leaf in leaves):
-        raise DataError("Inputs can be made for models only whose inputs are all float tensors. Tokens cannot.")
+    leaves = check_inputs_can_be_made(module, example_inputs)
     generator = torch.Generator().manual_seed(seed)
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
@@ -75,6 +72,20 @@ def synthesize_batches(
     finally:
         for part, training in modes:
             part.training = training
+
+
+def check_inputs_can_be_made(module: fx.GraphModule, example_inputs: Any) -> list[Tensor]:
+    """The forward's inputs in the order of the graph, all of a kind that `synthesize_batches` makes. Computes nothing.
+
+    Raises:
+        CompressError: if the model has no batch norm with stored statistics. DataError: for inputs that are no float
+            tensors.
+    """
+    _check_norms(module)
+    leaves = flat_inputs(module, *as_inputs(example_inputs))
+    if not all(isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() for leaf in leaves):
+        raise DataError("Inputs can be made for models only whose inputs are all float tensors. Tokens cannot.")
+    return leaves
 
 
 def statistics_distance(module: fx.GraphModule, batch: Any) -> float:

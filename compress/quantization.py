@@ -44,12 +44,13 @@ def prepare_quantized(
     """A copy that computes with the low-bit weights and activations of the plan, as floats, and can be trained on.
 
     Batch norms are folded. Weights keep their float values as parameters and are rounded in every forward, with scales
-    fixed here; the gradient passes straight through (clipped values get none). Activations are rounded to 256 levels
-    with ranges fixed here: the input of every quantised conv and linear, and all edges between ops that an engine can
-    compute on integers; residual streams that end in a float operation (layer norm) stay float. Transposed convs and
-    embeddings keep float activations. (Jacob et al. 2018, "Quantization and Training of Neural Networks", CVPR,
-    arXiv:1712.05877.) Of a plan with dynamic ranges, see `compress.dynamic_ranges`, only the inputs of quantised convs
-    and linears are rounded, each over its own range at run time.
+    fixed here; the gradient passes straight through (Bengio, Leonard, Courville 2013, "Estimating or Propagating
+    Gradients Through Stochastic Neurons", arXiv:1308.3432; clipped values get none). Activations are rounded to 256
+    levels with ranges fixed here: the input of every quantised conv and linear, and all edges between ops that an
+    engine can compute on integers; residual streams that end in a float operation (layer norm) stay float. Transposed
+    convs and embeddings keep float activations. (Jacob et al. 2018, "Quantization and Training of Neural Networks",
+    CVPR, arXiv:1712.05877.) Of a plan with dynamic ranges, see `compress.dynamic_ranges`, only the inputs of quantised
+    convs and linears are rounded, each over its own range at run time.
 
     Formats that engines do not compute on (`LayerFormat.on_integers`) are stored ones, see `compress.formatted_weight`:
     their layers compute on decoded weights, keep float activations, and leave in float weights. A layer of density

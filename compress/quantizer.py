@@ -74,7 +74,10 @@ def largest_integer(bits: int) -> int:
         CompressError: for bits other than 2 to 8.
     """
     if isinstance(bits, bool) or bits not in INTEGER_BITS:
-        raise CompressError(f"The 'bits' parameter of a weight format must be one of {INTEGER_BITS}. Got {bits!r}.")
+        instead = " A plan can store a layer in one bit: LayerFormat(1, 'binary')." if bits == 1 else ""
+        raise CompressError(
+            f"The 'bits' parameter of a weight format must be one of {INTEGER_BITS}. Got {bits!r}.{instead}"
+        )
     return 2 ** (bits - 1) - 1
 
 

@@ -43,7 +43,8 @@ class Sparsifier:
         threshold: instead of a density, in the unit of the scores: when the schedule says so, weights (or blocks) with
             a score below it go, all at once (Han et al. 2015, "Learning both Weights and Connections for Efficient
             Neural Networks", arXiv:1506.02626). Those that fall below it later stay. Layers with an override keep
-            that density, every layer its floor, and what a pattern always keeps stays too.
+            that density, every layer its floor, and what a pattern always keeps stays too. Whatever the scope, it is
+            one number for all layers; normalised scores make it one in the scale of each layer.
         task, batches: calibration data of a score that needs it.
         scores: layer name -> fixed importance of each weight, such as a labeler's, instead of `score`.
 

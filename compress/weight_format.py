@@ -68,7 +68,10 @@ class _Through(Function):
 
 
 def straight_through(value: Tensor, surrogate: Tensor, kept: Tensor) -> Tensor:
-    """`value` bit for bit, with the gradient of `surrogate` where `kept`, and none elsewhere."""
+    """`value` bit for bit, with the gradient of `surrogate` where `kept`, and none elsewhere.
+
+    (The straight-through estimator: Bengio, Leonard, Courville 2013, arXiv:1308.3432.)
+    """
     return _Through.apply(torch.where(kept, surrogate, 0.0), value.detach())
 
 

@@ -60,6 +60,11 @@ class Components:
     oracles: Mapping[str, Oracle] = field(default_factory=dict)
 
 
+def acts_in(penalty: TrainingHook, stage: str) -> bool:
+    """Whether a penalty acts in this training: one on quantised weights has nothing to do before they are."""
+    return getattr(penalty, "needs_formats", False) == (stage == "quantize")
+
+
 def build_components(config: Config) -> Components:
     """Every component of `config`.
 

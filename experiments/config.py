@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -91,6 +92,7 @@ def build(node: Mapping[str, Any] | DictConfig, key: str, *, within: str | None 
     arguments = {name: value for name, value in node.items() if name != "_target_"}
     _refuse_unknown_arguments(target, arguments, extra, key)
     arguments = {name: _build_nested(value, f"{key}.{name}") for name, value in arguments.items()}
+    _refuse_plain_values(target, arguments, key)
     try:
         return target(**arguments, **extra)
     except ConfigError:
@@ -225,6 +227,20 @@ def _refuse_unknown_arguments(
     missing = [n for n in known if parameters[n].default is inspect.Parameter.empty and n not in given]
     if missing:
         raise ConfigError(f"'{key}.{missing[0]}' is not set: {target.__name__} needs it.")
+
+
+def _refuse_plain_values(target: Callable[..., Any], arguments: Mapping[str, Any], key: str) -> None:
+    """Refuse text, numbers and lists where only an object of this project, or none, will do."""
+    for name, value in arguments.items():
+        annotation = inspect.signature(target).parameters[name].annotation
+        kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+        ours = [k for k in kinds if inspect.isclass(k) and k.__module__.split(".")[0] in PACKAGES]
+        if ours and {*kinds} <= {*ours, NoneType} and isinstance(value, (str, int, float, list, Mapping)):
+            wanted = " or ".join([*(["null"] if NoneType in kinds else []), *(f"a {kind.__name__}" for kind in ours)])
+            raise ConfigError(
+                f"'{key}.{name}' must be {wanted}, which no plain value is: only code, or a node with a '_target_', "
+                f"can give one. Got {value!r}."
+            )
 
 
 def _build_nested(value: Any, key: str) -> Any:

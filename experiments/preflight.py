@@ -6,6 +6,7 @@ from typing import Any
 
 from autolabel.active_sampling import ACTIVE
 from autolabel.sampling import STRATEGIES
+from compress.budget import Budget
 from compress.errors import CompressError
 from compress.masking import SCOPES
 from compress.normalization import NORMALIZATIONS
@@ -18,7 +19,7 @@ from compress.second_order_pruning import METHODS
 from compress.tensor_coding import CODERS
 from compress.training_settings import check_settings as check_training
 from experiments.compared_methods import methods_of
-from experiments.components import Components
+from experiments.components import Components, acts_in
 from experiments.config import ConfigError
 from experiments.placement import is_available
 from experiments.settings import DENSITY, Config, QuantizeSettings, SparsifySettings
@@ -26,6 +27,7 @@ from experiments.settings import DENSITY, Config, QuantizeSettings, SparsifySett
 FORMATS = ("onnx",)
 # Name in the group -> what it measures.
 ORACLES = {"removal": "removable", "layer_choice": "layer"}
+TRAININGS = ("train", "finetune", "quantize")
 
 
 def check_settings(config: Config, parts: Components) -> None:
@@ -55,9 +57,16 @@ def check_settings(config: Config, parts: Components) -> None:
     _at_least("recovery.images", recovery.images, 1)
     _at_least("recovery.max_rows", recovery.max_rows, 1)
     _at_least("recovery.ridge", recovery.ridge, 0)
+    if recovery.data_free:
+        _require("recovery.augment", not recovery.augment, "false with recovery.data_free, which takes no images",
+                 recovery.augment)  # fmt: skip
+        _require("measure.batch_size", measure.batch_size >= 2, "at least 2 with recovery.data_free, which takes "
+                 "statistics of batches", measure.batch_size)  # fmt: skip
     _at_least("compare.finetune_epochs", config.compare.finetune_epochs, 0)
     _at_least("compare.trial_steps", config.compare.trial_steps, 0)
     _at_least("quantize.epochs", quantize.epochs, 0)
+    _require("quantize.bits", 1 not in quantize.bits, "2 to 8, or 32: one bit is no integer to measure and price "
+             "layers with. quantize.scheme=binary stores all layers of few bits in one", quantize.bits)  # fmt: skip
     _one_of("quantize.bits", quantize.bits, (*INTEGER_BITS, 32))
     _one_of("quantize.activation_bits", [quantize.activation_bits], (None, 8))
     _one_of("quantize.activation_ranges", [quantize.activation_ranges], ACTIVATION_RANGES)
@@ -74,7 +83,10 @@ def check_settings(config: Config, parts: Components) -> None:
     _one_of("quantize.granularity", [quantize.granularity], GRANULARITIES)
     _one_of("finetune.select", [config.finetune.select], ("best", "last"))
     _require("front", all(0 < factor < math.inf for factor in config.front), "numbers above 0", config.front)
-    _one_of("penalized", config.penalized, ("train", "finetune", "quantize"))
+    bounded = parts.budget != Budget()
+    _require("front", bounded or not config.front, "empty without a bound in budget to solve around", config.front)
+    _one_of("penalized", config.penalized, TRAININGS)
+    _check_penalty(config, parts)
     _check_format(quantize)
     _check_rounding(quantize, parts)
     sparsify = config.sparsify
@@ -119,9 +131,31 @@ def check_settings(config: Config, parts: Components) -> None:
 
 
 def _check_format(quantize: QuantizeSettings) -> None:
-    grouped, size = quantize.granularity == "group", quantize.group_size
-    rule = "at least 1 where quantize.granularity is 'group'" if grouped else "null without quantize.granularity=group"
-    _require("quantize.group_size", size is not None and size >= 1 if grouped else size is None, rule, size)
+    size = quantize.group_size
+    _require("quantize.group_size", size is None or quantize.granularity == "group",
+             "null without quantize.granularity=group", size)  # fmt: skip
+    _at_least("quantize.group_size", size, 1)
+
+
+def _check_penalty(config: Config, parts: Components) -> None:
+    """A penalty needs a training that it acts in, and one on bytes the weights that it prices."""
+    penalty, quantize = parts.penalty, config.quantize
+    if penalty is None:
+        return
+    epochs = {"train": config.train.epochs, "finetune": config.finetune.epochs,
+              "quantize": quantize.epochs if quantize.enabled else 0}  # fmt: skip
+    able = [stage for stage in TRAININGS if acts_in(penalty, stage)]
+    trained = [stage for stage in able if epochs[stage]]
+    _require("penalty", bool(trained), f"null where none of the trainings it acts in, {able}, is done: give one epochs",
+             penalty.name)  # fmt: skip
+    _require("penalized", any(stage in config.penalized for stage in trained),
+             f"a list with one of {trained}, where penalty {penalty.name!r} acts", config.penalized)  # fmt: skip
+    if penalty.name == "coded_bytes":
+        _require("quantize.scheme", quantize.scheme == "symmetric", "'symmetric' with penalty=coded_bytes, for whose "
+                 "symbols it has a price", quantize.scheme)  # fmt: skip
+        _require("quantize.trained_ranges", quantize.trained_ranges or quantize.granularity != "channel",
+                 "true with penalty=coded_bytes, unless quantize.granularity is tensor or group",
+                 quantize.trained_ranges)  # fmt: skip
 
 
 def _check_rounding(quantize: QuantizeSettings, parts: Components) -> None:
@@ -169,12 +203,15 @@ def _check_masks(sparsify: SparsifySettings, parts: Components) -> None:
     _require("sparsify.floor", 0 <= sparsify.floor <= 1, "in [0, 1]", sparsify.floor)
     _one_of("sparsify.normalize", [sparsify.normalize], NORMALIZATIONS)
     _at_least("sparsify.rounds", sparsify.rounds, 1)
+    if sparsify.by == "labeler":
+        score = parts.weight_score.name if parts.weight_score else None
+        _require("weight_score", score is None, "null with sparsify.by=labeler, which scores by itself", score)
+        _require("sparsify.normalize", sparsify.normalize is None, "null with sparsify.by=labeler, whose damages are "
+                 "comparable as they are", sparsify.normalize)  # fmt: skip
     if sparsify.threshold is None:
         return
     _require("sparsify.threshold", math.isfinite(sparsify.threshold), "a finite number", sparsify.threshold)
     _require("sparsify.density", density is None, "null where sparsify.threshold says what stays", density)
-    _require("sparsify.scope", sparsify.scope == "global", "global with sparsify.threshold, one for all layers",
-             sparsify.scope)  # fmt: skip
     for name in ("update", "rewind"):
         value = getattr(sparsify, name)
         _require(f"sparsify.{name}", value is None, "null with sparsify.threshold: it is told by a density", value)

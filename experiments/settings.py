@@ -10,6 +10,8 @@ from omegaconf import MISSING
 
 # Fraction of the weights that masks keep where nothing else is said.
 DENSITY = 0.25
+# Weights with one scale where only the granularity is said: a float32 scale adds half a bit to each.
+GROUP_SIZE = 64
 
 
 @dataclass
@@ -151,7 +153,8 @@ class SparsifySettings:
     `threshold` is for those who know the scores better than the density: weights (or blocks, by their mean) with a
     score below it go, in the unit of the scores, which for magnitude is that of the weights. They go all at once,
     before the first step or when `sparsity_schedule=one_shot` says; other schedules, `update` and `rewind` are told by
-    a density. The plan's own densities, `floor` and what a pattern always keeps hold beside it.
+    a density. The plan's own densities, `floor` and what a pattern always keeps hold beside it. Either `scope` means
+    the same: it is one number for all layers, unless `normalize` makes it one in the scale of each layer.
 
     `by` is `"score"`, or `"labeler"`: damage measured on cells of alike weights and learned. `update` removes
     them at once before the fine-tuning and solves for the others: `"sweep"` (SparseGPT), `"solve"` or `"exact"` (OBS).
@@ -184,10 +187,11 @@ class QuantizeSettings:
     With `densities` below 1 or `ranks` (fractions of a layer's useful rank) each layer may also keep fewer weights or
     become two layers; the budget's `coded_bytes`, `bit_operations` or `macs` say what that buys. `scheme`,
     `granularity` and `group_size` are the number format of all quantised layers, see `compress.LayerFormat`; other
-    than `"symmetric"` per `"channel"` they are decoded to floats before they run. `trained_ranges` trains their
-    scales and centroids, with AdamW at `range_rate` times their mean magnitude. With either, activations stay float,
-    whatever `activation_bits` says. `activation_ranges` of activations in few bits: `"static"` from calibration data,
-    or `"dynamic"` of each input of a quantised layer at run time, see `compress.dynamic_ranges`.
+    than `"symmetric"` per `"channel"` they are decoded to floats before they run. A `"group"` is of 64 weights where
+    `group_size` is null. `trained_ranges` trains their scales and centroids, with AdamW at `range_rate` times their
+    mean magnitude. With either, activations stay float, whatever `activation_bits` says. `activation_ranges` of
+    activations in few bits: `"static"` from calibration data, or `"dynamic"` of each input of a quantised layer at run
+    time, see `compress.dynamic_ranges`.
 
     `reduce_range` keeps 8-bit weights of integer layers to 7 bits, whose sums no processor saturates; without it they
     use all 8, and files store them as `exporter.int8_encoding` says.
@@ -211,6 +215,12 @@ class QuantizeSettings:
     range_rate: float = 10.0
     epochs: int = 1
     lr: float = 1e-4
+
+    @property
+    def group(self) -> int | None:
+        """Weights of a group; None where the granularity is another."""
+        usual = GROUP_SIZE if self.granularity == "group" else None
+        return usual if self.group_size is None else self.group_size
 
 
 @dataclass
@@ -256,7 +266,7 @@ class Config:
         oracles: name -> oracle node.
         front: with any number in it, the labeler's damages are solved for anew at every bound of the budget times these
             numbers (and at the bound itself), the others held: what half of the bytes would cost, or twice as many. It
-            decides nothing.
+            decides nothing. Of a student, which is not measured, there is no front.
     """
 
     name: str = "run"

@@ -30,6 +30,7 @@ from compress.sparsity_schedules import OneShotSchedule, PolynomialSchedule
 from compress.task import evaluate
 from compress.training_hook import TrainingHook
 from compress.weight_rounding import round_weights_
+from experiments.components import acts_in
 from experiments.labelling import Labelling
 from experiments.settings import DENSITY
 from experiments.tracker import to_json
@@ -166,14 +167,10 @@ class Shrinking(Labelling):
         )  # fmt: skip
 
     def penalties(self, stage: str) -> list[TrainingHook]:
-        """The configured penalty where it acts in this training. One on quantised weights has nothing to do before."""
+        """The configured penalty where it acts in this training."""
         penalty = self.parts.penalty
-        if penalty is None or stage not in self.config.penalized:
-            return []
-        quantized = getattr(penalty, "needs_formats", False)
-        if stage == "quantize":
-            return [penalty] if quantized else []
-        return [] if quantized else [penalty]
+        acts = penalty is not None and stage in self.config.penalized and acts_in(penalty, stage)
+        return [penalty] if acts else []
 
     def final_plan(self, small: fx.GraphModule, plan: CompressionPlan) -> CompressionPlan:
         """The plan with the number format that is configured, and the densities that came of masks."""
@@ -203,7 +200,7 @@ class Shrinking(Labelling):
         allowed = SCHEME_BITS[settings.scheme]
         bits = min(allowed, key=lambda b: (abs(b - layer_format.bits), b))
         return replace(layer_format, bits=bits, scheme=settings.scheme, granularity=settings.granularity,
-                       group_size=settings.group_size)  # fmt: skip
+                       group_size=settings.group)  # fmt: skip
 
     def quantize(self, small: fx.GraphModule, plan: CompressionPlan) -> fx.GraphModule:
         """The model in the plan's formats, trained on with them."""

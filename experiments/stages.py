@@ -73,9 +73,7 @@ class Experiment(Teaching):
 
     def run(self) -> None:
         """Every stage in order."""
-        self.refuse_impossible_budget()
-        self.refuse_unknown_layers()
-        self.refuse_unknown_pairs()
+        self.refuse_what_would_fail()
         stage, settings = self._run_stage, self._settings
         self._told: list[str] = []
         dense = ["dense/model.safetensors"]
@@ -91,7 +89,7 @@ class Experiment(Teaching):
         planned = settings("student") if student else {}
         stage("units", self.write_units, inputs=dense, outputs=["units.npz", "costs.json"], settings=planned)
         if student:
-            plan_settings = settings("student", "quantize")
+            plan_settings = settings("student", "quantize", *(["front"] if self.config.front else []))
             stage("student", self.plan_student, inputs=dense, outputs=["plan.json"], settings=plan_settings)
         else:
             self._run_decision(dense)

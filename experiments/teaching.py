@@ -24,6 +24,8 @@ class Teaching(Shrinking):
         settings = self.config.quantize
         if settings.enabled and (settings.ranks or min(settings.densities) < 1):
             self.warnings.append("quantize.ranks and quantize.densities have no effect on a student.")
+        if self.config.front:
+            self.warnings.append("front has no effect on a student: nothing of it is measured.")
         for name in DECISION_FILES:
             (self.run_dir.path / name).unlink(missing_ok=True)
         self.student_plan().save(self.run_dir.file("plan.json"))

@@ -21,7 +21,7 @@ from compress.allocation import allocate, check_budget
 from compress.application import slice_model
 from compress.costs import CostTable
 from compress.counting import unit_costs
-from compress.data_free import synthesize_batches
+from compress.data_free import check_inputs_can_be_made, synthesize_batches
 from compress.distiller import Distiller
 from compress.errors import CompressError, PlanError
 from compress.factor_formats import factorize_plan
@@ -170,6 +170,13 @@ class Workbench:
         saved = costs.weight_bytes if parts.budget.macs is None else costs.macs
         return {"strategy": "stratified", "active": ActiveSampling(decide, saved[units.removable, 0])}
 
+    def refuse_what_would_fail(self) -> None:
+        """Refuse what the networks rule out, before anything is trained. Raises ConfigError or BudgetError."""
+        self.refuse_missing_statistics()
+        self.refuse_impossible_budget()
+        self.refuse_unknown_layers()
+        self.refuse_unknown_pairs()
+
     def refuse_unknown_layers(self) -> None:
         """Raises ConfigError where `sparsify.skip` names no layer of the network that is made small."""
         if self.config.quantize.ranks:  # whose layers have names of their own after they are divided
@@ -178,6 +185,15 @@ class Workbench:
             prunable_weights(self.planned.traced.module, self.config.sparsify.skip)
         except PlanError as error:
             raise ConfigError(f"sparsify.skip: {error}") from None
+
+    def refuse_missing_statistics(self) -> None:
+        """Raises ConfigError where `recovery.data_free` finds no statistics to make inputs from."""
+        if not self.config.recovery.data_free:
+            return
+        try:
+            check_inputs_can_be_made(self.structure.traced.module, self.example)
+        except CompressError as error:
+            raise ConfigError(f"recovery.data_free: {error}") from None
 
     def refuse_unknown_pairs(self) -> None:
         """Raises ConfigError where the distillation finds no layers to compare, or names some that are not there."""

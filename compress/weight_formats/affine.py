@@ -21,8 +21,9 @@ from compress.weight_format import (
 class AffineFormat:
     """The level round((w - low) / (high - low) (2^bits - 1)) of each weight; low and the step are stored.
 
-    Zero is no level unless it happens to be one. Both parameters are trained by the gradient of LSQ+ (Bhalgat et al.
-    2020, arXiv:2004.09576).
+    (Jacob et al. 2018, "Quantization and Training of Neural Networks", CVPR, arXiv:1712.05877, whose levels always have
+    a zero.) Here zero is no level unless it happens to be one. Both parameters are trained by the gradient of LSQ+
+    (Bhalgat et al. 2020, arXiv:2004.09576).
     """
 
     name = "affine"

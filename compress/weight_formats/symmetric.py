@@ -20,7 +20,8 @@ from compress.weight_format import (
 class SymmetricFormat:
     """Integers from -(2^(bits-1) - 1) to 2^(bits-1) - 1 times a scale; with one bit, minus or plus the scale.
 
-    Scales are trained by the gradient of LSQ (Esser et al. 2020, arXiv:1902.08153).
+    (Krishnamoorthi 2018, "Quantizing deep convolutional networks", arXiv:1806.08342.) Scales are trained by the
+    gradient of LSQ (Esser et al. 2020, arXiv:1902.08153).
 
     Attributes:
         carries: the gradient of a scale is that at symbols that stay, for a training that multiplies the weights by

@@ -69,6 +69,11 @@ def test_other_bits_are_refused(bits):
         quantize_weight(torch.ones(1, 1), bits, MinMaxQuantizer())
 
 
+def test_one_bit_is_refused_with_what_to_use_instead():
+    with pytest.raises(CompressError, match=r"Got 1\. A plan can store a layer in one bit: LayerFormat\(1, 'binary'\)"):
+        quantize_weight(torch.ones(1, 1), 1, MinMaxQuantizer())
+
+
 def test_nan_is_refused():
     with pytest.raises(DataError, match="NaN"):
         quantize_weight(torch.tensor([[float("nan")]]), 8, MinMaxQuantizer())

@@ -149,6 +149,9 @@ def test_what_scores_below_the_threshold_goes_in_any_scope(scope):
     assert held(with_weights(first, second), scope=scope, skip=["1"]) == [[[0, 1], [1, 0]], [[1, 1], [1, 1]]]
     # A layer with a density of its own knows no threshold.
     assert held(with_weights(first, second), scope=scope, overrides={"1": 0.5}) == [[[0, 1], [1, 0]], [[1, 0], [0, 1]]]
+    # A quarter of the largest of each layer: of 0.5, and of 0.2.
+    first, second = [[0.1, -0.5], [0.25, -0.2]], [[0.2, 0.1], [0.04, -0.15]]
+    assert held(with_weights(first, second), scope=scope, normalize="max") == [[[0, 1], [1, 1]], [[1, 1], [0, 1]]]
 
 
 def test_blocks_go_by_their_mean_and_scores_by_their_own_scale():

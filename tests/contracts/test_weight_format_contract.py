@@ -12,9 +12,12 @@ import compress.weight_formats
 from compress.errors import DataError
 from compress.formatted_weight import make_format
 from compress.plan import SCHEME_BITS, LayerFormat
+from compress.quantization import prepare_quantized
 from compress.quantizers import MinMaxQuantizer, MseQuantizer, PercentileQuantizer
-from compress.weight_format import WeightFormat
+from compress.weight_format import WeightFormat, straight_through
 
+# A number, or authors and a year.
+PAPER = re.compile(r"arXiv:\d{4}\.\d{4,5}\b|\b[A-Z][a-z][\w-]*(?: et al\.)? (?:19|20)\d\d\b")
 QUANTIZERS = (MinMaxQuantizer(), MseQuantizer(steps=20), PercentileQuantizer(99))
 
 
@@ -58,11 +61,17 @@ def test_satisfies_the_seam(kind):
     form = kind(SCHEME_BITS[kind.name][0], False)
     assert isinstance(form, WeightFormat)
     assert kind.__module__.rpartition(".")[2] == kind.name
-    assert kind.__doc__
-    if not kind.name.startswith(("float", "bfloat")):
-        assert re.search(r"arXiv:\d{4}\.\d{5}|formula|whole|round\(", inspect.getdoc(kind)), (
-            "no source in the docstring"
-        )
+    # Its own: one that a parent left to it says nothing of this format.
+    assert vars(kind)["__doc__"]
+    assert kind.name == "float32" or PAPER.search(kind.__doc__), "no paper in the docstring: who made the format, when?"
+
+
+@pytest.mark.parametrize(("text", "cites"), [
+    ("Whole multiples: round(w / s), by the formula.", False), ("IEEE 754 binary16.", False),
+    ("arXiv:1603.01025", True), ("(Li et al. 2016)", True), ("Bengio, Leonard, Courville 2013", True),
+])  # fmt: skip
+def test_a_paper_is_an_author_and_a_year_or_a_number(text, cites):
+    assert bool(PAPER.search(text)) == cites
 
 
 @pytest.mark.parametrize(("scheme", "bits", "masked"), CASES)
@@ -175,6 +184,12 @@ def test_constant_and_dead_rows(scheme, bits):
         assert torch.allclose(values[3], rows[3], rtol=2e-3)
     if (scheme, bits) != ("symmetric", 1):  # whose dead row takes the scale of the others, and has no zero
         assert (values[4] == 0).all()
+
+
+@pytest.mark.parametrize("source", [straight_through, prepare_quantized])
+def test_the_straight_through_estimator_has_its_paper(source):
+    assert "Bengio, Leonard, Courville 2013" in inspect.getdoc(source)
+    assert "arXiv:1308.3432" in inspect.getdoc(source)
 
 
 def test_a_layer_format_makes_its_number_format():

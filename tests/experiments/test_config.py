@@ -96,6 +96,19 @@ def test_build_refuses_what_names_no_object(node):
         build(node, "labeler")
 
 
+@pytest.mark.parametrize("value", ["x", 1, ["x"], {"name": "x"}])
+def test_build_refuses_plain_values_for_what_is_an_object(value):
+    node = {"_target_": "compress.penalties.group_lasso.GroupLassoPenalty", "structure": value}
+    with pytest.raises(ConfigError, match=r"'penalty\.structure' must be null or a Structure, which no plain value is"):
+        build(node, "penalty")
+    assert build({**node, "structure": None}, "penalty").structure is None
+    oracle = {"_target_": "autolabel.oracles.layer_choice.LayerChoiceOracle"}
+    with pytest.raises(ConfigError, match=r"'oracle\.quantizer' must be null or a Quantizer"):
+        build({**oracle, "quantizer": value}, "oracle")
+    quantizer = {"_target_": "compress.quantizers.mse.MseQuantizer"}
+    assert build({**oracle, "quantizer": quantizer}, "oracle").quantizer.name == "mse"
+
+
 def test_build_gives_objects_plain_values_and_extras(monkeypatch):
     module = types.ModuleType("compress.standin")
     exec(

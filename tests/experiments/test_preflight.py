@@ -90,6 +90,7 @@ def names(*overrides):
         ("recovery.steps=[bn]", "recovery.steps must be out of"),
         ("recovery.layers=all", "recovery.layers must be out of"),
         ("quantize.bits=[9]", "quantize.bits must be out of"),
+        ("quantize.bits=[8,1]", "quantize.scheme=binary stores all layers of few bits in one. Got [8, 1]"),
         ("quantize.activation_bits=4", "quantize.activation_bits must be out of"),
         ("quantize.activation_ranges=running", "quantize.activation_ranges must be out of"),
         ("quantize.activation_ranges=dynamic quantize.activation_bits=null", "'static' where activations stay float"),
@@ -102,14 +103,33 @@ def names(*overrides):
         ("train.batch_size=0", "train.batch_size must be at least 1"),
         ("measure.batch_size=0", "measure.batch_size must be at least 1"),
         ("recovery.ridge=-1", "recovery.ridge must be at least 0"),
-        ("quantize.granularity=group", "quantize.group_size must be at least 1 where"),
-        ("quantize.granularity=group quantize.group_size=0", "quantize.group_size must be at least 1 where"),
+        ("quantize.granularity=group quantize.group_size=0", "quantize.group_size must be at least 1. Got 0"),
         ("quantize.group_size=-1", "quantize.group_size must be null without quantize.granularity=group"),
         ("sparsify.density=2", "sparsify.density must be in (0, 1]"),
         ("sparsify.density=0", "sparsify.density must be in (0, 1]"),
         ("sparsify.density=0.4 pattern=n_of_m", "sparsify.density must be in [0.5, 1] for the pattern '2:4'"),
         ("sparsify.floor=2", "sparsify.floor must be in [0, 1]"),
         ("sparsify.normalize=max_abs", "sparsify.normalize must be out of"),
+        ("sparsify.by=labeler weight_score=wanda", "weight_score must be null with sparsify.by=labeler"),
+        ("sparsify.by=labeler sparsify.normalize=max", "sparsify.normalize must be null with sparsify.by=labeler"),
+        ("penalty=coded_bytes", "quantize.trained_ranges must be true with penalty=coded_bytes, unless quantize.gran"),
+        (
+            "penalty=coded_bytes quantize.trained_ranges=true quantize.scheme=affine",
+            "quantize.scheme must be 'symmetric' with penalty=coded_bytes",
+        ),
+        (
+            "penalty=l1 penalized=[quantize]",
+            "penalized must be a list with one of ['train', 'finetune'], where penalty 'l1' acts. Got ['quantize']",
+        ),
+        ("penalty=l1 penalized=[train] train.epochs=0", "penalized must be a list with one of ['finetune']"),
+        ("penalty=bn_l1 penalized=[]", "penalized must be a list with one of ['train', 'finetune']"),
+        ("penalty=l0 train.epochs=0 finetune.epochs=0", "penalty must be null where none of the trainings it acts in"),
+        ("penalty=quantization penalized=[train,finetune]", "penalized must be a list with one of ['quantize']"),
+        ("penalty=quantization quantize.epochs=0", "penalty must be null where none of the trainings it acts in, ['qu"),
+        ("penalty=quantization quantize.enabled=false", "is done: give one epochs. Got 'quantization'"),
+        ("front=[0.5] budget.macs=null budget.weight_bytes=null", "front must be empty without a bound in budget"),
+        ("recovery.data_free=true recovery.augment=true", "recovery.augment must be false with recovery.data_free"),
+        ("recovery.data_free=true measure.batch_size=1", "measure.batch_size must be at least 2 with recovery.data_f"),
         ("sparsify.rounds=0", "sparsify.rounds must be at least 1"),
         ("sparsify.threshold=inf", "sparsify.threshold must be a finite number"),
         (
@@ -122,7 +142,6 @@ def names(*overrides):
             "sparsify.threshold=0.1 sparsity_schedule=agp",
             "sparsity_schedule must be null or one_shot with sparsify.threshold: others are told by a density",
         ),
-        ("sparsify.threshold=0.1 sparsify.scope=layer", "sparsify.scope must be global with sparsify.threshold"),
         ("sparsify.early=0.5", "sparsify.early must be 0.02 where sparsify.rewind is not weights"),
         ("sparsify.early=1.5", "sparsify.early must be a part of the fine-tuning in [0, 1]. Got 1.5"),
         ("sparsify.early=-0.1", "sparsify.early must be a part of the fine-tuning in [0, 1]"),
@@ -175,7 +194,16 @@ def test_a_setting_that_no_stage_could_use_is_refused(override, message):
         "sparsify.threshold=0.1 sparsity_schedule=one_shot pattern=block",
         "sparsify.rewind=weights sparsify.early=0.5 finetune.patience=1",
         "sparsify.density=0.5 pattern=n_of_m",
+        "quantize.granularity=group",
         "quantize.granularity=group quantize.group_size=8",
+        "sparsify.by=labeler sparsify.threshold=0.1",
+        "sparsify.threshold=0.1 sparsify.scope=layer",
+        "penalty=coded_bytes quantize.trained_ranges=true train.epochs=0",
+        "penalty=coded_bytes quantize.granularity=tensor penalized=[quantize]",
+        "penalty=l1 train.epochs=0",
+        "penalty=l1 finetune.epochs=0 quantize.enabled=false",
+        "penalty=quantization penalized=[quantize]",
+        "front=[0.5] budget.weight_bytes=null",
         "rounding=gptq quantize.bits=[32,8]",
         "rounding=gptq quantize.trained_ranges=true",
         "sparsify.update=sweep",
@@ -195,6 +223,15 @@ def test_the_configured_allocator_and_criterion_take_part():
     healed = ["labeler/knapsack@0.1", "criterion/bits"]
     assert names(f"compare.methods=[{','.join(healed)}]", "allocator=knapsack") == healed
     assert names("compare.methods=[random,random]", "criterion=random") == ["random"]
+
+
+@pytest.mark.parametrize("bounds", [[], ["budget.coded_bytes=0.5", "quantize.ranks=[0.5]"]])
+def test_data_without_statistics_to_make_it_from_is_refused_before_any_training(bounds, tmp_path):
+    overrides = ("model=digits_mlp", "recovery.data_free=true", *bounds)
+    config, _ = configured(*overrides)
+    with pytest.raises(ConfigError, match=r"recovery\.data_free: The model has no batch norm with stored statistics"):
+        Experiment(config, RunDir(tmp_path), NullTracker(RunInfo("test", tmp_path))).run()
+    assert not (tmp_path / "dense").exists()
 
 
 def test_every_part_of_the_configuration_belongs_to_a_stage(tmp_path, monkeypatch):

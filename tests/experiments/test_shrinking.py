@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compress.formatted_weight import formatted_weights
 from compress.graph import trace
-from compress.masking import density_of
+from compress.masking import density_of, masks_of
 from compress.plan import CompressionPlan, LayerFormat
+from compress.prunable_weights import prunable_weights
 from experiments.composition import compose_config
 from experiments.run_dir import RunDir
 from experiments.stages import Experiment
@@ -75,6 +77,27 @@ def test_what_the_plan_thins_and_nothing_updates_gets_a_mask(experiment, words, 
     assert [message.split(" dense")[0] for message in warned(caplog)] == ["sparsify.update leaves end"]
     run.sparsifier(words, plan).attach(words, 0, 10)
     assert density_of(words).layers == {"words": 0.5, "inner": 0.5, "end": 1.0}
+
+
+@pytest.mark.parametrize(("overrides", "size"), [([], 64), (["quantize.group_size=16"], 16)])
+def test_a_group_has_a_size_though_none_is_said(overrides, size, experiment):
+    run = experiment("quantize.granularity=group", *overrides)
+    layer_format = run.in_scheme(LayerFormat(4))
+    assert layer_format == LayerFormat(4, granularity="group", group_size=size)
+    small = run.structure.traced.module
+    prepared = run.in_formats(small, CompressionPlan(layer_formats={"fc1": layer_format}))
+    (entry,) = formatted_weights(prepared)
+    channels, inputs = small.get_parameter("fc1.weight").shape
+    assert len(entry.module.fitted()["scale"]) == channels * -(-inputs // size)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_threshold_is_one_number_in_any_scope(scope, experiment, words):
+    weights = {name: weight.tensor.detach().clone() for name, weight in prunable_weights(words).items()}
+    run = experiment("sparsify.threshold=0.2", f"sparsify.scope={scope}")
+    run.sparsifier(words, CompressionPlan()).attach(words, 0, 10)
+    for name, mask in masks_of(words).items():
+        assert mask.equal(weights[name].abs() >= 0.2), name
 
 
 @pytest.mark.parametrize(

@@ -146,8 +146,11 @@ def test_a_plan_says_what_activations_have(tmp_path, caplog):
 
 
 def test_settings_without_effect_are_told(tmp_path):
-    report = begin(tmp_path, "quantize.ranks=[0.5]", "finetune.epochs=1")
-    assert report["warnings"] == ["quantize.ranks and quantize.densities have no effect on a student."]
+    report = begin(tmp_path, "quantize.ranks=[0.5]", "front=[0.5]", "finetune.epochs=1")
+    assert report["warnings"] == [
+        "quantize.ranks and quantize.densities have no effect on a student.",
+        "front has no effect on a student: nothing of it is measured.",
+    ]
 
 
 @pytest.mark.parametrize(
