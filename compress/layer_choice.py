@@ -18,7 +18,7 @@ class LayerChoice:
 
     Attributes:
         bits: of each weight that is kept, 1 to 8, 16, or 32 for float32.
-        density: fraction of the weights that is kept, in (0, 1].
+        density: fraction of the weights that is kept, in (0, 1]; of each factor where there is a rank.
         rank: of the two factors that replace the weight, a fraction in (0, 1) of the layer's useful rank (see
             `compress.costs.RankCosts`), or None.
         rank_scheme: where the kernel of a convolution goes, `"channel"` or `"spatial"`; see `compress.factorizers`.
@@ -68,7 +68,8 @@ def choice_of(name: str) -> LayerChoice:
     if not match or int(match[1]) not in (*range(1, 9), 16, FLOAT_BITS):
         raise CompressError(
             f"A choice of a layer is called like '4bit' (1 to 8, 16 or 32 bits), '4bit_d0.25' (with a density), "
-            f"'4bit_r0.5' (with a rank) or '4bit_s0.5' (with one in the scheme 'spatial'). Got {name!r}."
+            f"'4bit_r0.5' (with a rank), '4bit_s0.5' (with one in the scheme 'spatial') or '4bit_d0.25_r0.5' (with "
+            f"both). Got {name!r}."
         )
     rank, scheme = (float(match[4]), _LETTERS[match[3]]) if match[3] else (None, "channel")
     return LayerChoice(int(match[1]), float(match[2] or 1), rank, scheme)

@@ -19,6 +19,8 @@ _MOST_ROWS = 80
 def told_choices(choices: tuple[str, ...]) -> list[tuple[str, int | None, int]]:
     """`(words, bits, column)` of the choices that are bit-widths, the most bits first; without any, of the ranks.
 
+    Ranks are told in the most bits, with the most weights.
+
     `bits` is None where it is no width that a plan's layer could be told to have.
     """
     known = [(choice_of(name), column) for column, name in enumerate(choices)]
@@ -26,7 +28,8 @@ def told_choices(choices: tuple[str, ...]) -> list[tuple[str, int | None, int]]:
     if widths:
         return [(f"{bits} bit", bits, column) for bits, column in sorted(widths, reverse=True)]
     most = max((c.bits for c, _ in known), default=0)
-    ranks = [(c.rank, column) for c, column in known if c.rank is not None and c.bits == most]
+    fullest = max((c.density for c, _ in known), default=1.0)
+    ranks = [(c.rank, col) for c, col in known if c.rank is not None and (c.bits, c.density) == (most, fullest)]
     return [(f"rank {rank:g}", None, column) for rank, column in sorted(ranks, reverse=True)]
 
 

@@ -182,7 +182,8 @@ class QuantizeSettings:
     """Low-bit weights per layer as the plan says, affine activations, then quantisation-aware fine-tuning.
 
     With `densities` below 1 or `ranks` (fractions of a layer's useful rank) each layer may also keep fewer weights or
-    become two layers; the budget's `coded_bytes`, `bit_operations` or `macs` say what that buys. `scheme`,
+    become two layers, or two that keep fewer weights: bits x densities x (ranks + 1) choices of each layer are measured
+    and compete in one problem. The budget's `coded_bytes`, `bit_operations` or `macs` say what that buys. `scheme`,
     `granularity` and `group_size` are the number format of all quantised layers, see `compress.LayerFormat`; other
     than `"symmetric"` per `"channel"` they are decoded to floats before they run. `trained_ranges` trains their
     scales and centroids, with AdamW at `range_rate` times their mean magnitude. With either, activations stay float,

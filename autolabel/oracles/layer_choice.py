@@ -1,5 +1,6 @@
 """Damage of storing one layer's weight in fewer bits, with fewer weights or at a lower rank, looked at at once."""
 
+import itertools
 from collections.abc import Collection, Iterator, MutableMapping, Sequence
 
 import numpy as np
@@ -23,13 +24,13 @@ from compress.structure import Structure
 class LayerChoiceOracle:
     """Stores the weight of one layer otherwise and measures the increase of the loss (sensitivity, but measured).
 
-    Choices are every width alone, with every density (the largest magnitudes stay) and with every rank (two factors);
-    names as in `compress.layer_choice`.
+    Choices are all bits x densities (the largest magnitudes stay) x ranks (two factors, or none, so one more than are
+    named), so many measurements for each layer; names as in `compress.layer_choice`.
 
     Args:
         bits: the widths to measure; 32 is float32, which makes sense with a density or a rank.
         quantizer: who chooses the scales; the one that will quantise the model.
-        densities: fractions of the weights that stay, in (0, 1].
+        densities: fractions of the weights that stay, of each factor where there are two, in (0, 1].
         ranks: fractions of the useful rank, in (0, 1), for layers whose weight two factors can replace.
         factorizer: how the two share the kernel of a convolution; None leaves it to the first.
         activation_aware: the factors come closest in outputs on the replay's examples, not in weights.
@@ -56,9 +57,10 @@ class LayerChoiceOracle:
                 raise CompressError(
                     f"The '{name}' parameter of LayerChoiceOracle must hold fractions above 0. Got {values}."
                 )
-        found = [LayerChoice(b, density=d) for b in self.bits for d in self.densities]
         self.rank_scheme = (factorizer or ChannelFactorizer()).name
-        found += [LayerChoice(b, rank=r, rank_scheme=self.rank_scheme) for b in self.bits for r in self.ranks]
+        whole = [LayerChoice(b, density=d) for b in self.bits for d in self.densities]
+        kinds = itertools.product(self.bits, self.ranks, self.densities)
+        found = [*whole, *(LayerChoice(b, d, r, self.rank_scheme) for b, r, d in kinds)]
         self.layer_choices = tuple(choice for choice in found if choice != LayerChoice())
         self.choices = tuple(choice.name for choice in self.layer_choices)
         self.quantizer = quantizer or MseQuantizer()

@@ -1,5 +1,7 @@
 """The measured damage of a layer's choice is that of the model that is divided, pruned and quantised so."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,10 @@ from torch import nn
 from autolabel.measuring import measure
 from autolabel.oracles import LayerChoiceOracle
 from compress.errors import CompressError
-from compress.factor_formats import factorize_plan
+from compress.factor_formats import factorize_plan, part_formats
 from compress.factorizers import SpatialFactorizer
 from compress.input_moments import collect_input_moments
-from compress.layer_choice import choice_of
+from compress.layer_choice import LayerChoice, choice_of
 from compress.layer_trial import coded_bits, keep_largest, try_choices
 from compress.plan import CompressionPlan, LayerFormat
 from compress.quantization import prepare_quantized
@@ -45,7 +47,11 @@ def stored(module, name, choice, second):
     scheme = "float32" if choice.bits == 32 else "symmetric"
     own = LayerFormat(choice.bits, scheme, density=choice.density, rank=rank, rank_scheme=choice.rank_scheme)
     plan = CompressionPlan(layer_formats={name: own})
-    low = factorize_plan(module, plan, second)
+    low = factorize_plan(copy.deepcopy(module), plan, second)
+    with torch.no_grad():
+        for part in part_formats(plan):
+            weight = low.get_parameter(f"{part}.weight")
+            weight.copy_(keep_largest(weight, choice.density))
     return low if choice.bits == 32 else prepare_quantized(low, plan, [], MinMaxQuantizer(), reduce_range=False)
 
 
@@ -71,6 +77,32 @@ def test_the_damage_of_a_rank_is_that_of_the_divided_model(case, aware, factoriz
                 assert np.isnan(labels.damage[row, column]), "no label where nothing can be divided"
             else:
                 assert np.isfinite(labels.damage[row, column])
+
+
+def test_every_rank_goes_with_every_density(case):
+    structure, batches = case
+    oracle = LayerChoiceOracle((32, 4), MinMaxQuantizer(), (1.0, 0.5), ranks=(0.7,))
+    labels = measure(structure, None, TASK, batches, oracle)
+    assert labels.choices == ("32bit_d0.5", "4bit", "4bit_d0.5", "32bit_r0.7", "32bit_d0.5_r0.7", "4bit_r0.7",
+                              "4bit_d0.5_r0.7")  # fmt: skip
+    module = structure.traced.module
+    second = collect_input_moments(module, [(x,) for x, _ in batches])
+    for row, name in enumerate(labels.unit_ids):
+        for column, choice in enumerate(labels.choices):
+            if name in ("0", "4", "7"):
+                expected = mean_loss(stored(module, name, choice_of(choice), second), batches)
+                expected -= mean_loss(module, batches)
+                assert labels.damage[row, column] == pytest.approx(expected, abs=1e-6)
+
+
+def test_two_factors_that_keep_half_of_their_weights_by_hand():
+    # Of rank one: whatever scales the two factors have, the larger half of each stays.
+    left, right = torch.tensor([1.0, -4, 3, 2]), torch.tensor([6.0, 2, -8, 1])
+    choice = LayerChoice(32, 0.5, 0.9)
+    ((values, bits),) = try_choices(torch.outer(left, right), [choice], MinMaxQuantizer(), 0)
+    expected = torch.outer(torch.tensor([0.0, -4, 3, 0]), torch.tensor([6.0, 0, -8, 0]))
+    torch.testing.assert_close(values, expected)
+    assert bits == choice.bits_per_weight == 32 / 2 + 1
 
 
 def test_knowing_the_inputs_is_worth_it(case):

@@ -20,8 +20,6 @@ from compress.plan import CompressionPlan
 from compress.quantizers.minmax import MinMaxQuantizer
 from compress.splitting import SCHEMES, find_splits
 
-CHOICES = ("4bit", "4bit_d0.5", "16bit", "32bit_r0.5", "4bit_r0.5")
-
 
 def one_layer(**more):
     """6 inputs, 10 outputs, 5 positions: 60 weights, 10 biases, 300 MACs."""
@@ -65,6 +63,10 @@ def test_prices_of_ranks_by_hand():
     assert cost(costs, "32bit_r0.5", "weight_bytes") == 4 * (3 + 4) + 16
     assert cost(costs, "4bit_r0.5", "coded_bytes") == (3 + 4) * 4 / 8 + 32 + 4  # and a scale between the two
     assert cost(costs, "4bit_r0.5", "bit_operations") == 5 * (3 + 4) * 4 * 8
+    # Half of the weights of both and a mask of one bit each: 3 bits. Without coding zeros take as much as the others.
+    assert cost(costs, "4bit_d0.5_r0.5", "coded_bytes") == (3 + 4) * 3 / 8 + 32 + 4
+    for name in ("macs", "weight_bytes", "bit_operations"):
+        assert cost(costs, "4bit_d0.5_r0.5", name) == cost(costs, "4bit_r0.5", name).expected
 
 
 def test_a_table_that_knows_no_ranks_is_refused():
@@ -72,7 +74,7 @@ def test_a_table_that_knows_no_ranks_is_refused():
         price_layers(one_layer(), [choice_of("32bit_s0.5")])
 
 
-@pytest.mark.parametrize("name", ["4bit", "3bit_d0.25", "32bit_r0.5", "4bit_s0.38"])
+@pytest.mark.parametrize("name", ["4bit", "3bit_d0.25", "32bit_r0.5", "4bit_s0.38", "2bit_d0.1_r0.5"])
 def test_choices_are_read_from_their_names(name):
     assert choice_of(name).name == name
     assert choice_of(name).rank_scheme == ("spatial" if "_s" in name else "channel")
@@ -171,12 +173,15 @@ def test_coded_bits_are_the_entropy_of_the_symbols():
         (("4bit", "4bit", "4bit", "8bit"), 0),
         (("8bit", "4bit_d0.25", "3bit_d0.1", "8bit"), 0),
         (("8bit", "4bit", "4bit_r0.3", "8bit"), 0),
+        (("8bit", "4bit_d0.5_r0.7", "4bit_d0.25_s0.5", "8bit"), 0),
         (("8bit", "4bit_d0.5", "3bit", "8bit"), 12),
     ],
 )
 def test_coded_bytes_are_those_of_the_packed_file(net, choices, removed, tmp_path):
     names = ("0", "2", "5", "7")
-    _, predicted, plan = planned(net, dict(zip(names, choices, strict=True)), [f"2:out[{i}]" for i in range(removed)])
+    structure, predicted, plan = planned(
+        net, dict(zip(names, choices, strict=True)), [f"2:out[{i}]" for i in range(removed)]
+    )
     low = factorize_plan(compress.apply_plan(net, plan, X), plan)
     with torch.no_grad():
         for name, layer_format in part_formats(plan).items():
@@ -185,6 +190,9 @@ def test_coded_bytes_are_those_of_the_packed_file(net, choices, removed, tmp_pat
     low = compress.prepare_quantized(low, plan, [], MinMaxQuantizer(), reduce_range=False)
     compress.save_artifact(tmp_path, low, plan, X)
     compress.pack_artifact(tmp_path)
+    x = torch.randn(2, 3, 8, 8)
+    for path in (tmp_path, tmp_path / "weights.packed"):
+        assert compress.load_artifact(path, structure)(x).equal(low(x))
     size = (tmp_path / "weights.packed").stat().st_size
     assert size == pytest.approx(predicted["coded_bytes"], rel=0.03)
 

@@ -214,6 +214,23 @@ def test_who_goes_by_bits_alone_takes_no_rank_of_the_same_size(kind):
         assert {(f.bits, f.rank) for f in plan.layer_formats.values()} == {(bits, None)}
 
 
+def test_a_rank_of_few_weights_by_hand():
+    choices = ("8bit", "8bit_d0.25", "8bit_r0.5", "8bit_d0.25_r0.5")
+    units, costs = chain([4], 0, choices)
+    values = np.full((6, 5), np.nan)
+    values[4:, 1:] = [[0.1, 5, 5, 9], [0.2, 1, 1, 1.5]]
+    scores = Scores(units.ids, ("removed", *choices), values, "nats")
+    costs = dataclasses.replace(costs, coded_bits={})
+    # Of 468 weights conv0 has 108 and conv1 has 360, or 138 at a rank of 3 of 7. Of 1928 bytes conv0 in 8 bits takes
+    # 140; conv1 takes 440, 207 with a quarter of the weights, 230 at the rank and 141 with both.
+    for bounds, damage in (({"macs": 0.53}, 1.0), ({"macs": 0.53, "coded_bytes": 0.15}, 1.6)):
+        for kind in (GreedyAllocator, KnapsackAllocator):
+            plan = kind().allocate(units, scores, costs, Budget(**bounds), NO_FLOOR)
+            assert plan.predicted_damage == pytest.approx(damage)
+            told = plan.layer_formats["conv1"]
+            assert (told.rank, told.density) == (3, 0.25 if "coded_bytes" in bounds else 1.0)
+
+
 mixtures = st.tuples(
     st.integers(0, 2**16),
     st.lists(st.integers(2, 9), min_size=1, max_size=3),

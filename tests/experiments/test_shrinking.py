@@ -6,9 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compress.artifact import load_artifact, save_artifact
+from compress.factor_formats import factorize_plan
+from compress.formatted_weight import bake_formats
 from compress.graph import trace
 from compress.masking import density_of
+from compress.packed_artifact import pack_artifact
 from compress.plan import CompressionPlan, LayerFormat
+from compress.splitting import part_names
 from experiments.composition import compose_config
 from experiments.run_dir import RunDir
 from experiments.stages import Experiment
@@ -100,6 +105,32 @@ def test_a_plan_says_what_activations_have(overrides, formats, bits, experiment)
     assert run.final_plan(small, plan).activation_bits == bits
     if "quantize.activation_bits=null" not in overrides:
         assert run.final_plan(small, old).activation_bits == bits
+
+
+def test_factors_of_few_weights_keep_their_zeros_to_the_file(experiment, tmp_path):
+    run = experiment("finetune.batch_size=32")
+    dense = run.structure.traced.module
+    plan = CompressionPlan(layer_formats={
+        "fc1": LayerFormat(4, density=0.5, rank=3), "conv2": LayerFormat(32, "float32", density=0.25, rank=2),
+    })  # fmt: skip
+    small = factorize_plan(dense, plan)
+    parts = [part for name in plan.layer_formats for part in part_names(name)]
+    sizes = {part: small.get_parameter(f"{part}.weight").numel() for part in parts}
+    before = {part: small.get_parameter(f"{part}.weight").detach().clone() for part in parts}
+    trained = run.tried(small, plan, 3, "trial", 0)
+    for part in parts:
+        share = 0.5 if part.startswith("fc1") else 0.25
+        assert not trained.get_parameter(f"{part}.weight").equal(before[part])
+        assert density_of(bake_formats(trained)).layers[part] == int(share * sizes[part] + 0.5) / sizes[part]
+    save_artifact(tmp_path / "artifact", trained.eval(), run.final_plan(trained, plan), run.example)
+    pack_artifact(tmp_path / "artifact")
+    (x,) = run.example
+    for path in (tmp_path / "artifact", tmp_path / "artifact" / "weights.packed"):
+        module = load_artifact(path, run.structure)
+        assert module(x).equal(trained(x))
+        for part in parts:
+            zeros = bake_formats(trained).get_parameter(f"{part}.weight") == 0
+            assert not module.get_parameter(f"{part}.weight")[zeros].any()
 
 
 @pytest.mark.parametrize("trained", ["false", "true"])
