@@ -9,6 +9,7 @@ from autolabel.sampling import STRATEGIES
 from compress.errors import CompressError
 from compress.masking import SCOPES
 from compress.normalization import NORMALIZATIONS
+from compress.number_format import NumberFormat
 from compress.plan import ACTIVATION_RANGES, GRANULARITIES, SCHEME_BITS
 from compress.quantizer import INTEGER_BITS
 from compress.recovery import STEPS
@@ -47,9 +48,12 @@ def check_settings(config: Config, parts: Components) -> None:
         _at_least(f"measure.{name}", getattr(measure, name), 1)
     _at_least("measure.sample", measure.sample, 1)
     _at_least("measure.plans", measure.plans, 0)
-    joint, widths = quantize.joint_plans, set(quantize.bits)
+    joint, widths = quantize.joint_plans, set(getattr(parts.oracles["layer_choice"], "bits", quantize.bits))
     _require("quantize.joint_plans", joint == 0 or (joint >= 10 and quantize.enabled and len(widths) > 1),
              "0, or at least 10 where quantize.enabled is true and there are several widths", joint)  # fmt: skip
+    measured = getattr(parts.oracles["layer_choice"], "number_format", None)
+    stored = NumberFormat(quantize.scheme, quantize.granularity, quantize.group_size)
+    _require("oracles.layer_choice", not quantize.enabled or measured == stored, f"in the run's {stored}", measured)
     _one_of("recovery.steps", recovery.steps, STEPS)
     _one_of("recovery.layers", [recovery.layers], LAYER_CHOICES)
     _at_least("recovery.images", recovery.images, 1)

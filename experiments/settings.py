@@ -184,11 +184,12 @@ class QuantizeSettings:
     With `densities` below 1 or `ranks` (fractions of a layer's useful rank) each layer may also keep fewer weights or
     become two layers, or two that keep fewer weights: bits x densities x (ranks + 1) choices of each layer are measured
     and compete in one problem. The budget's `coded_bytes`, `bit_operations` or `macs` say what that buys. `scheme`,
-    `granularity` and `group_size` are the number format of all quantised layers, see `compress.LayerFormat`; other
-    than `"symmetric"` per `"channel"` they are decoded to floats before they run. `trained_ranges` trains their
-    scales and centroids, with AdamW at `range_rate` times their mean magnitude. With either, activations stay float,
-    whatever `activation_bits` says. `activation_ranges` of activations in few bits: `"static"` from calibration data,
-    or `"dynamic"` of each input of a quantised layer at run time, see `compress.dynamic_ranges`.
+    `granularity` and `group_size` are the number format of all quantised layers, see `compress.LayerFormat`: damages
+    are measured and bytes are priced in it, at the closest bits that it has. Other than `"symmetric"` per `"channel"`
+    they are decoded to floats before they run. `trained_ranges` trains their scales and centroids, with AdamW at
+    `range_rate` times their mean magnitude. With either, activations stay float, whatever `activation_bits` says.
+    `activation_ranges` of activations in few bits: `"static"` from calibration data, or `"dynamic"` of each input of a
+    quantised layer at run time, see `compress.dynamic_ranges`.
 
     `reduce_range` keeps 8-bit weights of integer layers to 7 bits, whose sums no processor saturates; without it they
     use all 8, and files store them as `exporter.int8_encoding` says.

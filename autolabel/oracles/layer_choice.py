@@ -14,6 +14,7 @@ from compress.factorizers import ChannelFactorizer
 from compress.input_moments import collect_input_moments
 from compress.layer_choice import LayerChoice
 from compress.layer_trial import try_choices
+from compress.number_format import NumberFormat
 from compress.quantizer import OUTPUT_AXIS, WEIGHT_BITS, Quantizer
 from compress.quantizers.mse import MseQuantizer
 from compress.replay import Replay
@@ -27,12 +28,16 @@ class LayerChoiceOracle:
     Choices are all bits x densities (the largest magnitudes stay) x ranks (two factors, or none, so one more than are
     named), so many measurements for each layer; names as in `compress.layer_choice`.
 
+    What is measured is what is stored where the number format is the one that layers get in the end.
+
     Args:
-        bits: the widths to measure; 32 is float32, which makes sense with a density or a rank.
+        bits: the widths to measure; 32 is float32, which makes sense with a density or a rank. Of those that the scheme
+            stores alike, one is measured.
         quantizer: who chooses the scales; the one that will quantise the model.
         densities: fractions of the weights that stay, of each factor where there are two, in (0, 1].
         ranks: fractions of the useful rank, in (0, 1), for layers whose weight two factors can replace.
         factorizer: how the two share the kernel of a convolution; None leaves it to the first.
+        scheme, granularity, group_size: number format of all layers in 8 bits or less, see `LayerFormat`.
         activation_aware: the factors come closest in outputs on the replay's examples, not in weights.
 
     Raises:
@@ -50,8 +55,12 @@ class LayerChoiceOracle:
         ranks: Sequence[float] = (),
         activation_aware: bool = True,
         factorizer: Factorizer | None = None,
+        scheme: str = "symmetric",
+        granularity: str = "channel",
+        group_size: int | None = None,
     ) -> None:
-        self.bits, self.densities, self.ranks = tuple(bits), tuple(densities), tuple(ranks)
+        self.number_format = NumberFormat(scheme, granularity, group_size)
+        self.bits, self.densities, self.ranks = self.number_format.distinct(tuple(bits)), tuple(densities), tuple(ranks)
         for name, values, top in (("densities", self.densities, 1.0), ("ranks", self.ranks, 0.999)):
             if not all(0 < value <= top for value in values):
                 raise CompressError(
@@ -86,7 +95,8 @@ class LayerChoiceOracle:
             replay.keep([suffix])
             weight = value_of(structure.traced.module, layer.weight).detach()
             choices = [choice for choice in left[name] if choice.rank is None or name in able]
-            tried = try_choices(weight, choices, self.quantizer, OUTPUT_AXIS[layer.kind], second.get(name))
+            axis = OUTPUT_AXIS[layer.kind]
+            tried = try_choices(weight, choices, self.quantizer, axis, second.get(name), self.number_format)
             for choice, (stored, _) in zip(choices, tried, strict=True):
                 moments = Moments()
                 for number in range(len(replay.batches)):

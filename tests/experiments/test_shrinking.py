@@ -10,7 +10,10 @@ from compress.artifact import load_artifact, save_artifact
 from compress.factor_formats import factorize_plan
 from compress.formatted_weight import bake_formats
 from compress.graph import trace
+from compress.layer_choice import LayerChoice
+from compress.layer_trial import coded_bits
 from compress.masking import density_of
+from compress.number_format import NumberFormat
 from compress.packed_artifact import pack_artifact
 from compress.plan import CompressionPlan, LayerFormat
 from compress.splitting import part_names
@@ -131,6 +134,17 @@ def test_factors_of_few_weights_keep_their_zeros_to_the_file(experiment, tmp_pat
         for part in parts:
             zeros = bake_formats(trained).get_parameter(f"{part}.weight") == 0
             assert not module.get_parameter(f"{part}.weight")[zeros].any()
+
+
+def test_layers_are_priced_in_the_number_format_that_they_get(experiment):
+    run = experiment("quantize.scheme=codebook", "quantize.bits=[4]", "budget.macs=null", "budget.coded_bytes=0.9")
+    costs, plain = run.costs, run.costs.number_format
+    assert plain == run.parts.oracles["layer_choice"].number_format == NumberFormat("codebook")
+    assert run.in_scheme(LayerFormat(4)) == LayerFormat(4, "codebook")
+    row = costs.layer_names.index("conv1")
+    found = coded_bits(run.structure, [LayerChoice(4)], run.parts.quantizer, ["conv1"], number_format=plain)
+    assert costs.coded_bits["4bit"][row] == found["4bit"][0]
+    assert run.width_bench.n_choices == len(run.width_bench.layers)
 
 
 @pytest.mark.parametrize("trained", ["false", "true"])
