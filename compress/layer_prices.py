@@ -87,14 +87,15 @@ def _price(prices: LayerPrices, costs: CostTable, column: int, choice: LayerChoi
     ranks = np.zeros(len(weights)) if choice.rank is None else ranks_of(costs, choice)
     activation_bits = _ACTIVATION_BITS if coarse else FLOAT_BITS
     stored_bits, row_bytes = costs.number_format.stored(choice)
-    nominal = replace(choice, bits=costs.number_format.bits_of(choice.bits)).bits_per_weight
+    bits = costs.number_format.of(choice).bits_of(choice.bits)
+    nominal = replace(choice, bits=bits, scheme=None).bits_per_weight
     per_weight = {
         "macs": np.where(formatted, macs / np.maximum(weights, 1), 0.0),
         # Without coding a zero takes as many bits as any other weight.
         "weight_bytes": np.full(len(weights), stored_bits / 8),
         "coded_bytes": costs.coded_bits.get(choice.name, np.full(len(weights), nominal)) / 8,
     }
-    bits_of_a_mac = {"macs": 1, "bit_operations": costs.number_format.bits_of(choice.bits) * activation_bits}
+    bits_of_a_mac = {"macs": 1, "bit_operations": bits * activation_bits}
     per_weight["bit_operations"] = per_weight["macs"] * bits_of_a_mac["bit_operations"]
     rows = _parameter_rows(costs, choice, ranks)
     for name in prices.product:

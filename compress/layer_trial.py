@@ -66,7 +66,7 @@ def _store(
     if choice.bits >= 16:
         kept = kept.half().to(weight.dtype) if choice.bits == 16 else kept
         return kept, choice.bits_per_weight
-    layer_format = number_format.applied(LayerFormat(choice.bits))
+    layer_format = number_format.of(choice).applied(LayerFormat(choice.bits))
     if not layer_format.on_integers:
         formatted = FormattedWeight(layer_format, kept, axis, quantizer, kept != 0 if choice.density < 1 else None)
         if layer_format.bits > 8:

@@ -1,4 +1,4 @@
-"""The number format that all layers in few bits share, and what it takes beside their symbols."""
+"""The number format that layers in few bits have in common, and what it takes beside their symbols."""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -34,6 +34,10 @@ class NumberFormat:
                 f"The 'scheme' parameter of NumberFormat must be one of {tuple(SCHEME_BITS)}. Got {self.scheme!r}."
             )
 
+    def of(self, choice: LayerChoice) -> "NumberFormat":
+        """This one, in the scheme of a choice that has its own."""
+        return self if choice.scheme is None else replace(self, scheme=choice.scheme)
+
     def bits_of(self, bits: int) -> int:
         """Bits of each weight where this many are asked for: the closest that the scheme has; above 8, as asked."""
         return bits if bits > _MOST_BITS else min(SCHEME_BITS[self.scheme], key=lambda b: (abs(b - bits), b))
@@ -47,8 +51,11 @@ class NumberFormat:
         return tuple(dict.fromkeys(asked for asked in bits if best[self.bits_of(asked)] == asked))
 
     def applied(self, layer_format: LayerFormat) -> LayerFormat:
-        """A layer's format in this one, at the closest bits that it has; of more than 8 bits, as it is."""
-        if layer_format.bits > _MOST_BITS:
+        """A layer's format in this one, at the closest bits that it has.
+
+        Of more than 8 bits, or in another scheme than the symmetric one already, it is as it is.
+        """
+        if layer_format.bits > _MOST_BITS or layer_format.scheme != "symmetric":
             return layer_format
         return replace(layer_format, bits=self.bits_of(layer_format.bits), scheme=self.scheme,
                        granularity=self.granularity, group_size=self.group_size)  # fmt: skip
@@ -60,7 +67,8 @@ class NumberFormat:
         """
         if choice.bits > _MOST_BITS:
             return choice.bits, _SCALE_BYTES if choice.bits < FLOAT_BITS else 0
-        return _stored(self.scheme, self.bits_of(choice.bits), choice.density < 1)
+        own = self.of(choice)
+        return _stored(own.scheme, own.bits_of(choice.bits), choice.density < 1)
 
 
 # Integers times a scale of each output, which engines compute on.

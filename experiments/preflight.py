@@ -99,8 +99,8 @@ def check_settings(config: Config, parts: Components) -> None:
         for name in ("bit_operations", "latency_ms"):
             bound = getattr(config.budget, name)
             _require(f"budget.{name}", bound is None, "null for a student: macs and bytes are counted", bound)
-    plain = set(quantize.densities) == {1.0} and not quantize.ranks
-    _require("quantize.joint_plans", plain or not joint, "0 where densities or ranks are offered", joint)
+    plain = set(quantize.densities) == {1.0} and not quantize.ranks and not quantize.schemes
+    _require("quantize.joint_plans", plain or not joint, "0 where densities, ranks or schemes are offered", joint)
     factorizer, scheme = parts.factorizer, getattr(parts.oracles["layer_choice"], "rank_scheme", "channel")
     ranked = bool(quantize.enabled and quantize.ranks)
     name = factorizer.name if factorizer else "channel"

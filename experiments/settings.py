@@ -185,8 +185,9 @@ class QuantizeSettings:
     become two layers, or two that keep fewer weights: bits x densities x (ranks + 1) choices of each layer are measured
     and compete in one problem. The budget's `coded_bytes`, `bit_operations` or `macs` say what that buys. `scheme`,
     `granularity` and `group_size` are the number format of all quantised layers, see `compress.LayerFormat`: damages
-    are measured and bytes are priced in it, at the closest bits that it has. Other than `"symmetric"` per `"channel"`
-    they are decoded to floats before they run. `trained_ranges` trains their scales and centroids, with AdamW at
+    are measured and bytes are priced in it, at the closest bits that it has. `schemes` are others that layers may have
+    in its place, each for itself: each of them is measured as often again. Other than `"symmetric"` per `"channel"`
+    layers are decoded to floats before they run. `trained_ranges` trains their scales and centroids, with AdamW at
     `range_rate` times their mean magnitude. With either, activations stay float, whatever `activation_bits` says.
     `activation_ranges` of activations in few bits: `"static"` from calibration data, or `"dynamic"` of each input of a
     quantised layer at run time, see `compress.dynamic_ranges`.
@@ -203,6 +204,7 @@ class QuantizeSettings:
     densities: list[float] = field(default_factory=lambda: [1.0])
     ranks: list[float] = field(default_factory=list)
     scheme: str = "symmetric"
+    schemes: list[str] = field(default_factory=list)
     granularity: str = "channel"
     group_size: int | None = None
     trained_ranges: bool = False

@@ -9,8 +9,11 @@ from experiments.settings import Config
 from experiments.tracker import to_json
 
 # Settings that came later: where they are left at their default, folders from before go on.
-_LATER = {"compare": ["formats_for", "search_plans"], "constraints": ["floors"], "sparsify": ["threshold", "early"]}
-_LATER_OF_ORACLES = asdict(SYMMETRIC)
+_LATER = {
+    "compare": ["formats_for", "search_plans"], "constraints": ["floors"], "sparsify": ["threshold", "early"],
+    "quantize": ["schemes"],
+}  # fmt: skip
+_LATER_OF_ORACLES = {**asdict(SYMMETRIC), "schemes": []}
 
 
 def stage_settings(config: Config, names: Iterable[str]) -> dict[str, Any]:

@@ -24,6 +24,8 @@ class Teaching(Shrinking):
         settings = self.config.quantize
         if settings.enabled and (settings.ranks or min(settings.densities) < 1):
             self.warnings.append("quantize.ranks and quantize.densities have no effect on a student.")
+        if settings.enabled and settings.schemes:
+            self.warnings.append("quantize.schemes has no effect on a student.")
         for name in DECISION_FILES:
             (self.run_dir.path / name).unlink(missing_ok=True)
         self.student_plan().save(self.run_dir.file("plan.json"))

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Collection, Iterator, MutableMapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -26,7 +27,7 @@ class LayerChoiceOracle:
     """Stores the weight of one layer otherwise and measures the increase of the loss (sensitivity, but measured).
 
     Choices are all bits x densities (the largest magnitudes stay) x ranks (two factors, or none, so one more than are
-    named), so many measurements for each layer; names as in `compress.layer_choice`.
+    named), in each scheme that competes, so many measurements for each layer; names as in `compress.layer_choice`.
 
     What is measured is what is stored where the number format is the one that layers get in the end.
 
@@ -38,10 +39,11 @@ class LayerChoiceOracle:
         ranks: fractions of the useful rank, in (0, 1), for layers whose weight two factors can replace.
         factorizer: how the two share the kernel of a convolution; None leaves it to the first.
         scheme, granularity, group_size: number format of all layers in 8 bits or less, see `LayerFormat`.
+        schemes: others that layers may have in its place, each for itself.
         activation_aware: the factors come closest in outputs on the replay's examples, not in weights.
 
     Raises:
-        CompressError: for a number out of range.
+        CompressError: for a number out of range, or schemes that cannot be told apart.
     """
 
     name = "layer_choice"
@@ -58,6 +60,7 @@ class LayerChoiceOracle:
         scheme: str = "symmetric",
         granularity: str = "channel",
         group_size: int | None = None,
+        schemes: Sequence[str] = (),
     ) -> None:
         self.number_format = NumberFormat(scheme, granularity, group_size)
         self.bits, self.densities, self.ranks = self.number_format.distinct(tuple(bits)), tuple(densities), tuple(ranks)
@@ -67,13 +70,24 @@ class LayerChoiceOracle:
                     f"The '{name}' parameter of LayerChoiceOracle must hold fractions above 0. Got {values}."
                 )
         self.rank_scheme = (factorizer or ChannelFactorizer()).name
-        whole = [LayerChoice(b, density=d) for b in self.bits for d in self.densities]
-        kinds = itertools.product(self.bits, self.ranks, self.densities)
-        found = [*whole, *(LayerChoice(b, d, r, self.rank_scheme) for b, r, d in kinds)]
+        if {scheme, "symmetric"} & set(schemes) or len(set(schemes)) < len(schemes):
+            raise CompressError(
+                f"The 'schemes' parameter of LayerChoiceOracle must hold others than the 'scheme' {scheme!r}, each "
+                f"once, and not 'symmetric', which only that can be. Got {tuple(schemes)}."
+            )
+        found = self._choices(self.bits)
+        for own in schemes:
+            few = replace(self.number_format, scheme=own).distinct(tuple(b for b in bits if b <= 8))
+            found += [replace(choice, scheme=own) for choice in self._choices(few)]
         self.layer_choices = tuple(choice for choice in found if choice != LayerChoice())
         self.choices = tuple(choice.name for choice in self.layer_choices)
         self.quantizer = quantizer or MseQuantizer()
         self.activation_aware = activation_aware
+
+    def _choices(self, bits: Sequence[int]) -> list[LayerChoice]:
+        whole = [LayerChoice(b, d) for b in bits for d in self.densities]
+        kinds = itertools.product(bits, self.ranks, self.densities)
+        return [*whole, *(LayerChoice(b, d, r, self.rank_scheme) for b, r, d in kinds)]
 
     def measure(
         self, structure: Structure, replay: Replay, rows: np.ndarray, done: Collection[tuple[str, str]] = (),

@@ -1,7 +1,7 @@
 """The measured damage of a layer's choice is that of the model that is divided, pruned and quantised so."""
 
 import copy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -148,6 +148,30 @@ def test_widths_that_a_scheme_stores_alike_are_measured_once():
     )  # fmt: skip
     with pytest.raises(CompressError, match="'scheme' parameter of NumberFormat"):
         LayerChoiceOracle(scheme="nothing")
+
+
+def test_schemes_that_compete_are_each_measured(case):
+    structure, batches = case
+    oracle = LayerChoiceOracle((4, 2), MinMaxQuantizer(), (1.0, 0.5), ranks=(0.7,), schemes=("codebook", "ternary"))
+    of_scheme = ("2bit", "2bit_d0.5", "2bit_r0.7", "2bit_d0.5_r0.7")
+    assert oracle.choices[-4:] == tuple(name.replace("bit", "bit_ternary") for name in of_scheme)
+    assert len(oracle.choices) == 8 + 8 + 4
+    labels = measure(structure, None, TASK, batches, oracle, ["4"])
+    row, labels_of = (
+        labels.unit_ids.index("4"),
+        {None: LayerChoiceOracle((4, 2), MinMaxQuantizer(), (1.0, 0.5), (0.7,))},
+    )
+    for scheme in ("codebook", "ternary"):
+        labels_of[scheme] = LayerChoiceOracle((4, 2), MinMaxQuantizer(), (1.0, 0.5), (0.7,), scheme=scheme)
+    labels_of = {scheme: measure(structure, None, TASK, batches, own, ["4"]) for scheme, own in labels_of.items()}
+    for column, name in enumerate(labels.choices):
+        choice = choice_of(name)
+        alone = labels_of[choice.scheme]
+        expected = alone.damage[row, alone.choices.index(replace(choice, scheme=None).name)]
+        assert labels.damage[row, column] == expected
+    for schemes in (("symmetric",), ("affine",), ("codebook", "codebook")):
+        with pytest.raises(CompressError, match="'schemes' parameter of LayerChoiceOracle"):
+            LayerChoiceOracle(scheme="affine", schemes=schemes)
 
 
 def test_two_factors_that_keep_half_of_their_weights_by_hand():

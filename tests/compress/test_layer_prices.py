@@ -85,6 +85,10 @@ def test_prices_of_ranks_by_hand():
         (NumberFormat("power_of_two"), "4bit", 6, 4 * 1),
         (NumberFormat("ternary"), "4bit", 3, 4 * 4),
         (NumberFormat("bfloat16"), "4bit", 24, 0),
+        # In a scheme of its own.
+        (SYMMETRIC, "4bit_codebook", 6, 4 * 64),
+        (SYMMETRIC, "4bit_codebook_r0.5", 3.5, (4 + 1) * 64),
+        (NumberFormat("affine", "tensor"), "4bit_ternary", 3, 4),
     ],
 )
 def test_prices_of_number_formats_by_hand(number_format, choice, packed, rows):
@@ -94,7 +98,7 @@ def test_prices_of_number_formats_by_hand(number_format, choice, packed, rows):
     mask = 12 * (3 - 4) / 8 if "_d" in choice else 0  # 3 bits each as coded, zeros in a mask
     assert cost(costs, choice, "coded_bytes") == packed + mask + rows + 16
     macs = cost(costs, choice, "macs").expected
-    assert cost(costs, choice, "bit_operations") == macs * number_format.bits_of(4) * 8
+    assert cost(costs, choice, "bit_operations") == macs * number_format.of(choice_of(choice)).bits_of(4) * 8
 
 
 def test_a_table_that_knows_no_ranks_is_refused():
@@ -102,9 +106,23 @@ def test_a_table_that_knows_no_ranks_is_refused():
         price_layers(one_layer(), [choice_of("32bit_s0.5")])
 
 
-@pytest.mark.parametrize("name", ["4bit", "3bit_d0.25", "32bit_r0.5", "4bit_s0.38", "2bit_d0.1_r0.5"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "4bit",
+        "3bit_d0.25",
+        "32bit_r0.5",
+        "4bit_s0.38",
+        "2bit_d0.1_r0.5",
+        "4bit_codebook",
+        "3bit_power_of_two_d0.25",
+        "2bit_ternary_d0.5_s0.5",
+    ],
+)
 def test_choices_are_read_from_their_names(name):
     assert choice_of(name).name == name
+    scheme = next((scheme for scheme in ("codebook", "power_of_two", "ternary") if f"_{scheme}" in name), None)
+    assert choice_of(name).scheme == scheme
     assert choice_of(name).rank_scheme == ("spatial" if "_s" in name else "channel")
 
 
@@ -309,6 +327,14 @@ def test_a_rank_that_saves_nothing_that_is_bounded_is_not_offered():
         for budget, rank in ((compress.Budget(macs=0.99), 15), (compress.Budget(weight_bytes=0.99), 29)):
             plan = compress.allocate(structure.units, scores, costs, budget, allocator=allocator)
             assert plan.layer_formats["0"].rank == rank
+
+
+@pytest.mark.parametrize("settings", [{"bits": 16, "scheme": "codebook"}, {"bits": 8, "scheme": "float16"}])
+def test_schemes_are_of_few_bits(settings):
+    with pytest.raises(CompressError, match="'scheme' parameter of LayerChoice"):
+        LayerChoice(**settings)
+    with pytest.raises(CompressError, match="A choice of a layer is called like"):
+        choice_of("8bit_float16")
 
 
 @pytest.mark.parametrize("settings", [{"rank": 0.5, "rank_scheme": "tucker"}, {"rank_scheme": "spatial"}])

@@ -105,6 +105,7 @@ def names(*overrides):
         ("recovery.ridge=-1", "recovery.ridge must be at least 0"),
         ("oracles.layer_choice.scheme=affine", "oracles.layer_choice must be in the run's NumberFormat(scheme='sym"),
         ("quantize.scheme=ternary quantize.joint_plans=20", "there are several widths"),
+        ("quantize.schemes=[codebook] quantize.joint_plans=20", "0 where densities, ranks or schemes are offered"),
         ("quantize.granularity=group", "quantize.group_size must be at least 1 where"),
         ("quantize.granularity=group quantize.group_size=0", "quantize.group_size must be at least 1 where"),
         ("quantize.group_size=-1", "quantize.group_size must be null without quantize.granularity=group"),
@@ -232,6 +233,8 @@ def test_the_default_number_format_says_nothing_to_the_stages_that_measure_in_it
     before = {"_target_", "bits", "densities", "ranks", "quantizer", "activation_aware"}
     assert set(oracle()) == before
     assert set(oracle("quantize.ranks=[0.5]")) == before | {"factorizer"}
+    assert set(oracle("quantize.schemes=[codebook]")) == before | {"schemes"}
+    assert "schemes" not in stage_settings(configured()[0], ["quantize"])["quantize"]
     assert set(oracle("quantize.granularity=tensor")) == before | {"granularity"}
     grouped = oracle("quantize.scheme=codebook", "quantize.granularity=group", "quantize.group_size=8")
     assert {name: value for name, value in grouped.items() if name not in before} == {

@@ -633,4 +633,4 @@ def test_overview_figure_needs_something_to_draw(written, tmp_path):
 def test_ranks_are_told_in_the_most_bits_with_the_most_weights():
     names = ("32bit_d0.5", "32bit_r0.7", "32bit_d0.5_r0.7", "32bit_r0.9", "6bit_r0.7", "6bit_d0.5_r0.7")
     assert told_choices(names) == [("rank 0.9", None, 3), ("rank 0.7", None, 1)]
-    assert told_choices((*names, "6bit")) == [("6 bit", 6, 6)]
+    assert told_choices((*names, "6bit", "8bit_codebook")) == [("6 bit", 6, 6)]

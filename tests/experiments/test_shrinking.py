@@ -141,6 +141,7 @@ def test_layers_are_priced_in_the_number_format_that_they_get(experiment):
     costs, plain = run.costs, run.costs.number_format
     assert plain == run.parts.oracles["layer_choice"].number_format == NumberFormat("codebook")
     assert run.in_scheme(LayerFormat(4)) == LayerFormat(4, "codebook")
+    assert run.in_scheme(LayerFormat(2, "ternary")) == LayerFormat(2, "ternary")
     row = costs.layer_names.index("conv1")
     found = coded_bits(run.structure, [LayerChoice(4)], run.parts.quantizer, ["conv1"], number_format=plain)
     assert costs.coded_bits["4bit"][row] == found["4bit"][0]
