@@ -11,6 +11,7 @@ from compress.attributes import value_of
 from compress.errors import CompressError
 from compress.layer_choice import LayerChoice
 from compress.layer_trial import try_choices
+from compress.number_format import SYMMETRIC, NumberFormat
 from compress.quantizer import OUTPUT_AXIS, Quantizer
 from compress.structure import Structure
 from compress.task import Batch, Task, evaluate
@@ -27,6 +28,7 @@ class ChoiceBench:
         task: reads batches.
         quantizer: who chooses the scales.
         choices: bits and densities that are offered to every layer; no ranks.
+        number_format: of choices of 8 bits or less.
 
     Attributes:
         layers: `n_layers` ids of the layer units that take a choice.
@@ -36,7 +38,10 @@ class ChoiceBench:
         CompressError: for a choice of low rank.
     """
 
-    def __init__(self, structure: Structure, task: Task, quantizer: Quantizer, choices: Sequence[LayerChoice]) -> None:
+    def __init__(
+        self, structure: Structure, task: Task, quantizer: Quantizer, choices: Sequence[LayerChoice],
+        number_format: NumberFormat = SYMMETRIC,
+    ) -> None:  # fmt: skip
         self.task, self.choices = task, tuple(choices)
         if any(choice.rank is not None for choice in self.choices):
             raise CompressError("The 'choices' of ChoiceBench must be bits and densities. Got one of low rank.")
@@ -49,7 +54,8 @@ class ChoiceBench:
             weight = value_of(self._module, found[name].weight)
             dense = weight.detach().clone()
             self._weights[name], self._stored[name, DENSE] = weight, dense
-            tried = try_choices(dense, self.choices, quantizer, OUTPUT_AXIS[found[name].kind])
+            axis = OUTPUT_AXIS[found[name].kind]
+            tried = try_choices(dense, self.choices, quantizer, axis, number_format=number_format)
             for pick, (values, _) in enumerate(tried):
                 self._stored[name, pick] = values.to(dense.dtype)
 

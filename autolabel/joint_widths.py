@@ -11,6 +11,7 @@ from autolabel.oracle import Moments
 from autolabel.tables import LabelTable
 from compress.errors import CompressError
 from compress.layer_choice import LayerChoice
+from compress.number_format import SYMMETRIC, NumberFormat
 from compress.quantizer import FLOAT_BITS, WEIGHT_BITS, Quantizer
 from compress.structure import Structure
 from compress.task import Batch, Task
@@ -24,16 +25,18 @@ class WidthBench(ChoiceBench):
         task: reads batches.
         quantizer: who chooses the scales.
         bits: the widths that are offered.
+        number_format: of widths of 8 bits or less.
 
     Attributes:
         bits: as given.
     """
 
     def __init__(
-        self, structure: Structure, task: Task, quantizer: Quantizer, bits: Sequence[int] = WEIGHT_BITS
-    ) -> None:
+        self, structure: Structure, task: Task, quantizer: Quantizer, bits: Sequence[int] = WEIGHT_BITS,
+        number_format: NumberFormat = SYMMETRIC,
+    ) -> None:  # fmt: skip
         self.bits = tuple(bits)
-        super().__init__(structure, task, quantizer, [LayerChoice(width) for width in self.bits])
+        super().__init__(structure, task, quantizer, [LayerChoice(width) for width in self.bits], number_format)
 
     def evaluate(self, widths: Sequence[int], batches: Sequence[Batch]) -> tuple[float, float]:
         """`(metric, loss)` with layer i stored in `widths[i]` bits (32 leaves it as it is).

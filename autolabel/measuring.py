@@ -14,6 +14,7 @@ from autolabel.sampling import sample_units
 from autolabel.tables import LabelTable
 from compress.errors import DataError
 from compress.hashing import hash_state, hash_values
+from compress.number_format import SYMMETRIC
 from compress.replay import Replay
 from compress.statistics import check_batches
 from compress.structure import Structure, analyze
@@ -92,6 +93,8 @@ def _key(structure: Structure, oracle: Oracle, replay: Replay) -> str:
     settings = _told(vars(oracle))
     if not settings.get("relative_error"):
         settings.pop("hard_fraction", None)  # of adaptive measuring alone
+    if settings.get("number_format") == _told(SYMMETRIC):
+        settings.pop("number_format")  # rows from before there were others
     # Of a task its class: what it holds besides may be counters of its own.
     return hash_values(
         structure.traced.fingerprint, hash_state(structure.traced.module), replay.batches,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from compress.errors import CompressError
+from compress.number_format import SYMMETRIC, NumberFormat
 
 FLOAT_BYTES = 4
 BIT_CHOICES = (8, 6, 4, 3, 2)
@@ -53,6 +54,7 @@ class CostTable:
             `compress.coded_bits`.
         latency_ms: name of a `LayerChoice` -> `(n_layers,)` milliseconds of the whole layer on some runtime, which are
             taken to shrink with its MACs; `"32bit"` is the layer as it is.
+        number_format: of all layers in 8 bits or less, which says what they take beside their bits.
         low_rank: scheme of `compress.factorizers` -> what ranks cost in it.
         dense: name -> cost of the dense model, for every cost that may be bounded.
     """
@@ -72,6 +74,7 @@ class CostTable:
     uncounted: tuple[tuple[str, int], ...] = ()
     coded_bits: Mapping[str, np.ndarray] = field(default_factory=dict)
     latency_ms: Mapping[str, np.ndarray] = field(default_factory=dict)
+    number_format: NumberFormat = SYMMETRIC
     low_rank: Mapping[str, RankCosts] = field(default_factory=dict)
     dense: Mapping[str, float] = field(init=False)
     dense_macs: float = field(init=False)

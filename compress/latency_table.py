@@ -207,7 +207,7 @@ def _plan(module: fx.GraphModule, choice: LayerChoice) -> CompressionPlan:
     splits, _ = find_splits(module, choice.rank_scheme)
     rank = choice.rank_of(splits["layer"].useful_rank) if "layer" in splits else None
     factors = {"rank": rank, "rank_scheme": choice.rank_scheme if rank else "channel"}
-    if choice.bits > 8:
+    if choice.bits > 8 or choice.scheme is not None:
         formats = {"layer": LayerFormat(32, scheme="float32", **factors)} if rank else {}
         return CompressionPlan(layer_formats=formats)
     return CompressionPlan(layer_formats={"layer": LayerFormat(8, **factors)}, activation_bits=8)

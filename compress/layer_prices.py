@@ -1,7 +1,7 @@
 """What every layer costs in every choice, as a function of what stays of its inputs and outputs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,9 +18,9 @@ _ACTIVATION_BITS = 8
 class LayerPrices:
     """Costs `product kept_in kept_out + inward kept_in + outward kept_out + fixed`, each `(n_layers, n_choices)`.
 
-    A layer of one weight costs by the product; its scales and biases by the outputs; the factors of a layer of low rank
-    by the inputs and by the outputs, the scales between the two by neither. The bytes of packed weights are rounded up,
-    layer by layer.
+    A layer of one weight costs by the product; its scales (or codebooks, ...) and biases by the outputs; the factors of
+    a layer of low rank by the inputs and by the outputs, the scales between the two by neither. Scales of groups go
+    with the weights, those of whole tensors stay. The bytes of packed weights are rounded up, layer by layer.
 
     Attributes:
         choices: the columns; the first is the layer as it is, in float32.
@@ -64,7 +64,7 @@ def price_layers(costs: CostTable, choices: Sequence[LayerChoice]) -> LayerPrice
     """Prices of all costs that the table knows; the choice float32 is put first.
 
     `coded_bytes` counts bits per weight as `costs.coded_bits` says of a layer and choice, and nominal ones
-    (`LayerChoice.bits_per_weight`) where it says nothing.
+    (`LayerChoice.bits_per_weight`) where it says nothing; both kinds of bytes, parameters of `costs.number_format`.
 
     Raises:
         CompressError: for a latency table that lacks a choice.
@@ -81,20 +81,23 @@ def price_layers(costs: CostTable, choices: Sequence[LayerChoice]) -> LayerPrice
 
 
 def _price(prices: LayerPrices, costs: CostTable, column: int, choice: LayerChoice) -> None:
-    weights, macs, outputs = costs.layer_weights, costs.layer_macs, costs.layer_outputs
+    weights, macs = costs.layer_weights, costs.layer_macs
     formatted = weights > 0
     coarse = choice.bits < FLOAT_BITS
     ranks = np.zeros(len(weights)) if choice.rank is None else ranks_of(costs, choice)
     activation_bits = _ACTIVATION_BITS if coarse else FLOAT_BITS
+    stored_bits, row_bytes = costs.number_format.stored(choice)
+    bits = costs.number_format.of(choice).bits_of(choice.bits)
+    nominal = replace(choice, bits=bits, scheme=None).bits_per_weight
     per_weight = {
         "macs": np.where(formatted, macs / np.maximum(weights, 1), 0.0),
         # Without coding a zero takes as many bits as any other weight.
-        "weight_bytes": np.full(len(weights), choice.bits / 8),
-        "coded_bytes": costs.coded_bits.get(choice.name, np.full(len(weights), choice.bits_per_weight)) / 8,
+        "weight_bytes": np.full(len(weights), stored_bits / 8),
+        "coded_bytes": costs.coded_bits.get(choice.name, np.full(len(weights), nominal)) / 8,
     }
-    bits_of_a_mac = {"macs": 1, "bit_operations": min(choice.bits, FLOAT_BITS) * activation_bits}
+    bits_of_a_mac = {"macs": 1, "bit_operations": bits * activation_bits}
     per_weight["bit_operations"] = per_weight["macs"] * bits_of_a_mac["bit_operations"]
-    floats = costs.layer_params + (outputs if coarse else 0.0)
+    rows = _parameter_rows(costs, choice, ranks)
     for name in prices.product:
         if name == "latency_ms":
             prices.product[name][:, column] = _latency(costs, choice)
@@ -113,8 +116,26 @@ def _price(prices: LayerPrices, costs: CostTable, column: int, choice: LayerChoi
             rest = np.where(formatted, 0.0, macs) * (1 if name == "macs" else FLOAT_BITS**2)
             prices.product[name][:, column] += rest
         else:
-            prices.outward[name][:, column] += FLOAT_BYTES * floats
-            prices.fixed[name][:, column] = FLOAT_BYTES * ranks if coarse else 0.0
+            prices.outward[name][:, column] += FLOAT_BYTES * costs.layer_params
+            for side, count in zip((prices.product, prices.inward, prices.outward, prices.fixed), rows, strict=True):
+                side[name][:, column] += row_bytes * count
+
+
+def _parameter_rows(
+    costs: CostTable, choice: LayerChoice, ranks: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """How many rows of parameters each layer has, `(product, inward, outward, fixed)` by what they shrink with."""
+    how, weights, outputs = costs.number_format, costs.layer_weights, costs.layer_outputs
+    none = np.zeros(len(weights))
+    if how.granularity == "tensor":
+        return none, none, none, np.where(weights > 0, 1.0 if choice.rank is None else 2.0, 0.0)
+    if how.granularity == "channel":
+        return none, none, outputs, ranks
+    if choice.rank is None:
+        return outputs * np.ceil(weights / np.maximum(outputs, 1) / how.group_size), none, none, none
+    first, second = costs.low_rank[choice.rank_scheme].weights.T
+    of_outputs = outputs * np.ceil(ranks * second / np.maximum(outputs, 1) / how.group_size)
+    return none, ranks * np.ceil(first / how.group_size), of_outputs, none
 
 
 def ranks_of(costs: CostTable, choice: LayerChoice) -> np.ndarray:

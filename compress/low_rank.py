@@ -62,7 +62,9 @@ def factorize(
         weight = value_of(module, layer.weight)
         (factors,) = factor_weight(weight, split.first_dims, [rank], given.get(layer.name), ridge)
         bias = value_of(module, layer.bias) if layer.bias else argument(node, 2, "bias")
-        weights = [nn.Parameter(w, requires_grad=weight.requires_grad) for w in (factors.reduce, factors.expand)]
+        # In plain order, as masks and formats leave them: else a loaded model would add its products in another order.
+        parts = [w.contiguous() for w in (factors.reduce, factors.expand)]
+        weights = [nn.Parameter(part, requires_grad=weight.requires_grad) for part in parts]
         calls.append((split, split.arguments(), weights, bias))
         node.args, node.kwargs = node.args[:1], {}
     remove_unused(module)  # the names must be free before what takes their place gets them

@@ -279,9 +279,10 @@ def _layer_choices(
     bounds: Iterable[str],
 ) -> tuple[tuple[LayerChoices, ...], int]:
     wide_only = _named_layers(units, costs, constraints.max_bits_only)
-    # Of two equals the one without a rank comes last: who goes by bits alone takes that.
+    # Of equals the one without a rank, and without a scheme of its own, comes last: who goes by bits alone takes that.
     named = sorted(
-        offered_choices(table).items(), key=lambda pair: (-pair[1].bits_per_dense_weight, pair[1].rank is None)
+        offered_choices(table).items(),
+        key=lambda pair: (-pair[1].bits_per_dense_weight, pair[1].rank is None, pair[1].scheme is None),
     )
     column_of = {choice: column for column, choice in enumerate(prices.choices)}
     plain, eight = LayerChoice(), LayerChoice(8)

@@ -14,6 +14,7 @@ from compress.layer_choice import LayerChoice
 from compress.layer_prices import ranks_of
 from compress.ledger import Ledger, Savings
 from compress.menu import Menu
+from compress.number_format import NumberFormat
 from compress.plan import CompressionPlan, LayerFormat
 from compress.quantizer import FLOAT_BITS
 from compress.strictest_plan import take_strictest
@@ -216,12 +217,23 @@ def _formats(menu: Menu, taken: Mapping[str, LayerChoice]) -> dict[str, LayerFor
     found = {}
     for name, choice in taken.items():
         if choice != LayerChoice():
-            scheme = {FLOAT_BITS: "float32", 16: "float16"}.get(choice.bits, "symmetric")
             rank = None if choice.rank is None else int(ranks_of(costs, choice)[rows[name]])
-            found[name] = LayerFormat(
-                choice.bits, scheme=scheme, density=choice.density, rank=rank, rank_scheme=choice.rank_scheme
-            )
+            found[name] = format_of(choice, rank, costs.number_format)
     return found
+
+
+def format_of(choice: LayerChoice, rank: int | None, number_format: NumberFormat) -> LayerFormat:
+    """What a plan says of a layer in this choice, which is not float32 alone.
+
+    A choice without a scheme of its own is symmetric in plans: what all layers have in common is applied afterwards.
+
+    Args:
+        rank: of the layer's factors.
+        number_format: what choices with a scheme have besides it.
+    """
+    scheme = {FLOAT_BITS: "float32", 16: "float16"}.get(choice.bits, "symmetric")
+    found = LayerFormat(choice.bits, scheme, density=choice.density, rank=rank, rank_scheme=choice.rank_scheme)
+    return found if choice.scheme is None else number_format.of(choice).applied(found)
 
 
 def stopped_by(ledger: Ledger, cost: Mapping[str, float], step: str = "single step back") -> str:

@@ -19,14 +19,18 @@ _MOST_ROWS = 80
 def told_choices(choices: tuple[str, ...]) -> list[tuple[str, int | None, int]]:
     """`(words, bits, column)` of the choices that are bit-widths, the most bits first; without any, of the ranks.
 
+    Ranks are told in the most bits, with the most weights; all in the scheme that layers have in common.
+
     `bits` is None where it is no width that a plan's layer could be told to have.
     """
     known = [(choice_of(name), column) for column, name in enumerate(choices)]
+    known = [(c, column) for c, column in known if c.scheme is None]
     widths = [(c.bits, column) for c, column in known if c.rank is None and c.density == 1]
     if widths:
         return [(f"{bits} bit", bits, column) for bits, column in sorted(widths, reverse=True)]
     most = max((c.bits for c, _ in known), default=0)
-    ranks = [(c.rank, column) for c, column in known if c.rank is not None and c.bits == most]
+    fullest = max((c.density for c, _ in known), default=1.0)
+    ranks = [(c.rank, col) for c, col in known if c.rank is not None and (c.bits, c.density) == (most, fullest)]
     return [(f"rank {rank:g}", None, column) for rank, column in sorted(ranks, reverse=True)]
 
 
@@ -171,6 +175,8 @@ def draw_bits(run: RunFiles) -> Figure | None:
         text = "float32" if bits == FLOAT_BITS else str(bits)
         if name in formats and formats[name].rank:
             text += f", rank {formats[name].rank}"
+        if name in formats and formats[name].bits <= 8 and formats[name].scheme != "symmetric":
+            text += f", {formats[name].scheme}"
         axes.annotate(text, (lengths[row], row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(rows, [shorten(name) for name, _ in layers])
     axes.set_xlim(0, 11)

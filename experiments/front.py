@@ -12,14 +12,14 @@ from compress.allocator import Allocator, Constraints
 from compress.allocators import KnapsackAllocator
 from compress.budget import Budget
 from compress.costs import CostTable
-from compress.layer_choice import choice_of
+from compress.layer_choice import LayerChoice, choice_of
 from compress.layer_prices import ranks_of
 from compress.menu import open_menu
 from compress.pareto import pareto_front
 from compress.plan import CompressionPlan, LayerFormat
 from compress.quantizer import FLOAT_BITS
 from compress.scores import Scores
-from compress.spending import feasible_budget
+from compress.spending import feasible_budget, format_of
 from compress.units import UnitTable
 from experiments.front_table import ON_FRONT, FrontRow
 from experiments.workbench import Workbench
@@ -101,11 +101,9 @@ def _format_damage(scores: Scores, costs: CostTable, name: str, row: int, layer_
         if choice is None or np.isnan(scores.values[row, column]):
             continue
         rank = None if choice.rank is None else int(ranks_of(costs, choice)[layer])
-        alike = (choice.bits, choice.density, rank) == (layer_format.bits, layer_format.density, layer_format.rank)
-        if alike and (rank is None or choice.rank_scheme == layer_format.rank_scheme):
+        if choice != LayerChoice() and format_of(choice, rank, costs.number_format) == layer_format:
             return float(scores.values[row, column])
-    plain = (layer_format.bits, layer_format.density, layer_format.rank) == (8, 1.0, None)
-    return 0.0 if plain else float("nan")
+    return 0.0 if layer_format == LayerFormat(8) else float("nan")
 
 
 def _feasible_around(

@@ -10,6 +10,7 @@ from compress.budget import Budget
 from compress.errors import CompressError
 from compress.masking import SCOPES
 from compress.normalization import NORMALIZATIONS
+from compress.number_format import NumberFormat
 from compress.plan import ACTIVATION_RANGES, GRANULARITIES, SCHEME_BITS
 from compress.quantizer import INTEGER_BITS
 from compress.recovery import STEPS
@@ -49,9 +50,12 @@ def check_settings(config: Config, parts: Components) -> None:
         _at_least(f"measure.{name}", getattr(measure, name), 1)
     _at_least("measure.sample", measure.sample, 1)
     _at_least("measure.plans", measure.plans, 0)
-    joint, widths = quantize.joint_plans, set(quantize.bits)
+    joint, widths = quantize.joint_plans, set(getattr(parts.oracles["layer_choice"], "bits", quantize.bits))
     _require("quantize.joint_plans", joint == 0 or (joint >= 10 and quantize.enabled and len(widths) > 1),
              "0, or at least 10 where quantize.enabled is true and there are several widths", joint)  # fmt: skip
+    measured = getattr(parts.oracles["layer_choice"], "number_format", None)
+    stored = NumberFormat(quantize.scheme, quantize.granularity, quantize.group_size)
+    _require("oracles.layer_choice", not quantize.enabled or measured == stored, f"in the run's {stored}", measured)
     _one_of("recovery.steps", recovery.steps, STEPS)
     _one_of("recovery.layers", [recovery.layers], LAYER_CHOICES)
     _at_least("recovery.images", recovery.images, 1)
@@ -107,8 +111,8 @@ def check_settings(config: Config, parts: Components) -> None:
         for name in ("bit_operations", "latency_ms"):
             bound = getattr(config.budget, name)
             _require(f"budget.{name}", bound is None, "null for a student: macs and bytes are counted", bound)
-    plain = set(quantize.densities) == {1.0} and not quantize.ranks
-    _require("quantize.joint_plans", plain or not joint, "0 where densities or ranks are offered", joint)
+    plain = set(quantize.densities) == {1.0} and not quantize.ranks and not quantize.schemes
+    _require("quantize.joint_plans", plain or not joint, "0 where densities, ranks or schemes are offered", joint)
     factorizer, scheme = parts.factorizer, getattr(parts.oracles["layer_choice"], "rank_scheme", "channel")
     ranked = bool(quantize.enabled and quantize.ranks)
     name = factorizer.name if factorizer else "channel"

@@ -269,7 +269,9 @@ def _layer_table(run: RunFiles) -> str:
                 cells.append(NOTHING)
                 continue
             share = 60 * min(1.0, np.sqrt(max(damage, 0.0) / most))
-            kind = "heat chosen" if name in formats and formats[name].bits == bits else "heat"
+            own = formats.get(name)
+            chosen = own is not None and own.bits == bits and (own.bits > 8 or own.scheme == "symmetric")
+            kind = "heat chosen" if chosen else "heat"
             text = format_damage(damage) + (f" ± {format_damage(error)}" if np.isfinite(error) else "")
             cells.append(
                 (text, f'class="{kind}" style="background:color-mix(in srgb,var(--s1) {share:.0f}%,transparent)"')

@@ -11,7 +11,6 @@ from omegaconf import MISSING
 # Fraction of the weights that masks keep where nothing else is said.
 DENSITY = 0.25
 # Weights with one scale where only the granularity is said: a float32 scale adds half a bit to each.
-GROUP_SIZE = 64
 
 
 @dataclass
@@ -185,13 +184,16 @@ class QuantizeSettings:
     """Low-bit weights per layer as the plan says, affine activations, then quantisation-aware fine-tuning.
 
     With `densities` below 1 or `ranks` (fractions of a layer's useful rank) each layer may also keep fewer weights or
-    become two layers; the budget's `coded_bytes`, `bit_operations` or `macs` say what that buys. `scheme`,
-    `granularity` and `group_size` are the number format of all quantised layers, see `compress.LayerFormat`; other
-    than `"symmetric"` per `"channel"` they are decoded to floats before they run. A `"group"` is of 64 weights where
-    `group_size` is null. `trained_ranges` trains their scales and centroids, with AdamW at `range_rate` times their
-    mean magnitude. With either, activations stay float, whatever `activation_bits` says. `activation_ranges` of
-    activations in few bits: `"static"` from calibration data, or `"dynamic"` of each input of a quantised layer at run
-    time, see `compress.dynamic_ranges`.
+    become two layers, or two that keep fewer weights: bits x densities x (ranks + 1) choices of each layer are measured
+    and compete in one problem. The budget's `coded_bytes`, `bit_operations` or `macs` say what that buys. `scheme`,
+    `granularity` and `group_size` are the number format of all quantised layers, see `compress.LayerFormat`: damages
+    are measured and bytes are priced in it, at the closest bits that it has. `schemes` are others that layers may have
+    in its place, each for itself: each of them is measured as often again. A `"group"` is of 64 weights where
+    `group_size` is null. Other than `"symmetric"` per `"channel"`
+    layers are decoded to floats before they run. `trained_ranges` trains their scales and centroids, with AdamW at
+    `range_rate` times their mean magnitude. With either, activations stay float, whatever `activation_bits` says.
+    `activation_ranges` of activations in few bits: `"static"` from calibration data, or `"dynamic"` of each input of a
+    quantised layer at run time, see `compress.dynamic_ranges`.
 
     `reduce_range` keeps 8-bit weights of integer layers to 7 bits, whose sums no processor saturates; without it they
     use all 8, and files store them as `exporter.int8_encoding` says.
@@ -205,6 +207,7 @@ class QuantizeSettings:
     densities: list[float] = field(default_factory=lambda: [1.0])
     ranks: list[float] = field(default_factory=list)
     scheme: str = "symmetric"
+    schemes: list[str] = field(default_factory=list)
     granularity: str = "channel"
     group_size: int | None = None
     trained_ranges: bool = False
@@ -215,12 +218,6 @@ class QuantizeSettings:
     range_rate: float = 10.0
     epochs: int = 1
     lr: float = 1e-4
-
-    @property
-    def group(self) -> int | None:
-        """Weights of a group; None where the granularity is another."""
-        usual = GROUP_SIZE if self.granularity == "group" else None
-        return usual if self.group_size is None else self.group_size
 
 
 @dataclass

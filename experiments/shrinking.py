@@ -20,7 +20,8 @@ from compress.float_rounding import round_floats_
 from compress.folding import fold_batch_norm
 from compress.layer_moments import weight_readers
 from compress.masking import density_of
-from compress.plan import SCHEME_BITS, CompressionPlan, LayerFormat
+from compress.number_format import NumberFormat
+from compress.plan import CompressionPlan, LayerFormat
 from compress.quantization import prepare_quantized
 from compress.rewinding import rewind_
 from compress.second_order_pruning import prune_weights_
@@ -195,12 +196,7 @@ class Shrinking(Labelling):
     def in_scheme(self, layer_format: LayerFormat) -> LayerFormat:
         """The format with the number format that is configured, at the closest bits that this has."""
         settings = self.config.quantize
-        if layer_format.bits > 8:
-            return layer_format
-        allowed = SCHEME_BITS[settings.scheme]
-        bits = min(allowed, key=lambda b: (abs(b - layer_format.bits), b))
-        return replace(layer_format, bits=bits, scheme=settings.scheme, granularity=settings.granularity,
-                       group_size=settings.group)  # fmt: skip
+        return NumberFormat(settings.scheme, settings.granularity, settings.group_size).applied(layer_format)
 
     def quantize(self, small: fx.GraphModule, plan: CompressionPlan) -> fx.GraphModule:
         """The model in the plan's formats, trained on with them."""

@@ -40,13 +40,12 @@ from experiments.run_dir import RunDir
 from experiments.run_files import JOINT_FILE
 from experiments.settings import Config
 from experiments.shrinking import SAVED_MANIFEST
+from experiments.stage_settings import stage_settings
 from experiments.teaching import Teaching
 from experiments.tracker import Tracker, to_json
 from experiments.warning_log import collected_warnings
 
 log = logging.getLogger(__name__)
-# Settings that came later: where they are left at their default, folders from before go on.
-_LATER = {"compare": ["formats_for", "search_plans"], "constraints": ["floors"], "sparsify": ["threshold", "early"]}
 # What differs between two runs of one configuration without meaning anything.
 VOLATILE = ("name", "command", "commit", "versions", "machine")
 
@@ -234,18 +233,7 @@ class Experiment(Teaching):
         self._told += read_json(path) if path.exists() else []
 
     def _settings(self, *names: str) -> dict[str, Any]:
-        chosen = {name: getattr(self.config, name) for name in ("seed", "threads", "device", "task", *names)}
-        if "oracles" in chosen and not self.config.quantize.ranks:
-            # What is not set says nothing: folders from before it could be set go on.
-            chosen["oracles"] = {
-                name: {key: value for key, value in node.items() if value is not None}
-                for name, node in chosen["oracles"].items()
-            }
-        plain = {name: to_json(asdict(v) if hasattr(v, "__dataclass_fields__") else v) for name, v in chosen.items()}
-        for section, name in ((section, name) for section, names in _LATER.items() for name in names):
-            if section in plain and plain[section].get(name) == getattr(type(chosen[section])(), name):
-                plain[section].pop(name, None)
-        return plain
+        return stage_settings(self.config, names)
 
     def compare_settings(self) -> dict[str, Any]:
         """What the comparison depends on besides its input files."""

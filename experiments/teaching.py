@@ -26,6 +26,8 @@ class Teaching(Shrinking):
             self.warnings.append("quantize.ranks and quantize.densities have no effect on a student.")
         if self.config.front:
             self.warnings.append("front has no effect on a student: nothing of it is measured.")
+        if settings.enabled and settings.schemes:
+            self.warnings.append("quantize.schemes has no effect on a student.")
         for name in DECISION_FILES:
             (self.run_dir.path / name).unlink(missing_ok=True)
         self.student_plan().save(self.run_dir.file("plan.json"))

@@ -90,6 +90,7 @@ class Workbench:
         costs, budget, oracle = unit_costs(self.structure), self.config.budget, self.parts.oracles["layer_choice"]
         if not self.quantizes or self.parts.student is not None:
             return costs
+        costs = replace(costs, number_format=oracle.number_format)
         if budget.latency_ms is not None:
             costs = replace(costs, latency_ms=self._latencies().for_layers(costs.layer_names))
         if budget.coded_bytes is None:
@@ -97,8 +98,9 @@ class Workbench:
         moments = None
         if any(choice.rank for choice in oracle.layer_choices):
             moments = collect_input_moments(self.structure.traced.module, self.recovery_inputs(), seed=self.config.seed)
-        found = coded_bits(self.structure, oracle.layer_choices, oracle.quantizer, costs.layer_names, moments)
-        return replace(costs, coded_bits=found)
+        return replace(costs, coded_bits=coded_bits(
+            self.structure, oracle.layer_choices, oracle.quantizer, costs.layer_names, moments, oracle.number_format
+        ))  # fmt: skip
 
     @property
     def planned_costs(self) -> CostTable:
@@ -129,7 +131,7 @@ class Workbench:
     def width_bench(self) -> WidthBench:
         """The network with its layers in any widths."""
         oracle = self.parts.oracles["layer_choice"]
-        return WidthBench(self.structure, self.task, oracle.quantizer, oracle.bits)
+        return WidthBench(self.structure, self.task, oracle.quantizer, oracle.bits, oracle.number_format)
 
     @cached_property
     def statistics(self) -> Statistics:

@@ -1,6 +1,8 @@
 """Damage of storing one layer's weight in fewer bits, with fewer weights or at a lower rank, looked at at once."""
 
+import itertools
 from collections.abc import Collection, Iterator, MutableMapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +15,7 @@ from compress.factorizers import ChannelFactorizer
 from compress.input_moments import collect_input_moments
 from compress.layer_choice import LayerChoice
 from compress.layer_trial import try_choices
+from compress.number_format import NumberFormat
 from compress.quantizer import OUTPUT_AXIS, WEIGHT_BITS, Quantizer
 from compress.quantizers.mse import MseQuantizer
 from compress.replay import Replay
@@ -23,19 +26,24 @@ from compress.structure import Structure
 class LayerChoiceOracle:
     """Stores the weight of one layer otherwise and measures the increase of the loss (sensitivity, but measured).
 
-    Choices are every width alone, with every density (the largest magnitudes stay) and with every rank (two factors);
-    names as in `compress.layer_choice`.
+    Choices are all bits x densities (the largest magnitudes stay) x ranks (two factors, or none, so one more than are
+    named), in each scheme that competes, so many measurements for each layer; names as in `compress.layer_choice`.
+
+    What is measured is what is stored where the number format is the one that layers get in the end.
 
     Args:
-        bits: the widths to measure; 32 is float32, which makes sense with a density or a rank.
+        bits: the widths to measure; 32 is float32, which makes sense with a density or a rank. Of those that the scheme
+            stores alike, one is measured.
         quantizer: who chooses the scales; the one that will quantise the model.
-        densities: fractions of the weights that stay, in (0, 1].
+        densities: fractions of the weights that stay, of each factor where there are two, in (0, 1].
         ranks: fractions of the useful rank, in (0, 1), for layers whose weight two factors can replace.
         factorizer: how the two share the kernel of a convolution; None leaves it to the first.
+        scheme, granularity, group_size: number format of all layers in 8 bits or less, see `LayerFormat`.
+        schemes: others that layers may have in its place, each for itself.
         activation_aware: the factors come closest in outputs on the replay's examples, not in weights.
 
     Raises:
-        CompressError: for a number out of range.
+        CompressError: for a number out of range, or schemes that cannot be told apart.
     """
 
     name = "layer_choice"
@@ -49,20 +57,37 @@ class LayerChoiceOracle:
         ranks: Sequence[float] = (),
         activation_aware: bool = True,
         factorizer: Factorizer | None = None,
+        scheme: str = "symmetric",
+        granularity: str = "channel",
+        group_size: int | None = None,
+        schemes: Sequence[str] = (),
     ) -> None:
-        self.bits, self.densities, self.ranks = tuple(bits), tuple(densities), tuple(ranks)
+        self.number_format = NumberFormat(scheme, granularity, group_size)
+        self.bits, self.densities, self.ranks = self.number_format.distinct(tuple(bits)), tuple(densities), tuple(ranks)
         for name, values, top in (("densities", self.densities, 1.0), ("ranks", self.ranks, 0.999)):
             if not all(0 < value <= top for value in values):
                 raise CompressError(
                     f"The '{name}' parameter of LayerChoiceOracle must hold fractions above 0. Got {values}."
                 )
-        found = [LayerChoice(b, density=d) for b in self.bits for d in self.densities]
         self.rank_scheme = (factorizer or ChannelFactorizer()).name
-        found += [LayerChoice(b, rank=r, rank_scheme=self.rank_scheme) for b in self.bits for r in self.ranks]
+        if {scheme, "symmetric"} & set(schemes) or len(set(schemes)) < len(schemes):
+            raise CompressError(
+                f"The 'schemes' parameter of LayerChoiceOracle must hold others than the 'scheme' {scheme!r}, each "
+                f"once, and not 'symmetric', which only that can be. Got {tuple(schemes)}."
+            )
+        found = self._choices(self.bits)
+        for own in schemes:
+            few = replace(self.number_format, scheme=own).distinct(tuple(b for b in bits if b <= 8))
+            found += [replace(choice, scheme=own) for choice in self._choices(few)]
         self.layer_choices = tuple(choice for choice in found if choice != LayerChoice())
         self.choices = tuple(choice.name for choice in self.layer_choices)
         self.quantizer = quantizer or MseQuantizer()
         self.activation_aware = activation_aware
+
+    def _choices(self, bits: Sequence[int]) -> list[LayerChoice]:
+        whole = [LayerChoice(b, d) for b in bits for d in self.densities]
+        kinds = itertools.product(bits, self.ranks, self.densities)
+        return [*whole, *(LayerChoice(b, d, r, self.rank_scheme) for b, r, d in kinds)]
 
     def measure(
         self, structure: Structure, replay: Replay, rows: np.ndarray, done: Collection[tuple[str, str]] = (),
@@ -84,7 +109,8 @@ class LayerChoiceOracle:
             replay.keep([suffix])
             weight = value_of(structure.traced.module, layer.weight).detach()
             choices = [choice for choice in left[name] if choice.rank is None or name in able]
-            tried = try_choices(weight, choices, self.quantizer, OUTPUT_AXIS[layer.kind], second.get(name))
+            axis = OUTPUT_AXIS[layer.kind]
+            tried = try_choices(weight, choices, self.quantizer, axis, second.get(name), self.number_format)
             for choice, (stored, _) in zip(choices, tried, strict=True):
                 moments = Moments()
                 for number in range(len(replay.batches)):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import compress
-from autolabel.measuring import measure
+from autolabel.measuring import _key, measure
 from autolabel.oracle import Moments
 from autolabel.oracles import LayerChoiceOracle, RemovalOracle
 from autolabel.strata import StratifiedMoments, hardest_first
@@ -173,6 +173,21 @@ def test_rows_of_other_settings_of_a_component_are_refused(tmp_path):
     with pytest.raises(ArtifactError, match="another model, data set or oracle"):
         measure(make_model(), None, TASK, make_batches(), LayerChoiceOracle(quantizer=PercentileQuantizer(60)), 1,
                 rows_file=file)  # fmt: skip
+
+
+def test_rows_of_the_default_number_format_are_those_from_before_there_were_others():
+    structure = compress.analyze(make_model(), torch.zeros(1, 5))
+    replay = Replay(structure, TASK, make_batches())
+
+    def key(oracle, *left_out):
+        told = {name: value for name, value in vars(oracle).items() if name not in left_out}
+        return _key(structure, types.SimpleNamespace(name=LayerChoiceOracle.name, **told), replay)
+
+    plain = LayerChoiceOracle()
+    assert key(plain) == key(plain, "number_format")
+    others = [{"scheme": "affine"}, {"granularity": "tensor"},
+              *({"granularity": "group", "group_size": size} for size in (2, 4))]  # fmt: skip
+    assert len({key(plain), *(key(LayerChoiceOracle(**other)) for other in others)}) == 5
 
 
 def test_a_sample_measures_only_its_units():

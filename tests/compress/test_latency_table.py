@@ -17,7 +17,7 @@ from compress.layer_choice import choice_of
 from compress.runtime import Latency
 from compress.runtimes.onnxruntime import OnnxRuntime
 
-CHOICES = ("8bit", "4bit_d0.5", "32bit_r0.5", "16bit")
+CHOICES = ("8bit", "4bit_d0.5", "32bit_r0.5", "16bit", "4bit_codebook")
 
 
 class Net(nn.Module):
@@ -75,7 +75,7 @@ def test_every_shape_is_measured_once_a_pass(measured):
 def test_times_are_those_of_the_fastest_pass_without_the_call(measured):
     _, table, _ = measured
     assert table.median_ms["32bit"] == {"a": 2.0, "b": 4.0, "out": 2.0}
-    assert table.median_ms["16bit"] == table.median_ms["32bit"]
+    assert table.median_ms["16bit"] == table.median_ms["4bit_codebook"] == table.median_ms["32bit"]
     assert table.median_ms["8bit"] == table.median_ms["4bit_d0.5"] == {"a": 4.0, "b": 8.0, "out": 4.0}
     assert table.median_ms["32bit_r0.5"] == {"a": 6.0, "b": 12.0, "out": 6.0}
     assert table.spread_ms["8bit"] == {"a": 0.5, "b": 0.5, "out": 0.5}

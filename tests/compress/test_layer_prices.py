@@ -16,11 +16,10 @@ from compress.layer_choice import LayerChoice, choice_of
 from compress.layer_prices import price_layers, ranks_of
 from compress.layer_trial import coded_bits, keep_largest
 from compress.low_rank import Factorization, factorize
+from compress.number_format import SYMMETRIC, NumberFormat
 from compress.plan import CompressionPlan
 from compress.quantizers.minmax import MinMaxQuantizer
 from compress.splitting import SCHEMES, find_splits
-
-CHOICES = ("4bit", "4bit_d0.5", "16bit", "32bit_r0.5", "4bit_r0.5")
 
 
 def one_layer(**more):
@@ -65,6 +64,41 @@ def test_prices_of_ranks_by_hand():
     assert cost(costs, "32bit_r0.5", "weight_bytes") == 4 * (3 + 4) + 16
     assert cost(costs, "4bit_r0.5", "coded_bytes") == (3 + 4) * 4 / 8 + 32 + 4  # and a scale between the two
     assert cost(costs, "4bit_r0.5", "bit_operations") == 5 * (3 + 4) * 4 * 8
+    # Half of the weights of both and a mask of one bit each: 3 bits. Without coding zeros take as much as the others.
+    assert cost(costs, "4bit_d0.5_r0.5", "coded_bytes") == (3 + 4) * 3 / 8 + 32 + 4
+    for name in ("macs", "weight_bytes", "bit_operations"):
+        assert cost(costs, "4bit_d0.5_r0.5", name) == cost(costs, "4bit_r0.5", name).expected
+
+
+@pytest.mark.parametrize(
+    ("number_format", "choice", "packed", "rows"),
+    [
+        # 16 centroids of 4 bytes for each of 4 outputs, or 15 beside zeros; for all; for groups of 4 and 2 inputs each.
+        (NumberFormat("codebook"), "4bit", 6, 4 * 64),
+        (NumberFormat("codebook"), "4bit_d0.5", 6, 4 * 60),
+        (NumberFormat("codebook", "tensor"), "4bit", 6, 64),
+        (NumberFormat("codebook", "tensor"), "4bit_r0.5", 3.5, 2 * 64),
+        (NumberFormat("codebook", "group", 4), "4bit", 6, 0.5 * 4 * 2 * 64),
+        (NumberFormat("codebook", "group", 4), "4bit_r0.5", 3.5, (0.5 * 2 + 4) * 64),
+        (NumberFormat("affine"), "4bit", 6, 4 * 8),
+        (NumberFormat("affine"), "4bit_r0.5", 3.5, (4 + 1) * 8),
+        (NumberFormat("power_of_two"), "4bit", 6, 4 * 1),
+        (NumberFormat("ternary"), "4bit", 3, 4 * 4),
+        (NumberFormat("bfloat16"), "4bit", 24, 0),
+        # In a scheme of its own.
+        (SYMMETRIC, "4bit_codebook", 6, 4 * 64),
+        (SYMMETRIC, "4bit_codebook_r0.5", 3.5, (4 + 1) * 64),
+        (NumberFormat("affine", "tensor"), "4bit_ternary", 3, 4),
+    ],
+)
+def test_prices_of_number_formats_by_hand(number_format, choice, packed, rows):
+    costs = one_layer(number_format=number_format)
+    # With 4 biases.
+    assert cost(costs, choice, "weight_bytes") == packed + rows + 16
+    mask = 12 * (3 - 4) / 8 if "_d" in choice else 0  # 3 bits each as coded, zeros in a mask
+    assert cost(costs, choice, "coded_bytes") == packed + mask + rows + 16
+    macs = cost(costs, choice, "macs").expected
+    assert cost(costs, choice, "bit_operations") == macs * number_format.of(choice_of(choice)).bits_of(4) * 8
 
 
 def test_a_table_that_knows_no_ranks_is_refused():
@@ -72,9 +106,23 @@ def test_a_table_that_knows_no_ranks_is_refused():
         price_layers(one_layer(), [choice_of("32bit_s0.5")])
 
 
-@pytest.mark.parametrize("name", ["4bit", "3bit_d0.25", "32bit_r0.5", "4bit_s0.38"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "4bit",
+        "3bit_d0.25",
+        "32bit_r0.5",
+        "4bit_s0.38",
+        "2bit_d0.1_r0.5",
+        "4bit_codebook",
+        "3bit_power_of_two_d0.25",
+        "2bit_ternary_d0.5_s0.5",
+    ],
+)
 def test_choices_are_read_from_their_names(name):
     assert choice_of(name).name == name
+    scheme = next((scheme for scheme in ("codebook", "power_of_two", "ternary") if f"_{scheme}" in name), None)
+    assert choice_of(name).scheme == scheme
     assert choice_of(name).rank_scheme == ("spatial" if "_s" in name else "channel")
 
 
@@ -100,14 +148,14 @@ def a_conv_net():
 X = torch.zeros(1, 3, 8, 8)
 
 
-def planned(net, choices, removed=()):
+def planned(net, choices, removed=(), number_format=SYMMETRIC):
     """`(structure, prices' costs by name, plan)` when the layers take these choices and the units are removed."""
     structure = compress.analyze(net, X)
     costs = compress.unit_costs(structure)
     taken = {name: choice_of(choice) for name, choice in choices.items()}
     own = tuple(dict.fromkeys(taken.values()))
-    bits = coded_bits(structure, own, MinMaxQuantizer(), costs.layer_names)
-    costs = dataclasses.replace(costs, coded_bits=bits)
+    bits = coded_bits(structure, own, MinMaxQuantizer(), costs.layer_names, number_format=number_format)
+    costs = dataclasses.replace(costs, coded_bits=bits, number_format=number_format)
     prices = price_layers(costs, own)
     column = np.zeros(len(costs.layer_names), dtype=int)
     formats = {}
@@ -117,9 +165,9 @@ def planned(net, choices, removed=()):
             column[row] = prices.choices.index(choice)
             rank = choice.rank and int(ranks_of(costs, choice)[row])
             scheme = "float32" if choice.bits == 32 else "symmetric"
-            formats[name] = compress.LayerFormat(
+            formats[name] = number_format.applied(compress.LayerFormat(
                 choice.bits, scheme=scheme, density=choice.density, rank=rank, rank_scheme=choice.rank_scheme
-            )
+            ))  # fmt: skip
     plan = CompressionPlan.removing(structure.units, removed, layer_formats=formats)
     mask = plan.removed_mask(structure.units)
     return structure, {name: prices.total(name, costs, mask, column) for name in prices.product}, plan
@@ -171,22 +219,49 @@ def test_coded_bits_are_the_entropy_of_the_symbols():
         (("4bit", "4bit", "4bit", "8bit"), 0),
         (("8bit", "4bit_d0.25", "3bit_d0.1", "8bit"), 0),
         (("8bit", "4bit", "4bit_r0.3", "8bit"), 0),
+        (("8bit", "4bit_d0.5_r0.7", "4bit_d0.25_s0.5", "8bit"), 0),
         (("8bit", "4bit_d0.5", "3bit", "8bit"), 12),
     ],
 )
 def test_coded_bytes_are_those_of_the_packed_file(net, choices, removed, tmp_path):
-    names = ("0", "2", "5", "7")
-    _, predicted, plan = planned(net, dict(zip(names, choices, strict=True)), [f"2:out[{i}]" for i in range(removed)])
+    size, predicted = packed(net, choices, [f"2:out[{i}]" for i in range(removed)], SYMMETRIC, tmp_path)
+    assert size == pytest.approx(predicted, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("number_format", "most"),
+    [
+        (NumberFormat("affine"), 1.05),
+        # Of centroids many are alike where there are more of them than weights, and what is coded knows it.
+        (NumberFormat("codebook"), 1.2),
+        (NumberFormat("codebook", "tensor"), 1.05),
+        (NumberFormat("codebook", "group", 48), 1.2),
+        (NumberFormat("ternary"), 1.07),
+        (NumberFormat("power_of_two", "group", 16), 1.3),
+        (NumberFormat("bfloat16"), 1.3),
+    ],
+)
+def test_what_is_priced_is_what_is_stored(net, number_format, most, tmp_path):
+    size, predicted = packed(net, ("8bit", "4bit_d0.25", "4bit_r0.3", "3bit"), (), number_format, tmp_path)
+    assert 0.99 * size <= predicted <= most * size
+
+
+def packed(net, choices, removed, number_format, folder):
+    """Bytes of the file of a network whose layers take these choices, and what they were priced at."""
+    choices = dict(zip(("0", "2", "5", "7"), choices, strict=True))
+    structure, predicted, plan = planned(net, choices, removed, number_format)
     low = factorize_plan(compress.apply_plan(net, plan, X), plan)
     with torch.no_grad():
         for name, layer_format in part_formats(plan).items():
             weight = low.get_parameter(f"{name}.weight")
             weight.copy_(keep_largest(weight, layer_format.density))
     low = compress.prepare_quantized(low, plan, [], MinMaxQuantizer(), reduce_range=False)
-    compress.save_artifact(tmp_path, low, plan, X)
-    compress.pack_artifact(tmp_path)
-    size = (tmp_path / "weights.packed").stat().st_size
-    assert size == pytest.approx(predicted["coded_bytes"], rel=0.03)
+    compress.save_artifact(folder, low, plan, X)
+    compress.pack_artifact(folder)
+    x = torch.randn(2, 3, 8, 8)
+    for path in (folder, folder / "weights.packed"):
+        assert compress.load_artifact(path, structure)(x).equal(low(x))
+    return (folder / "weights.packed").stat().st_size, predicted["coded_bytes"]
 
 
 class Tokens(nn.Module):
@@ -252,6 +327,14 @@ def test_a_rank_that_saves_nothing_that_is_bounded_is_not_offered():
         for budget, rank in ((compress.Budget(macs=0.99), 15), (compress.Budget(weight_bytes=0.99), 29)):
             plan = compress.allocate(structure.units, scores, costs, budget, allocator=allocator)
             assert plan.layer_formats["0"].rank == rank
+
+
+@pytest.mark.parametrize("settings", [{"bits": 16, "scheme": "codebook"}, {"bits": 8, "scheme": "float16"}])
+def test_schemes_are_of_few_bits(settings):
+    with pytest.raises(CompressError, match="'scheme' parameter of LayerChoice"):
+        LayerChoice(**settings)
+    with pytest.raises(CompressError, match="A choice of a layer is called like"):
+        choice_of("8bit_float16")
 
 
 @pytest.mark.parametrize("settings", [{"rank": 0.5, "rank_scheme": "tucker"}, {"rank_scheme": "spatial"}])

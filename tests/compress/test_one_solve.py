@@ -214,6 +214,43 @@ def test_who_goes_by_bits_alone_takes_no_rank_of_the_same_size(kind):
         assert {(f.bits, f.rank) for f in plan.layer_formats.values()} == {(bits, None)}
 
 
+def test_a_rank_of_few_weights_by_hand():
+    choices = ("8bit", "8bit_d0.25", "8bit_r0.5", "8bit_d0.25_r0.5")
+    units, costs = chain([4], 0, choices)
+    values = np.full((6, 5), np.nan)
+    values[4:, 1:] = [[0.1, 5, 5, 9], [0.2, 1, 1, 1.5]]
+    scores = Scores(units.ids, ("removed", *choices), values, "nats")
+    costs = dataclasses.replace(costs, coded_bits={})
+    # Of 468 weights conv0 has 108 and conv1 has 360, or 138 at a rank of 3 of 7. Of 1928 bytes conv0 in 8 bits takes
+    # 140; conv1 takes 440, 207 with a quarter of the weights, 230 at the rank and 141 with both.
+    for bounds, damage in (({"macs": 0.53}, 1.0), ({"macs": 0.53, "coded_bytes": 0.15}, 1.6)):
+        for kind in (GreedyAllocator, KnapsackAllocator):
+            plan = kind().allocate(units, scores, costs, Budget(**bounds), NO_FLOOR)
+            assert plan.predicted_damage == pytest.approx(damage)
+            told = plan.layer_formats["conv1"]
+            assert (told.rank, told.density) == (3, 0.25 if "coded_bytes" in bounds else 1.0)
+
+
+@pytest.mark.parametrize("kind", [GreedyAllocator, KnapsackAllocator])
+def test_schemes_compete_by_hand(kind):
+    choices = ("4bit", "4bit_codebook")
+    units, costs = chain([4], 0, choices)
+    values = np.full((6, 3), np.nan)
+    values[4:, 1:] = [[5, 1], [1, 0.5]]
+    scores = Scores(units.ids, ("removed", *choices), values, "nats")
+    # Of 1928 bytes conv0 takes 448, or 54 with 4 biases and 4 scales, 86, or with 4 codebooks of 16 centroids, 326;
+    # conv1 takes 1480, or 260, or 860.
+    for share, damage, schemes in (
+        (0.31, 2.0, {"conv0": "codebook", "conv1": "symmetric"}),
+        (0.37, 1.0, {"conv1": "symmetric"}),
+        (0.62, 1.5, {"conv0": "codebook", "conv1": "codebook"}),
+    ):
+        budget = Budget(weight_bytes=share)
+        plan = kind(always_quantize=damage != 1.0).allocate(units, scores, costs, budget, NO_FLOOR)
+        assert {name: layer_format.scheme for name, layer_format in plan.layer_formats.items()} == schemes
+        assert plan.predicted_damage == pytest.approx(damage)
+
+
 mixtures = st.tuples(
     st.integers(0, 2**16),
     st.lists(st.integers(2, 9), min_size=1, max_size=3),

@@ -106,13 +106,23 @@ def test_a_plan_with_a_choice_that_was_not_labelled_is_not_placed(case):
     units, costs = bench.structure.units, bench.costs
     scores, layer = join_scores(bench.structure, labels, formats), formats.unit_ids[0]
     for layer_format, damage in (
-        (LayerFormat(8), 0.01), (LayerFormat(3), None), (LayerFormat(4, density=0.5), None), (LayerFormat(4), 0.07)
+        (LayerFormat(8), 0.01), (LayerFormat(3), None), (LayerFormat(4, density=0.5), None), (LayerFormat(4), 0.07),
+        (LayerFormat(4, "codebook"), None), (LayerFormat(8, "codebook"), None),
     ):  # fmt: skip
         plan = CompressionPlan(layer_formats={layer: layer_format}, fingerprint=units.fingerprint)
         assert added_damage(units, costs, scores, plan) == (damage, damage)
     # Plain 8 bits that nobody scored are harmless to allocators, too.
     plan = CompressionPlan(layer_formats={layer: LayerFormat(8)}, fingerprint=units.fingerprint)
     assert added_damage(units, costs, join_scores(bench.structure, labels), plan) == (0.0, 0.0)
+
+
+def test_schemes_are_found_again(case):
+    bench, labels, _ = case
+    formats = table(("0", "2"), ("4bit", "4bit_codebook"), np.array([[0.3, 0.1], [0.2, np.nan]]))
+    units, scores = bench.structure.units, join_scores(bench.structure, labels, formats)
+    for layer, scheme, damage in (("0", "codebook", 0.1), ("0", "symmetric", 0.3), ("2", "codebook", None)):
+        plan = CompressionPlan(layer_formats={layer: LayerFormat(4, scheme)}, fingerprint=units.fingerprint)
+        assert added_damage(units, bench.costs, scores, plan) == (damage, damage)
 
 
 def test_ranks_are_found_again(case):

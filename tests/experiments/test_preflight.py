@@ -14,6 +14,7 @@ from experiments.config import ConfigError, load_config
 from experiments.preflight import check_settings
 from experiments.run_dir import RunDir
 from experiments.settings import Config
+from experiments.stage_settings import stage_settings
 from experiments.stages import Experiment
 from experiments.tracker import RunInfo
 from experiments.trackers.null import NullTracker
@@ -104,6 +105,9 @@ def names(*overrides):
         ("measure.batch_size=0", "measure.batch_size must be at least 1"),
         ("recovery.ridge=-1", "recovery.ridge must be at least 0"),
         ("quantize.granularity=group quantize.group_size=0", "quantize.group_size must be at least 1. Got 0"),
+        ("oracles.layer_choice.scheme=affine", "oracles.layer_choice must be in the run's NumberFormat(scheme='sym"),
+        ("quantize.scheme=ternary quantize.joint_plans=20", "there are several widths"),
+        ("quantize.schemes=[codebook] quantize.joint_plans=20", "0 where densities, ranks or schemes are offered"),
         ("quantize.group_size=-1", "quantize.group_size must be null without quantize.granularity=group"),
         ("sparsify.density=2", "sparsify.density must be in (0, 1]"),
         ("sparsify.density=0", "sparsify.density must be in (0, 1]"),
@@ -256,6 +260,23 @@ def test_settings_that_came_later_say_nothing_until_they_are_set(tmp_path):
     assert "formats_for" not in experiment._settings("compare")["compare"]
     config.sparsify.threshold, config.sparsify.early = 0.0, 0.1
     assert set(experiment._settings("sparsify")["sparsify"]) == before | {"threshold", "early"}
+
+
+def test_the_default_number_format_says_nothing_to_the_stages_that_measure_in_it(tmp_path):
+    def oracle(*overrides):
+        config, _ = configured(*overrides)
+        return stage_settings(config, ["oracles"])["oracles"]["layer_choice"]
+
+    before = {"_target_", "bits", "densities", "ranks", "quantizer", "activation_aware"}
+    assert set(oracle()) == before
+    assert set(oracle("quantize.ranks=[0.5]")) == before | {"factorizer"}
+    assert set(oracle("quantize.schemes=[codebook]")) == before | {"schemes"}
+    assert "schemes" not in stage_settings(configured()[0], ["quantize"])["quantize"]
+    assert set(oracle("quantize.granularity=tensor")) == before | {"granularity"}
+    grouped = oracle("quantize.scheme=codebook", "quantize.granularity=group", "quantize.group_size=8")
+    assert {name: value for name, value in grouped.items() if name not in before} == {
+        "scheme": "codebook", "granularity": "group", "group_size": 8,
+    }  # fmt: skip
 
 
 def test_warnings_of_the_packages_are_collected_once():

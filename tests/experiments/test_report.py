@@ -21,6 +21,7 @@ from compress.units import UnitTable
 from experiments import figures
 from experiments.figure_style import figure_style
 from experiments.figures import DRAWINGS, write_figures, write_overview
+from experiments.figures_units import told_choices
 from experiments.front_table import FrontRow
 from experiments.methods import gather_methods, judge
 from experiments.raw_table import to_csv
@@ -623,3 +624,9 @@ def test_overview_figure_needs_something_to_draw(written, tmp_path):
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ArtifactError, match="nothing to draw"):
         write_overview(tmp_path, tmp_path / "none.svg")
+
+
+def test_ranks_are_told_in_the_most_bits_with_the_most_weights():
+    names = ("32bit_d0.5", "32bit_r0.7", "32bit_d0.5_r0.7", "32bit_r0.9", "6bit_r0.7", "6bit_d0.5_r0.7")
+    assert told_choices(names) == [("rank 0.9", None, 3), ("rank 0.7", None, 1)]
+    assert told_choices((*names, "6bit", "8bit_codebook")) == [("6 bit", 6, 6)]

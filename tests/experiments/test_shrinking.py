@@ -6,11 +6,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.formatted_weight import formatted_weights
+from compress.artifact import load_artifact, save_artifact
+from compress.factor_formats import factorize_plan
+from compress.formatted_weight import bake_formats, formatted_weights
 from compress.graph import trace
+from compress.layer_choice import LayerChoice
+from compress.layer_trial import coded_bits
 from compress.masking import density_of, masks_of
+from compress.number_format import NumberFormat
+from compress.packed_artifact import pack_artifact
 from compress.plan import CompressionPlan, LayerFormat
 from compress.prunable_weights import prunable_weights
+from compress.splitting import part_names
 from experiments.composition import compose_config
 from experiments.run_dir import RunDir
 from experiments.stages import Experiment
@@ -123,6 +130,44 @@ def test_a_plan_says_what_activations_have(overrides, formats, bits, experiment)
     assert run.final_plan(small, plan).activation_bits == bits
     if "quantize.activation_bits=null" not in overrides:
         assert run.final_plan(small, old).activation_bits == bits
+
+
+def test_factors_of_few_weights_keep_their_zeros_to_the_file(experiment, tmp_path):
+    run = experiment("finetune.batch_size=32")
+    dense = run.structure.traced.module
+    plan = CompressionPlan(layer_formats={
+        "fc1": LayerFormat(4, density=0.5, rank=3), "conv2": LayerFormat(32, "float32", density=0.25, rank=2),
+    })  # fmt: skip
+    small = factorize_plan(dense, plan)
+    parts = [part for name in plan.layer_formats for part in part_names(name)]
+    sizes = {part: small.get_parameter(f"{part}.weight").numel() for part in parts}
+    before = {part: small.get_parameter(f"{part}.weight").detach().clone() for part in parts}
+    trained = run.tried(small, plan, 3, "trial", 0)
+    for part in parts:
+        share = 0.5 if part.startswith("fc1") else 0.25
+        assert not trained.get_parameter(f"{part}.weight").equal(before[part])
+        assert density_of(bake_formats(trained)).layers[part] == int(share * sizes[part] + 0.5) / sizes[part]
+    save_artifact(tmp_path / "artifact", trained.eval(), run.final_plan(trained, plan), run.example)
+    pack_artifact(tmp_path / "artifact")
+    (x,) = run.example
+    for path in (tmp_path / "artifact", tmp_path / "artifact" / "weights.packed"):
+        module = load_artifact(path, run.structure)
+        assert module(x).equal(trained(x))
+        for part in parts:
+            zeros = bake_formats(trained).get_parameter(f"{part}.weight") == 0
+            assert not module.get_parameter(f"{part}.weight")[zeros].any()
+
+
+def test_layers_are_priced_in_the_number_format_that_they_get(experiment):
+    run = experiment("quantize.scheme=codebook", "quantize.bits=[4]", "budget.macs=null", "budget.coded_bytes=0.9")
+    costs, plain = run.costs, run.costs.number_format
+    assert plain == run.parts.oracles["layer_choice"].number_format == NumberFormat("codebook")
+    assert run.in_scheme(LayerFormat(4)) == LayerFormat(4, "codebook")
+    assert run.in_scheme(LayerFormat(2, "ternary")) == LayerFormat(2, "ternary")
+    row = costs.layer_names.index("conv1")
+    found = coded_bits(run.structure, [LayerChoice(4)], run.parts.quantizer, ["conv1"], number_format=plain)
+    assert costs.coded_bits["4bit"][row] == found["4bit"][0]
+    assert run.width_bench.n_choices == len(run.width_bench.layers)
 
 
 @pytest.mark.parametrize("trained", ["false", "true"])
