@@ -142,6 +142,9 @@ def _of_settings() -> Iterator[CataloguedMethod]:
 
 # Section, overrides, what it is, and who does it.
 _SETTINGS = (
+    (MASKS, "penalty=group_lasso penalty.per=unit penalty.strength=1e-2",
+     "Group lasso over all that makes a removable unit, in every coupled layer.",
+     "compress.penalties.GroupLassoPenalty"),
     (MASKS, "pattern=unstructured sparsify.scope=layer", "The same density in every layer.",
      "compress.patterns.UnstructuredPattern"),
     (MASKS, "sparsify.threshold=0.07", "All weights below a threshold at once, however many they are.",

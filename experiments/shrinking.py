@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 
 from autolabel.weight_cells import label_weights
 from compress.artifact import save_artifact
@@ -28,6 +28,7 @@ from compress.second_order_pruning import prune_weights_
 from compress.sparsifier import Sparsifier
 from compress.sparsity_schedule import SparsitySchedule
 from compress.sparsity_schedules import OneShotSchedule, PolynomialSchedule
+from compress.structure import analyze
 from compress.task import evaluate
 from compress.training_hook import TrainingHook
 from compress.weight_rounding import round_weights_
@@ -90,7 +91,7 @@ class Shrinking(Labelling):
         self.prune_weights(small, plan)
         masks = self.sparsifier(small, plan)
         if settings.rewind is None or masks is None:
-            hooks = [*([] if masks is None else [masks]), *self.penalties("finetune")]
+            hooks = [*([] if masks is None else [masks]), *self.penalties("finetune", small)]
             path = self.run_dir.path / "checkpoint" / "float.safetensors"
             if not finetune.epochs and masks is not None:
                 masks.attach(small, 0, 0)
@@ -100,7 +101,7 @@ class Shrinking(Labelling):
         rewind_(
             small, self.task, self.train_batches(), density=masks.density, rounds=settings.rounds,
             rewind=settings.rewind, early=settings.early, pruning=pruning,
-            folder=self.run_dir.path / "checkpoint" / "rounds", hooks=self.penalties("finetune"),
+            folder=self.run_dir.path / "checkpoint" / "rounds", hooks=self.penalties("finetune", small),
             epochs=finetune.epochs, lr=finetune.lr, **self.training_settings(),
         )  # fmt: skip
         return small
@@ -167,11 +168,14 @@ class Shrinking(Labelling):
             self.task, calibration, scores, settings.threshold,
         )  # fmt: skip
 
-    def penalties(self, stage: str) -> list[TrainingHook]:
-        """The configured penalty where it acts in this training."""
+    def penalties(self, stage: str, model: nn.Module | None = None) -> list[TrainingHook]:
+        """The configured penalty where it acts in this training, on the units of the model where it asks for them."""
         penalty = self.parts.penalty
-        acts = penalty is not None and stage in self.config.penalized and acts_in(penalty, stage)
-        return [penalty] if acts else []
+        if penalty is None or stage not in self.config.penalized or not acts_in(penalty, stage):
+            return []
+        if model is not None and getattr(penalty, "needs_structure", False):
+            return [penalty.of_structure(analyze(model, self.example))]
+        return [penalty]
 
     def final_plan(self, small: fx.GraphModule, plan: CompressionPlan) -> CompressionPlan:
         """The plan with the number format that is configured, and the densities that came of masks."""

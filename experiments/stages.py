@@ -261,7 +261,7 @@ class Experiment(Teaching):
                     validation=PlacedBatches(self.batches("validation"), device),
                     checkpoint=self.run_dir.path / "dense" / "checkpoint.safetensors",
                     optimizer=settings.optimizer,
-                    hooks=self.penalties("train"),
+                    hooks=self.penalties("train", self.model),
                     on_metrics=self.log_as("train"),
                 )
         state = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}

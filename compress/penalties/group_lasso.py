@@ -15,6 +15,8 @@ from compress.layer_weights import layer_weights
 from compress.penalty import WeightPenalty
 from compress.structure import FIXED, Structure
 
+_KINDS = ("channel", "unit")
+
 
 @dataclass
 class GroupLassoPenalty(WeightPenalty):
@@ -22,31 +24,49 @@ class GroupLassoPenalty(WeightPenalty):
 
     Yuan, Lin 2006, "Model Selection and Estimation in Regression with Grouped Variables" (J. R. Stat. Soc. B 68); of
     networks: Wen, Wu, Wang, Chen, Li 2016, "Learning Structured Sparsity in Deep Neural Networks" (NIPS,
-    arXiv:1608.03665). A group is an output channel of a layer; or, given a structure, all that makes one of its
-    removable units, in every layer of the coupled group.
+    arXiv:1608.03665). A group is an output channel of a layer; or, per unit, all that makes a removable unit, in every
+    layer of the coupled group.
 
     Attributes:
         strength: nats per unit of the weighted norm, at least 0.
         layers: names of the layers; None for all. The outputs of the last layer, which cannot be removed, count too
             unless they are left out.
-        structure: of the trained model (`analyze`), whose units are the groups; then `layers` must be None.
+        per: `"channel"` or `"unit"`; of units `layers` must be None.
+        structure: of the trained model (`analyze`), whose units are the groups; needed per unit, and only there. Runs
+            of an experiment give it themselves, see `of_structure`.
     """
 
     name: ClassVar[str] = "group_lasso"
 
+    per: str = "channel"
     structure: Structure | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.structure is not None and self.layers is not None:
-            raise CompressError("The 'layers' parameter of GroupLassoPenalty must be None where 'structure' is given.")
+        if self.per not in _KINDS:
+            raise CompressError(f"The 'per' parameter of GroupLassoPenalty must be one of {_KINDS}. Got {self.per!r}.")
+        if self.per == "unit" and self.layers is not None:
+            raise CompressError("The 'layers' parameter of GroupLassoPenalty must be None where 'per' is 'unit'.")
+        if self.per == "channel" and self.structure is not None:
+            raise CompressError("The 'structure' parameter of GroupLassoPenalty needs per='unit'.")
+
+    @property
+    def needs_structure(self) -> bool:
+        """Whether it cannot be attached before `of_structure`."""
+        return self.per == "unit" and self.structure is None
+
+    def of_structure(self, structure: Structure) -> "GroupLassoPenalty":
+        """The same, per unit of this structure."""
+        return GroupLassoPenalty(self.strength, None, "unit", structure)
 
     def settings(self) -> dict[str, Any]:
         units = None if self.structure is None else self.structure.units.fingerprint
         return {**super().settings(), "structure": units}
 
     def attach(self, model: nn.Module, step: int, total_steps: int) -> None:
-        """Raises CompressError for an unknown layer, or for the structure of another model."""
+        """Raises CompressError for an unknown layer, without a structure of units, or for that of another model."""
+        if self.needs_structure:
+            raise CompressError("GroupLassoPenalty(per='unit') needs structure=analyze(model, inputs).")
         super().attach(model, step, total_steps)
         shapes = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
         for name, dim, rows in self._places:
@@ -57,7 +77,7 @@ class GroupLassoPenalty(WeightPenalty):
                 )
 
     def penalty(self, model: nn.Module) -> Tensor | None:
-        norms = [n for n in (self._units(model) if self.structure is not None else self._channels(model)) if len(n)]
+        norms = [n for n in (self._units(model) if self.per == "unit" else self._channels(model)) if len(n)]
         return self.strength * torch.cat(norms).sum() if norms else None
 
     def _channels(self, model: nn.Module) -> Iterator[Tensor]:

@@ -66,7 +66,7 @@ def test_group_lasso_of_coupled_units_by_hand() -> None:
             return self.out(x + self.b(x))
 
     model = Residual()
-    penalty = GroupLassoPenalty(1.0, structure=analyze(model, torch.zeros(2, 1)))
+    penalty = GroupLassoPenalty(1.0, per="unit").of_structure(analyze(model, torch.zeros(2, 1)))
     # Channel 0 is made by 3 and (4, 0), channel 1 by 0 and (0, 2): three weights each. The outputs stay.
     value = penalty.penalty(model)
     assert value.item() == pytest.approx(math.sqrt(3) * (5 + 2))
@@ -77,7 +77,13 @@ def test_group_lasso_of_coupled_units_by_hand() -> None:
     with pytest.raises(CompressError, match=r"belongs to another model: 'a\.weight'"):
         penalty.attach(two_layers(), 0, 1)
     with pytest.raises(CompressError, match="'layers' parameter of GroupLassoPenalty must be None"):
-        GroupLassoPenalty(layers=["a"], structure=penalty.structure)
+        GroupLassoPenalty(layers=["a"], per="unit")
+    with pytest.raises(CompressError, match="'structure' parameter of GroupLassoPenalty needs per='unit'"):
+        GroupLassoPenalty(structure=penalty.structure)
+    with pytest.raises(CompressError, match=r"needs structure=analyze"):
+        GroupLassoPenalty(per="unit").attach(model, 0, 1)
+    with pytest.raises(CompressError, match="'per' parameter of GroupLassoPenalty must be one of"):
+        GroupLassoPenalty(per="layer")
 
 
 def test_bn_l1_by_hand(caplog: pytest.LogCaptureFixture) -> None:
