@@ -12,6 +12,7 @@ from autolabel.labelers import GBDTLabeler
 from autolabel.sampling import STRATEGIES, sample_units
 from autolabel.tables import FeatureTable, LabelTable, merge_labels
 from compress.units import UnitTable
+from experiments.worker_pool import run_pieces
 
 COLUMNS = ("family", "task", "network", "sampling", "part", "seed", "excess")
 PARTS = (0.1, 0.2, 0.4)
@@ -42,23 +43,37 @@ class UnitEconomyRow:
 
 def judge_samplings(
     bank: LabelBank, seeds: Sequence[int] = (0, 1, 2), parts: Sequence[float] = PARTS,
-    make: Callable[[], Labeler] = GBDTLabeler, on_network: Callable[[int, int], None] | None = None,
+    make: Callable[[], Labeler] = GBDTLabeler, on_network: Callable[[int, int], None] | None = None, workers: int = 1,
 ) -> list[UnitEconomyRow]:  # fmt: skip
-    """Rows of every network with at least 60 removable units, from damages that the bank holds of all of them."""
-    rows = []
-    names = bank.networks["name"].tolist()
-    for number, name in enumerate(names):
+    """Rows of every network with at least 60 removable units, from damages that the bank holds of all of them.
+
+    Args:
+        make: how to make a labeler; a function at the top level of a module for several workers.
+        workers: processes.
+    """
+    pieces = []
+    for number, name in enumerate(bank.networks["name"].tolist()):
         units = bank.rows("units", number)
         if len(units["unit"]) >= _FEWEST:
             told = str(bank.networks["family"][number]), str(bank.networks["task"][number]), name
-            board = _Units(units, make)
-            rows += [
-                UnitEconomyRow(*told, sampling, part, seed, board.excess(sampling, part, seed))
-                for part in parts for sampling in SAMPLINGS for seed in seeds
-            ]  # fmt: skip
+            pieces.append((units, told, tuple(seeds), tuple(parts), make))
+    found: dict[int, list[UnitEconomyRow]] = {}
+    for number, rows in run_pieces(judge_network, pieces, workers):
+        found[number] = rows
         if on_network is not None:
-            on_network(number + 1, len(names))
-    return rows
+            on_network(len(found), len(pieces))
+    return [row for number in sorted(found) for row in found[number]]
+
+
+def judge_network(
+    units: Table, told: tuple[str, str, str], seeds: Sequence[int], parts: Sequence[float], make: Callable[[], Labeler]
+) -> list[UnitEconomyRow]:
+    """Rows of one network, `told` being its family, task and name."""
+    board = _Units(units, make)
+    return [
+        UnitEconomyRow(*told, sampling, part, seed, board.excess(sampling, part, seed))
+        for part in parts for sampling in SAMPLINGS for seed in seeds
+    ]  # fmt: skip
 
 
 class _Units:

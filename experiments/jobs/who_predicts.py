@@ -108,7 +108,7 @@ class WhoPredictsJob:
             rows += judge_unit_labelers(own, kinds, self.unit_truths, on_fit=on_fit, workers=self.workers)
         if self.samplings:
             with progress("judging samplings") as on_network:
-                samplings = judge_samplings(bank, on_network=on_network)
+                samplings = judge_samplings(bank, on_network=on_network, workers=self.workers)
             _write(run_dir, "unit_economy.csv", UNIT_COLUMNS, samplings)
         for truth in self.truths:
             for board, number in zip(boards, _rows_of(bank, boards), strict=True):
