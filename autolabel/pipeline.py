@@ -30,7 +30,7 @@ from compress.costs import CostTable
 from compress.counting import unit_costs
 from compress.criteria import FisherCriterion, SecondOrderCriterion, TaylorCriterion
 from compress.criterion import score_units
-from compress.errors import DataError
+from compress.errors import BudgetError, DataError
 from compress.finetuning import finetune_
 from compress.output_sensitivity import collect_output_sensitivity
 from compress.plan import CompressionPlan
@@ -102,8 +102,8 @@ def auto_compress(
         label: batches that damage is measured on; None takes the second half of `calibration`.
         validation: batches that choose between the labeler and the formulas, and stop fine-tuning; None takes `label`.
         labeler: None for gradient-boosted trees.
-        sample: how many units are measured; None for all, 0 for none: what was learned on other networks, and
-            formulas, decide from one pass of statistics.
+        sample: how many units are measured; None for all, 0 for none: what was learned on other networks (without
+            `bits`, and where MACs or weight bytes are the only bound) and formulas make the plans from statistics.
         allocator, constraints: who spends the budget, within what.
         bits: widths that layers may be stored in, e.g. `(8, 4)`; empty keeps float32.
         epochs, lr: of fine-tuning with distillation; 0 epochs leaves it out.
@@ -146,8 +146,12 @@ def auto_compress(
                        constraints=constraints)
         for name, scores in candidates.items()
     }  # fmt: skip
-    if not bits and constraints.round_to == 1 and len(budget.absolute(costs.dense)) == 1:
-        plans[SEARCHED] = _search(structure, task, calibration, statistics, costs, budget, constraints, seed)
+    bounds = set(budget.absolute(costs.dense))
+    if not bits and constraints.round_to == 1 and (bounds == {"macs"} or bounds == {"weight_bytes"}):
+        try:
+            plans[SEARCHED] = _search(structure, task, calibration, statistics, costs, budget, constraints, seed)
+        except BudgetError as error:
+            _LOG.warning("No plans are searched: %s", error)
     inputs = [tuple(task.inputs(batch)) for batch in calibration]
     losses, repaired = {}, {}
     for name, plan in plans.items():

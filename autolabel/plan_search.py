@@ -9,6 +9,7 @@ from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_sampling import PlanDraw, sample_plans
 from autolabel.plan_summary import PlanSummarizer
 from compress.allocator import Constraints
+from compress.errors import BudgetError
 
 # Shares of groups are multiplied by up to about e to this power when a plan is changed.
 _STEP = 0.5
@@ -72,6 +73,11 @@ class PlanSearch:
         summarizer.expect(orders or {})
         random = sample_plans(units, costs, summarizer.scores, size, fraction, self.reference, seed=self.seed,
                               constraints=constraints)  # fmt: skip
+        if not len(random):
+            raise BudgetError(
+                f"No random plan comes near {fraction:.3g} of the dense {size}, which a search compares its plans "
+                "with: units are few and large. Take an allocator that adds damages."
+            )
         known = summarizer.summarize(random.removed)
         draw = PlanDraw(units, costs, size, constraints)
         bound = fraction * draw.dense

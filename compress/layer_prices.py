@@ -83,9 +83,10 @@ def price_layers(costs: CostTable, choices: Sequence[LayerChoice]) -> LayerPrice
 def _price(prices: LayerPrices, costs: CostTable, column: int, choice: LayerChoice) -> None:
     weights, macs = costs.layer_weights, costs.layer_macs
     formatted = weights > 0
-    coarse = choice.bits < FLOAT_BITS
     ranks = np.zeros(len(weights)) if choice.rank is None else ranks_of(costs, choice)
-    activation_bits = _ACTIVATION_BITS if coarse else FLOAT_BITS
+    # Layers that are decoded to floats before they run have float activations beside them.
+    integers = choice.bits <= _ACTIVATION_BITS and costs.number_format.of(choice).on_integers
+    activation_bits = _ACTIVATION_BITS if integers else FLOAT_BITS
     stored_bits, row_bytes = costs.number_format.stored(choice)
     bits = costs.number_format.of(choice).bits_of(choice.bits)
     nominal = replace(choice, bits=bits, scheme=None).bits_per_weight

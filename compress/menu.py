@@ -295,7 +295,10 @@ def _layer_choices(
         scored = ((choice, float(table[name][row])) for name, choice in named if useful[choice][layers].all())
         offered = {choice: score for choice, score in scored if not np.isnan(score)}
         if units.ids[row] in wide_only:
-            offered = {c: score for c, score in offered.items() if c.bits >= 8 and c.density == 1 and c.rank is None}
+            whole = {c: score for c, score in offered.items() if c.density == 1 and c.rank is None}
+            # Where the scheme has no 8 bits, the most that it has.
+            least = min(8, max((c.bits for c in whole), default=8))
+            offered = {c: score for c, score in whole.items() if c.bits >= least}
         if always_quantize:
             offered = {choice: score for choice, score in offered.items() if choice.bits <= 8}
             unscored += not offered
@@ -329,8 +332,11 @@ def _is_useful(prices: LayerPrices, costs: CostTable, choice: LayerChoice, bound
 
 
 def _widest(choices: LayerChoices) -> LayerChoices:
-    return replace(choices, choices=choices.choices[:1], columns=choices.columns[:1], bits=choices.bits[:1],
-                   damage=choices.damage[:1], raw_damage=choices.raw_damage[:1])  # fmt: skip
+    """The choice of most bits that does least damage, the one without a rank or a scheme of its own among equals."""
+    widest = np.flatnonzero(choices.bits == choices.bits[0])
+    one = [int(widest[::-1][choices.damage[widest[::-1]].argmin()])]
+    return replace(choices, choices=tuple(choices.choices[i] for i in one), columns=choices.columns[one],
+                   bits=choices.bits[one], damage=choices.damage[one], raw_damage=choices.raw_damage[one])  # fmt: skip
 
 
 def _named_layers(units: UnitTable, costs: CostTable, names: Iterable[str]) -> set[str]:

@@ -43,6 +43,11 @@ class NumberFormat:
         """This one, in the scheme of a choice that has its own."""
         return self if choice.scheme is None else replace(self, scheme=choice.scheme)
 
+    @property
+    def on_integers(self) -> bool:
+        """Whether engines compute on it, in 8 bits or less."""
+        return (self.scheme, self.granularity) == ("symmetric", "channel")
+
     def bits_of(self, bits: int) -> int:
         """Bits of each weight where this many are asked for: the closest that the scheme has; above 8, as asked."""
         return bits if bits > _MOST_BITS else min(SCHEME_BITS[self.scheme], key=lambda b: (abs(b - bits), b))

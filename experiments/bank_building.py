@@ -41,6 +41,7 @@ _UNITS, _CHOICES = {"context_masks", "repaired_masks"}, {"bits", "densities", "c
 _UNIT_LABELS = ("damage_", "std_err_", "macs_")
 # Criteria that are no features of units, to be judged beside those that are.
 _OTHER_CRITERIA = {"reconstruction": ReconstructionCriterion(), "ziplm": ZipLMCriterion()}
+_OTHER_COLUMNS = {f"score_{name}" for name in (*_OTHER_CRITERIA, "random")}
 _OTHER_NEEDS = frozenset().union(*(criterion.needs for criterion in _OTHER_CRITERIA.values()))
 
 
@@ -143,9 +144,10 @@ def build_bank(
 
 def _is_behind(file: Path, settings: BankSettings) -> bool:
     """Whether a file holds other features, or labels that differ by what is quickly made anew and by nothing else."""
-    about = LabelBank.load(file).about
-    differs = _differences(about["settings"], settings)
-    return differs <= _UNITS | _CHOICES and bool(differs or about.get("features_version") != FEATURES_VERSION)
+    bank = LabelBank.load(file)
+    differs = _differences(bank.about["settings"], settings)
+    old = bank.about.get("features_version") != FEATURES_VERSION or bool(_OTHER_COLUMNS - set(bank.units))
+    return differs <= _UNITS | _CHOICES and bool(differs or old)
 
 
 def _differences(found: Mapping[str, Any], settings: BankSettings) -> set[str]:

@@ -97,9 +97,12 @@ class Comparison:
                         on_row(len(tasks) - len(left), len(tasks))
 
     def _chooses_all(self, method: Method) -> bool:
-        """Whether it may remove units and choose formats of layers: if its budget cannot be met, none can."""
+        """Whether it may remove units and choose formats of layers: if its budget cannot be met, none can.
+
+        A search meets MACs by units alone, where others may have ranks.
+        """
         formats = self.formats is None or method.chooses_formats(self.settings)
-        return formats and not method.keeps_units
+        return formats and not method.keeps_units and method.source != PLANS
 
     def _seeds(self) -> list[int]:
         return list(dict.fromkeys([self.experiment.config.seed, *self.experiment.config.seeds]))

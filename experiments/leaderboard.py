@@ -90,7 +90,8 @@ def write_ingredients(rows: Sequence[Row], command: str) -> str:
     n = len({row.network for row in rows})
     page = ["## Ingredients", "", f"{n} networks; drawn from `results/who_predicts/ingredients.csv` ({command}).", ""]
     page += [_ABLATIONS, "", *_ablation_lines(rows)]
-    shots = [row for row in rows if row.scope == PLANS and row.zero_shot.partition("+")[0] == SPLITS[0]]
+    shots = [row for row in rows if row.scope == PLANS and row.zero_shot.partition("+")[0] == SPLITS[0]
+             and row.truth == "finetuned"]  # fmt: skip
     shots = [row for row in shots if row.predictor in {r.predictor for r in shots if "+" in r.zero_shot}]
     page += ["## A few plans of the network measured first", "", _SHOTS, "", *_table_lines(summarize(shots), True)]
     return "\n".join([*page, _STORED, "", *_tables([row for row in rows if row.truth == STORED])])

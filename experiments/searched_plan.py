@@ -57,18 +57,22 @@ def told_competence(plans: Iterable[CompressionPlan]) -> list[str]:
     for plan in plans:
         found = plan.provenance.get("competence")
         if found is None:
+            if "unlike" in plan.provenance:  # of a folder that was begun before formulas led
+                told.append(f"This network lies {plan.provenance['unlike']}. The labeler led the search all the same.")
             continue
-        leader = found["leader"]
+        leader, races = found["leader"], "race" in plan.provenance
         text = f"This network lies {found['told']}. "
         if leader.startswith(FORMULA_PREFIX):
+            formula = f"the formula {leader.removeprefix(FORMULA_PREFIX)}"
             text += (
-                f"The formula {leader.removeprefix(FORMULA_PREFIX)} led the searches of plans instead; validation "
-                "chooses among all methods."
+                f"A favourite of {formula} raced with those of the labeler."
+                if races
+                else (f"In its place {formula} led the search of a plan; validation chooses among all methods.")
             )
         elif not found["inside"]:
-            text += "It led the searches of plans all the same, corrected by measured plans of this network."
+            text += "The labeler led the search all the same, corrected by measured plans of this network."
         else:
-            text += "It led the searches of plans."
+            text += f"The labeler led the search{'es of the race' if races else ''}."
         search = plan.provenance.get("search")
         if search is not None and search["spread"]:
             text += (

@@ -1,6 +1,6 @@
 """What a stage depends on: parts of the configuration as plain values, by which a folder is known to be done."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -24,6 +24,9 @@ def stage_settings(config: Config, names: Iterable[str]) -> dict[str, Any]:
             name: {key: value for key, value in node.items() if _says(key, value, bool(config.quantize.ranks))}
             for name, node in chosen["oracles"].items()
         }
+    penalty = chosen.get("penalty")
+    if isinstance(penalty, Mapping) and penalty["_target_"].endswith("GroupLassoPenalty"):
+        chosen["penalty"] = {key: value for key, value in penalty.items() if (key, value) != ("per", "channel")}
     plain = {name: to_json(asdict(v) if hasattr(v, "__dataclass_fields__") else v) for name, v in chosen.items()}
     for section, name in ((section, name) for section, names in _LATER.items() for name in names):
         if section in plain and plain[section].get(name) == getattr(type(chosen[section])(), name):

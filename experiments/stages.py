@@ -250,6 +250,7 @@ class Experiment(Teaching):
         """Train the dense model where the experiment says so, and keep its weights."""
         settings, device = self.config.train, torch.device(self.config.device)
         if settings.epochs:
+            hooks = self.penalties("train", self.model)
             with placed([self.model], device):
                 finetune_(
                     self.model,
@@ -261,7 +262,7 @@ class Experiment(Teaching):
                     validation=PlacedBatches(self.batches("validation"), device),
                     checkpoint=self.run_dir.path / "dense" / "checkpoint.safetensors",
                     optimizer=settings.optimizer,
-                    hooks=self.penalties("train", self.model),
+                    hooks=hooks,
                     on_metrics=self.log_as("train"),
                 )
         state = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}

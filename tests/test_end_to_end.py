@@ -822,7 +822,7 @@ def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(t
     report = (run / "report.html").read_text()
     assert "plans/search" in report
     assert "within the labeler&#x27;s competence" in report
-    assert "It led the searches of plans." in report
+    assert "The labeler led the search." in report
     assert re.search(r"Its favourite out of [\d,]+ plans has a score of -\d", report)
     assert re.search(r"its members differ by \d", report)
     assert ("3 random plans were repaired and measured" in report) == (not formats)
@@ -908,5 +908,6 @@ def test_what_races_is_what_is_left_after_formats_were_chosen(tmp_path, monkeypa
     assert not found.provenance["competence"]["inside"]
     page = (run / "report.html").read_text()
     assert "outside the labeler" in page
-    assert page.count("The formula refitted_loss_sum led the searches of plans instead") == 2
+    assert page.count("In its place the formula refitted_loss_sum led the search of a plan") == 2
+    assert page.count("A favourite of the formula refitted_loss_sum raced with those of the labeler.") == 2
     assert plan.predicted_cost["weight_bytes"] <= 0.07 * read(run / "costs.json")["dense_weight_bytes"]

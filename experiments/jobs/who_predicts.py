@@ -142,7 +142,8 @@ class WhoPredictsJob:
                 "%s %s %s %s: Spearman median %.3f [%.2f, %.2f], mean of families %.3f, worst %.3f (%s), regret %.2f",
                 *(line[name] for name in _TOLD), line.get("regret_mean", float("nan")),
             )  # fmt: skip
-        best = {f"{line['predictor']} {line['zero_shot']}".strip(): line["spearman_median"] for line in lines
+        best = {f"{line['truth']} {line['predictor']} {line['zero_shot']}".strip(): line["spearman_median"]
+                for line in lines
                 if line["scope"] == PLANS}  # fmt: skip
         return {"who_predicts": {"boards": len(boards), "spearman_median": best}}
 

@@ -103,6 +103,21 @@ def test_without_labels_other_networks_decide_or_a_formula_where_they_tell_nothi
     assert plan.predicted_cost["macs"] <= 0.5 * compress.unit_costs(result.structure).dense_macs
 
 
+def test_where_no_plan_can_be_searched_the_others_go_on(trained, caplog):
+    calibration = make_data(2, 3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 4))
+    with caplog.at_level(logging.WARNING, "autolabel.pipeline"):
+        # With so few units no plan comes near the size.
+        result = autolabel.auto_compress(model, TASK, [], calibration, calibration[0][0], Budget(macs=0.4), epochs=0,
+                                         label=make_data(1, 5), sample=0)  # fmt: skip
+    assert "plans/search" not in result.validation
+    assert "No plans are searched: No random plan comes near 0.4 of the dense macs" in caplog.text
+    assert result.plan.predicted_cost["macs"] <= 0.4 * compress.unit_costs(result.structure).dense_macs
+    found = autolabel.auto_compress(trained, TASK, [], calibration, calibration[0][0], Budget(bit_operations=0.5),
+                                    epochs=0, label=make_data(1, 5), sample=0)  # fmt: skip
+    assert "plans/search" not in found.validation
+
+
 def test_bits_and_bytes(trained):
     calibration = make_data(2, 3)
     result = autolabel.auto_compress(trained, TASK, make_data(2, 2), calibration, calibration[0][0],

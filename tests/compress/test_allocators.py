@@ -255,6 +255,16 @@ def test_always_quantize_stores_every_layer_in_8_bits_at_most(kind, bits):
     assert free.remove_channels == {}
 
 
+@pytest.mark.parametrize("kind", [UniformAllocator, GreedyAllocator, KnapsackAllocator])
+def test_of_schemes_of_as_many_bits_the_one_that_does_least_damage_is_taken(kind):
+    units, costs = chain([8, 8])
+    for harm, scheme in ((5.0, "symmetric"), (0.0, "codebook")):
+        named = {"8bit_codebook": np.full(3, harm), "8bit": np.full(3, 0.001)}
+        plan = allocate(units, make_scores(units, np.ones(16), named), costs, Budget(macs=0.6),
+                        allocator=kind(always_quantize=True))  # fmt: skip
+        assert {f.scheme for f in plan.layer_formats.values()} == {scheme}
+
+
 def test_uniform_takes_one_width_for_all_layers():
     units, costs = chain([16, 16])
     scores = make_scores(units, np.arange(32.0), {"8bit": np.zeros(3), "4bit": np.zeros(3)}, scale="order")
@@ -276,6 +286,13 @@ def test_max_bits_only_keeps_layers_from_going_below_8_bits():
     for allocator in ("uniform", "greedy", "knapsack"):
         plan = allocate(units, scores, costs, Budget(weight_bytes=0.2), allocator=allocator, constraints=constraints)
         assert plan.layer_formats["conv1"].bits == 8
+        # A scheme that has no 8 bits: the most that it has, at what that was measured to do.
+        few = make_scores(units, np.full(16, 5.0), {"2bit": np.full(3, 0.5)})
+        always = {"greedy": GreedyAllocator, "uniform": UniformAllocator, "knapsack": KnapsackAllocator}[allocator]
+        plan = allocate(units, few, costs, Budget(macs=1.0), allocator=always(always_quantize=True),
+                        constraints=constraints)  # fmt: skip
+        assert plan.layer_formats["conv1"].bits == 2
+        assert plan.predicted_damage == pytest.approx(1.5)
     with pytest.raises(CompressError, match="'max_bits_only' parameter of Constraints names 'conv9'"):
         allocate(units, scores, costs, Budget(macs=0.5), constraints=Constraints(max_bits_only=("conv9",)))
 

@@ -164,6 +164,12 @@ def test_other_masks_measure_units_anew_and_leave_plans(built, zoo, tmp_path, mo
     assert newer.about["features_version"] == -1
     assert set(newer.plans) == set(bank.plans)
     np.testing.assert_array_equal(newer.plans["refitted_loss_sum"], bank.plans["refitted_loss_sum"])
+    # Columns that came later are made where a file lacks them, beside labels that stay.
+    file = copy / "networks" / "mlp-digits-000.npz"
+    old = LabelBank.load(file)
+    dataclasses.replace(old, units={k: v for k, v in old.units.items() if k != "score_ziplm"}).save(file)
+    mended = build_bank(copy, zoo, dataclasses.replace(SETTINGS, context_masks=8), workers=1)
+    np.testing.assert_array_equal(mended.units["score_ziplm"], newer.units["score_ziplm"])
     # Labels of other examples are not carried over.
     monkeypatch.setattr(bank_building, "FEATURES_VERSION", -2)
     monkeypatch.setattr(bank_building, "_hash_splits", lambda data: "other")

@@ -102,12 +102,15 @@ def test_what_an_ingredient_is_worth_has_a_part_of_its_own():
                for row in whole]  # fmt: skip
     shots = [dataclasses.replace(row, zero_shot="family_and_task+8 refitted", spearman=0.85) for row in whole]
     stored = [Row("stored", "configs", "mlp", "t", "mlp0", "damage_alone", "measured", 0.9, 0.8, None)]
-    rows = [*ROWS, *without, *shots, *stored]
+    # Of another truth, which is not told there.
+    other = [dataclasses.replace(row, truth="refitted", spearman=0.1) for row in [*whole, *shots]]
+    rows = [*ROWS, *without, *shots, *stored, *other]
     page = write_ingredients(rows, "`command`")
     assert "| labeler/gbdt | 0.800 | 0.800 |  |" in page
     assert "| labeler/gbdt without trees | 0.700 | 0.700 | -0.100 |" in page
     assert "| labeler/gbdt | new family and task, 8 plans measured after repair | 0.85 |" in page
     assert "| damage_alone | measured | 0.90 |" in page
+    assert "| 0.10 |" not in page
     assert "| fisher |" not in page
     assert "without trees" not in write_page(rows, "`command`")
     with figure_style():
