@@ -68,8 +68,9 @@ by taking the predictor's favourite plan instead of the best one of the board, m
 family. The settings of the labelers were chosen while looking at these networks. The row of the truth itself
 (*loss_finetuned* where that is the truth) is measured on other examples: what noise leaves to be predicted. Damage
 after a refit in thinned company is measured with standard errors larger than most units' damage, so there none of
-these orders single units well. Labelers of units are judged within layers alone. Of units, the best 14 predictors of
-each table are shown. The networks are the first 102 of the zoo's 252 (`job.limit=102` of the bank)."""
+these orders single units well. Labelers of units are judged within layers alone. Of plans before the fine-tuning, and
+of units, the best 14 predictors of each table are shown. *damage_.../sum* adds up what single units were measured to
+do, in each of the three moments. The networks are the first 102 of the zoo's 252 (`job.limit=102` of the bank)."""
 
 
 def write_page(rows: Sequence[Row], command: str) -> str:
@@ -85,11 +86,9 @@ def _whole(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if _ABLATED not in row.predictor and "+" not in row.zero_shot and row.truth != STORED]
 
 
-def write_ingredients(rows: Sequence[Row], command: str) -> str:
+def write_ingredients(rows: Sequence[Row]) -> str:
     """The part of the page on what a labeler is made of, on plans measured first, and on how layers are stored."""
-    n = len({row.network for row in rows})
-    page = ["## Ingredients", "", f"{n} networks; drawn from `results/who_predicts/ingredients.csv` ({command}).", ""]
-    page += [_ABLATIONS, "", *_ablation_lines(rows)]
+    page = ["## Ingredients", "", _ABLATIONS, "", *_ablation_lines(rows)]
     shots = [row for row in rows if row.scope == PLANS and row.zero_shot.partition("+")[0] == SPLITS[0]
              and row.truth == "finetuned"]  # fmt: skip
     shots = [row for row in shots if row.predictor in {r.predictor for r in shots if "+" in r.zero_shot}]
@@ -103,7 +102,8 @@ def _tables(rows: Sequence[Row]) -> list[str]:
     for scope, truth in dict.fromkeys((line["scope"], line["truth"]) for line in lines):
         mine = [line for line in lines if (line["scope"], line["truth"]) == (scope, truth)]
         page += [f"## {_TITLES[str(scope)]}: {_TRUTHS[str(truth)]}", ""]
-        page += _table_lines(mine if scope == PLANS else mine[:_MOST], scope == PLANS)
+        whole = scope == PLANS and truth == "finetuned"
+        page += _table_lines(mine if whole else mine[:_MOST], scope == PLANS)
     return page
 
 

@@ -41,10 +41,9 @@ RESNET20 = "ResNet-20 on CIFAR-10 at half the MACs", 91.73  # with the test accu
 
 def _who_predicts() -> str:
     folder, command = RESULTS / "who_predicts", _COMMAND.format("who_predicts")
-    rows = read_raw(folder / "raw.csv", Row)
-    page = leaderboard.write_page(rows, command)
-    more = [row for path in sorted(folder.glob("ingredients*.csv")) for row in read_raw(path, Row)] or rows
-    page += "\n" + leaderboard.write_ingredients(list(dict.fromkeys(more)), command) + "\n"
+    # Formulas are in the tables of all labelers.
+    rows = list(dict.fromkeys(row for path in sorted(folder.glob("[rs]*.csv")) for row in read_raw(path, Row)))
+    page = leaderboard.write_page(rows, command) + "\n" + leaderboard.write_ingredients(rows) + "\n"
     for name, kind, write in _PARTS:
         path = RESULTS / name / "raw.csv"
         page += write(read_raw(path, kind)) + "\n" if path.exists() else ""

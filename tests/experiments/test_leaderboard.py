@@ -105,7 +105,7 @@ def test_what_an_ingredient_is_worth_has_a_part_of_its_own():
     # Of another truth, which is not told there.
     other = [dataclasses.replace(row, truth="refitted", spearman=0.1) for row in [*whole, *shots]]
     rows = [*ROWS, *without, *shots, *stored, *other]
-    page = write_ingredients(rows, "`command`")
+    page = write_ingredients(rows)
     assert "| labeler/gbdt | 0.800 | 0.800 |  |" in page
     assert "| labeler/gbdt without trees | 0.700 | 0.700 | -0.100 |" in page
     assert "| labeler/gbdt | new family and task, 8 plans measured after repair | 0.85 |" in page
