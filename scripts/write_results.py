@@ -1,5 +1,6 @@
 """Draws the pages of results from their raw tables:  python scripts/write_results.py"""
 
+import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -40,9 +41,9 @@ RESNET20 = "ResNet-20 on CIFAR-10 at half the MACs", 91.73  # with the test accu
 
 
 def _who_predicts() -> str:
-    folder, command = RESULTS / "who_predicts", _COMMAND.format("who_predicts")
-    # Formulas are in the tables of all labelers.
-    rows = list(dict.fromkeys(row for path in sorted(folder.glob("[rs]*.csv")) for row in read_raw(path, Row)))
+    folder = RESULTS / "who_predicts"
+    command = f"`{json.loads((folder / 'made.json').read_text())['command']}`"
+    rows = read_raw(folder / "raw.csv", Row)
     page = leaderboard.write_page(rows, command) + "\n" + leaderboard.write_ingredients(rows) + "\n"
     for name, kind, write in _PARTS:
         path = RESULTS / name / "raw.csv"
