@@ -19,7 +19,7 @@ from compress.errors import TraceError, first_line
 
 # What a forward, or the capture of it, may raise: everything but errors of this process (memory, interrupts).
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError,
-            NotImplementedError, torch._dynamo.exc.TorchDynamoException)  # fmt: skip
+            torch._dynamo.exc.TorchDynamoException)  # fmt: skip
 _TORCH = str(Path(torch.__file__).parent)
 
 

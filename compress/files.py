@@ -77,7 +77,7 @@ def load_arrays(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]
         EOFError,
         ValueError,
         KeyError,
-        NotImplementedError,  # zipfile's word for a compression that it does not know
+        RuntimeError,  # zipfile's word for encryption, and for a compression that it does not know
         zipfile.BadZipFile,
         zipfile.zlib.error,
     ) as error:

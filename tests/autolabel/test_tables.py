@@ -70,3 +70,22 @@ def test_a_missing_column_and_another_table_are_named(file):
         LabelTable.load(file)
     with pytest.raises(ArtifactError, match=r"labels\.npz lacks"):
         FeatureTable.load(file)
+
+
+@pytest.mark.parametrize(
+    ("header", "place", "value"),
+    [
+        (b"PK\x03\x04", 6, 1),  # flags: encrypted
+        (b"PK\x03\x04", 8, 99),  # method: a compression that zipfile does not know
+    ],
+)
+def test_an_archive_that_zipfile_cannot_open_is_named(tmp_path, header, place, value):
+    path = tmp_path / "a.npz"
+    save_arrays(path, x=np.arange(3))
+    content = bytearray(path.read_bytes())
+    # In the header of the member and, two bytes further, in the directory.
+    content[content.index(header) + place] = value
+    content[content.index(b"PK\x01\x02") + place + 2] = value
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"a\.npz"):
+        load_arrays(path, ["x"])
