@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,10 @@ OURS = (SEARCH, RACE)
 FORMULA_SEARCH = "refit_loss/search"
 FORMULA_RACE = "refit_loss/race"
 SEARCHES = (SEARCH, RACE, FORMULA_SEARCH, FORMULA_RACE)
+# Of plans that are trained to the end, the one that loses least on validation examples: of those that came into the
+# last round of a race, and of all that are compared.
+FINALS: Mapping[str, str] = {"refit_loss/finals": FORMULA_RACE, "labeler/finals": RACE}
+ALL_FINALS = "all/finals"
 CRITERIA: Mapping[str, Callable[[int], Any]] = {
     "magnitude": lambda seed: MagnitudeCriterion(),
     "taylor": lambda seed: TaylorCriterion(),
@@ -103,7 +108,7 @@ class BoardSettings:
         zoo, bank: folder and file. Without a bank the labeler that ships with the package is judged, on boards of which
             it saw nothing alike.
         labeler: name out of `LABELERS`, fitted anew for each board without what the board's network is like.
-        methods: formulas with their allocators, see `Method`, and `SEARCHES`.
+        methods: formulas with their allocators, see `Method`, `SEARCHES`, and out of `FINALS` and `ALL_FINALS`.
         race: how candidates are raced; its steps are for a fine-tuning of 128 steps, and scale with it.
         candidates: distinct formula plans that enter a race, those that its leader (labeler or formula) likes best.
         searches: independent searches, whose favourites enter the race.
@@ -278,22 +283,40 @@ class BoardRunner:
         bench = self.subject.bench
         dense = evaluate(self.subject.structure.traced.module, bench.task, bench.judged["test"])[0]
         found = [self._row(DENSE, dense, 0.0)]
-        for name, (mask, macs) in self.plans().items():
-            key = f"finetuned {hashlib.sha256(mask.tobytes()).hexdigest()}"
-            if key not in self._done:
-                (outcome,) = replace(self.subject.oracle, moments=("finetuned",)).measure(bench, mask)
-                self._done[key] = [outcome.metric["test"]]
-                log.info("%s, seed %d: %s ends at %.2f", self.board.name, self.seed, name, outcome.metric["test"])
-            found.append(self._row(name, self._done[key][0], macs))
+        plans = self.plans()
+        for name, (mask, macs) in plans.items():
+            found.append(self._row(name, self._trained(mask, name)[0], macs))
+        for name in self.settings.methods:
+            if name in FINALS:
+                found.append(self._final(name, self._finalists(FINALS[name]), plans[FINALS[name]][1]))
+            elif name == ALL_FINALS:
+                found.append(self._final(name, [mask for mask, _ in plans.values()], sum(m for _, m in plans.values())))
         return found
 
     def plans(self) -> dict[str, tuple[np.ndarray, float]]:
         """Method -> `(n_units,)` bool, what it removes, and the MACs that choosing it took."""
-        names = [name for name in self.settings.methods if name not in SEARCHES]
+        names = [name for name in self.settings.methods if name not in (*SEARCHES, *FINALS, ALL_FINALS)]
         formulas = {name: self._formula(name) for name in names}
         found = {name: (mask, self._feature_macs(name)) for name, mask in formulas.items()}
         found |= self._searched(PlanFormula(), (FORMULA_SEARCH, FORMULA_RACE), formulas)
         return found | self._searched(self.labeler, (SEARCH, RACE), formulas)
+
+    def _trained(self, mask: np.ndarray, name: str) -> tuple[float, float, float]:
+        """Metric on test examples, loss on validation examples and MACs, of a plan that is repaired and fine-tuned."""
+        key = f"finetuned {hashlib.sha256(mask.tobytes()).hexdigest()}"
+        if key not in self._done:
+            (outcome,) = replace(self.subject.oracle, moments=("finetuned",)).measure(self.subject.bench, mask)
+            self._done[key] = [outcome.metric["test"], outcome.loss["validation"], outcome.training_macs]
+            log.info("%s, seed %d: %s ends at %.2f", self.board.name, self.seed, name, outcome.metric["test"])
+        metric, loss, macs = self._done[key]
+        return metric, loss, macs
+
+    def _final(self, name: str, masks: Sequence[np.ndarray], macs: float) -> dict[str, Any]:
+        """Row of the plan that ends best on validation examples; `macs` were spent before these trainings."""
+        ends = {mask.tobytes(): self._trained(mask, name) for mask in masks}
+        best = min(ends.values(), key=lambda end: (not np.isfinite(end[1]), end[1]))
+        # The training of the winner is the one that every method gets.
+        return self._row(name, best[0], macs + sum(end[2] for end in ends.values()) - best[2])
 
     def _row(self, method: str, metric: float, macs: float) -> dict[str, Any]:
         board = self.board
@@ -345,10 +368,21 @@ class BoardRunner:
             brief = settings.race.scaled(subject.settings.steps / 128)
             result = brief.run(brief_training(subject.bench, subject.oracle), entrants)
             plans[race] = entrants[result.winner], features + result.forward_macs
-        for name in wanted:
-            mask, macs = plans[name]
-            self._done[name] = [float(macs), *map(float, np.flatnonzero(mask))]
+            last = np.flatnonzero(np.isfinite(result.losses[-1])) if result.losses else []
+            for number, i in enumerate(last if len(last) else [result.winner]):
+                self._note(f"{race} finalist {number}", entrants[i], plans[race][1])
+        for name in sorted(wanted):
+            self._note(name, *plans[name])
         return {name: plan for name, plan in plans.items() if name in wanted}
+
+    def _finalists(self, race: str) -> list[np.ndarray]:
+        """Plans that came into the last round."""
+        names = (f"{race} finalist {number}" for number in count())
+        return [self._noted(name)[0] for name in takewhile(lambda name: name in self._done, names)]
+
+    def _note(self, name: str, mask: np.ndarray, macs: float) -> None:
+        """Keep a plan that was found, and the MACs that it took."""
+        self._done[name] = [float(macs), *map(float, np.flatnonzero(mask))]
 
     def _noted(self, name: str) -> tuple[np.ndarray, float]:
         """A plan that was found before, and the MACs that it took."""

@@ -13,8 +13,10 @@ from experiments.board_networks import BOARD_NETWORKS
 from experiments.compared_methods import Method
 from experiments.config import ConfigError
 from experiments.no_regret import (
+    ALL_FINALS,
     COLUMNS,
     CRITERIA,
+    FINALS,
     SEARCHES,
     Board,
     BoardSettings,
@@ -44,7 +46,9 @@ class NoRegretJob:
         trained: networks that no zoo has, out of `BOARD_NETWORKS`.
         fractions, trained_fractions: of the dense MACs; zoo networks have one each, trained ones all.
         methods: formulas with their allocators (`"taylor/mac"`), and what a formula (`"refit_loss/search"`,
-            `"refit_loss/race"`) or the labeler (`"labeler/search"`, `"labeler/race"`) leads.
+            `"refit_loss/race"`) or the labeler (`"labeler/search"`, `"labeler/race"`) leads. `"labeler/finals"` and
+            `"refit_loss/finals"` train the last round of the race to the end, `"all/finals"` takes all methods that are
+            not finals; the plan that ends best on validation examples is theirs.
         seeds: of data, repair and training; none measures the damage of the plans alone.
         race_steps, candidates, searches: see `PlanRace` and `BoardSettings`.
         damages: whether the damage of the plans is predicted too, for which more plans of each board are repaired and
@@ -88,9 +92,14 @@ class NoRegretJob:
             raise ConfigError(f"job.bank: there is no {self.settings.bank}. Measure it first: experiment=bank")
         if self.settings.labeler not in LABELERS:
             raise ConfigError(f"job.labeler must be out of {tuple(LABELERS)}. Got {self.settings.labeler!r}.")
-        for name in self.settings.methods:
+        methods = self.settings.methods
+        for name in set(methods) - {*SEARCHES, ALL_FINALS}:
+            if name in FINALS:
+                if FINALS[name] not in methods:
+                    raise ConfigError(f"job.methods: {name!r} trains the last round of {FINALS[name]!r}: name it too.")
+                continue
             method = Method(name)
-            if name not in SEARCHES and (method.source not in CRITERIA or method.allocator == "search"):
+            if method.source not in CRITERIA or method.allocator == "search":
                 raise ConfigError(f"job.methods: no scores are called {method.source!r}. Known: {sorted(CRITERIA)}.")
         try:
             boards = trained_boards(self.trained, self.trained_fractions)

@@ -43,6 +43,9 @@ METHODS = (
     "refit_loss/race",
     "labeler/search",
     "labeler/race",
+    "refit_loss/finals",
+    "labeler/finals",
+    "all/finals",
 )
 
 
@@ -105,6 +108,9 @@ def test_every_method_has_a_row_and_nothing_is_done_twice(zoo, bank, tmp_path, m
     assert cost["magnitude"] == cost["random/uniform"] == cost["dense"] == 0
     assert 0 < cost["taylor/mac"] < cost["labeler/search"] < cost["labeler/race"]
     assert cost["refit_loss/search"] == cost["labeler/search"] < cost["refit_loss/race"]
+    # Finals pay for the trainings that only they need.
+    assert cost["labeler/race"] < cost["labeler/finals"] < cost["all/finals"]
+    assert cost["refit_loss/race"] < cost["refit_loss/finals"]
     assert all(0 <= row["metric"] <= 100 for row in rows)
     assert {row["seed"] for row in rows} == {1}
     # A kill loses the training in hand alone.
@@ -131,6 +137,25 @@ def test_every_method_has_a_row_and_nothing_is_done_twice(zoo, bank, tmp_path, m
     with pytest.raises(TypeError):
         # Other settings are measured anew.
         run_board(board, 1, dataclasses.replace(settings, candidates=1), str(tmp_path))
+
+
+def test_finals_take_the_plan_that_ends_best_on_validation_examples():
+    ends = {0: (90.0, 0.3, 10.0), 1: (80.0, 0.1, 20.0), 2: (95.0, float("nan"), 40.0)}
+
+    class Ends(no_regret.BoardRunner):
+        def __init__(self):
+            pass
+
+        def _trained(self, mask, name):
+            return ends[int(mask.sum())]
+
+        def _row(self, method, metric, macs):
+            return method, metric, macs
+
+    masks = [np.arange(2) < removed for removed in (0, 1, 1, 2)]
+    # The training of the winner is the one that every method gets.
+    assert Ends()._final("finals", masks, 5.0) == ("finals", 80.0, 5.0 + 10.0 + 40.0)
+    assert Ends()._final("finals", masks[3:], 5.0) == ("finals", 95.0, 5.0)
 
 
 def test_the_job_writes_its_tables(zoo, bank, tmp_path, monkeypatch):
@@ -227,6 +252,7 @@ def test_ranks_and_distances_by_hand():
         ({"labeler": "unknown"}, "job.labeler must be out of"),
         ({"methods": ("best",)}, "no scores are called 'best'"),
         ({"methods": ("taylor/best",)}, "must end in one of"),
+        ({"methods": ("labeler/finals",)}, "job.methods: 'labeler/finals' trains the last round of 'labeler/race'"),
         ({"trained": ("vgg",)}, "No board network is called 'vgg'"),
         ({"bank": None}, "job.labeler must be 'labeler/blend', which ships"),
         ({"bank": None, "labeler": "labeler/blend"}, "job.per_family must be 0"),
@@ -283,7 +309,7 @@ def test_the_labeler_that_ships_is_judged_without_zoo_and_bank(tmp_path, monkeyp
     rows = run_board(board, 0, settings, str(tmp_path))
     assert [row["method"] for row in rows] == ["dense", *METHODS]
     damages = judge_boards([board], settings, tmp_path, 1)
-    assert len(damages) == len(MEASURED) * sum(not name.endswith("/race") for name in METHODS)
+    assert len(damages) == len(MEASURED) * sum(not name.endswith(("/race", "/finals")) for name in METHODS)
 
 
 def _digits():
