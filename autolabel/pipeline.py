@@ -17,10 +17,9 @@ from autolabel.learning import Learned, join_scores, learn_labels
 from autolabel.measuring import measure
 from autolabel.oracles import LayerChoiceOracle, RemovalOracle
 from autolabel.plan_criteria import plan_criteria
-from autolabel.plan_formula import PlanFormula
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import PlanSummarizer
-from autolabel.pretrained import load_competence, load_plan_labeler
+from autolabel.pretrained import choose_leader, competence_record, load_competence, load_plan_labeler
 from autolabel.tables import LabelTable
 from compress.allocation import allocate, check_budget
 from compress.allocator import Allocator, Constraints
@@ -197,13 +196,13 @@ def _search(
     summarizer = PlanSummarizer(statistics, sensitivity, costs, plan_criteria())
     nothing = np.zeros((1, len(structure.units)), dtype=bool)
     verdict = load_competence().judge(summarizer.summarize(nothing))
-    leader = load_plan_labeler() if verdict.inside else PlanFormula()
+    leader = choose_leader(load_plan_labeler(), verdict)
     if not verdict.inside:
         _LOG.warning("This network lies %s. %s leads the search of plans instead.", verdict, leader.name)
     plan = LearnedSearchAllocator(summarizer, leader, PlanSearch(seed=seed)).allocate(
         structure.units, None, costs, budget, constraints
     )
-    return replace(plan, provenance={**plan.provenance, "competence": str(verdict)})
+    return replace(plan, provenance={**plan.provenance, "competence": competence_record(verdict, leader.name)})
 
 
 def _split(calibration: list[Batch], label: Sequence[Batch] | None) -> tuple[list[Batch], list[Batch]]:

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 LABELER = "labeler"
 CRITERION = "criterion"
 PLANS = "plans"
+CHANCE = "random"
 SEARCH, RACE = "search", "race"
 SEARCHES = (SEARCH, RACE)
 ALLOCATORS = {"mac": "greedy", "uniform": "uniform", "threshold": "threshold", "knapsack": "knapsack",
@@ -91,6 +92,8 @@ class Method:
         """In words."""
         if self.source == PLANS:
             return f"a {self.spending} of whole plans"
+        if self.source == CHANCE:
+            return "chance"
         return "the labeler" if self.learned else "a formula"
 
     @property

@@ -22,7 +22,7 @@ from autolabel.plan_race import PlanRace, choose_entrants
 from autolabel.plan_sampling import sample_plans
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import PlanSummarizer
-from autolabel.pretrained import load_competence, load_plan_labeler
+from autolabel.pretrained import choose_leader, competence_record, load_competence, load_plan_labeler
 from autolabel.row_log import Notes, RowLog
 from autolabel.tables import LabelTable
 from compress.allocation import allocate
@@ -52,44 +52,46 @@ _FEWEST_PLANS, _OTHERS = 2, 60
 
 
 def told_competence(plans: Iterable[CompressionPlan]) -> list[str]:
-    """What is to be said of searched plans: whether the labeler knows such networks, and who led instead if not."""
-    told = []
+    """What is to be said of searched plans: whether the labeler knows such networks, then who led to each of them."""
+    told: dict[str, list[str]] = {}
     for plan in plans:
         found = plan.provenance.get("competence")
-        if found is None:
-            if "unlike" in plan.provenance:  # of a folder that was begun before formulas led
-                told.append(f"This network lies {plan.provenance['unlike']}. The labeler led the search all the same.")
-            continue
-        leader, races = found["leader"], "race" in plan.provenance
-        text = f"This network lies {found['told']}. "
-        if leader.startswith(FORMULA_PREFIX):
-            formula = f"the formula {leader.removeprefix(FORMULA_PREFIX)}"
-            text += (
-                f"A favourite of {formula} raced with those of the labeler."
-                if races
-                else (f"In its place {formula} led the search of a plan; validation chooses among all methods.")
-            )
-        elif not found["inside"]:
-            text += "The labeler led the search all the same, corrected by measured plans of this network."
-        else:
-            text += f"The labeler led the search{'es of the race' if races else ''}."
-        search = plan.provenance.get("search")
-        if search is not None and search["spread"]:
-            text += (
-                f" Its favourite out of {search['judged']:,} plans has a score of {search['score']:.2f} (0 is the mean "
-                "of random plans, in their standard deviations, lower is better); its members differ by "
-                f"{search['spread']:.2f}."
-            )
-        told.append(text)
-    return list(dict.fromkeys(told))
+        if found is not None:
+            told.setdefault(f"This network lies {found['told']}.", []).append(_told_leader(plan))
+        elif "unlike" in plan.provenance:  # of a folder that was begun before formulas led
+            told[f"This network lies {plan.provenance['unlike']}. The labeler led the search all the same."] = []
+    return [" ".join([where, *dict.fromkeys(texts)]) for where, texts in told.items()]
+
+
+def _told_leader(plan: CompressionPlan) -> str:
+    found, races = plan.provenance["competence"], "race" in plan.provenance
+    leader = found["leader"]
+    if leader.startswith(FORMULA_PREFIX):
+        formula = f"the formula {leader.removeprefix(FORMULA_PREFIX)}"
+        text = (
+            f"A favourite of {formula} raced with those of the labeler."
+            if races
+            else f"In its place {formula} led the search of a plan; validation chooses among all methods."
+        )
+    elif not found["inside"]:
+        text = "The labeler led the search all the same, corrected by measured plans of this network."
+    else:
+        text = f"The labeler led the search{'es of the race' if races else ''}."
+    search = plan.provenance.get("search")
+    if search is not None and search["spread"]:
+        text += (
+            f" Its favourite out of {search['judged']:,} plans has a score of {search['score']:.2f} (0 is the mean of "
+            "random plans, in their standard deviations, lower is better); its members differ by "
+            f"{search['spread']:.2f}."
+        )
+    return text
 
 
 class PlanFinder:
     """Finds plans of the budget's size. No label of a removal is measured for them; `compare.search_plans` random plans
     may be, which then correct the labeler.
 
-    The labeler leads where it knows networks like this one, or was corrected by plans of this one; elsewhere the
-    formula does that came closest to it on networks that it never saw (docs/who_predicts.md).
+    Who leads, the labeler or a formula, is what `choose_leader` says.
 
     Args:
         experiment: with structure, costs, budget and constraints.
@@ -208,14 +210,12 @@ class PlanFinder:
     @cached_property
     def _leader(self) -> PlanLabeler | AdaptedPlanLabeler | PlanFormula:
         """Who judges the plans of a search."""
-        labeler = self._labeler
-        return labeler if self._verdict.inside or isinstance(labeler, AdaptedPlanLabeler) else PlanFormula()
+        return choose_leader(self._labeler, self._verdict)
 
     def _told(self, plan: CompressionPlan) -> CompressionPlan:
         """The plan, which says whether the labeler knows networks like this one, and who led the search."""
         labeler = self._labeler
-        told: dict[str, Any] = {"competence": {"inside": self._verdict.inside, "told": str(self._verdict),
-                                               "leader": self._leader.name}}  # fmt: skip
+        told: dict[str, Any] = {"competence": competence_record(self._verdict, self._leader.name)}
         if isinstance(labeler, AdaptedPlanLabeler):
             told["search_plans"] = {"measured": len(labeler.losses), "forward_macs": self._features_macs}
         return replace(plan, provenance={**plan.provenance, **told})

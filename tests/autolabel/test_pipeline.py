@@ -99,7 +99,8 @@ def test_without_labels_other_networks_decide_or_a_formula_where_they_tell_nothi
     (plan,) = plans
     assert plan.provenance["plan_labeler"] == ("blend" if inside else "formula:refitted_loss_sum")
     assert plan.provenance["search"]["judged"] > 500
-    assert "the labeler's competence" in plan.provenance["competence"]
+    assert "the labeler's competence" in plan.provenance["competence"]["told"]
+    assert plan.provenance["competence"]["leader"] == plan.provenance["plan_labeler"]
     assert plan.predicted_cost["macs"] <= 0.5 * compress.unit_costs(result.structure).dense_macs
 
 

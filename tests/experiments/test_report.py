@@ -449,13 +449,20 @@ def test_a_formula_that_wins_the_comparison_is_named(run):
     assert "made by the formula taylor, not by labels of single units" in page
 
 
-@pytest.mark.parametrize("way", ["search", "race"])
-def test_a_search_of_whole_plans_is_no_formula(run, way):
-    write_rows(run, {"labeler": (80.0, 89.0), f"plans/{way}": (82.0, 90.5)})
-    change(run, "choice.json", chosen=f"plans/{way}")
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("plans/search", "a search of whole plans"),
+        ("plans/race", "a race of whole plans"),
+        ("random/uniform", "chance"),
+    ],
+)
+def test_neither_a_search_of_whole_plans_nor_chance_is_a_formula(run, name, kind):
+    write_rows(run, {"labeler": (80.0, 89.0), name: (82.0, 90.5)})
+    change(run, "choice.json", chosen=name)
     page = page_without_figures(run)
-    assert f"made by a {way} of whole plans (plans/{way}), not by labels of single units." in page
-    assert f"a {way} of whole plans beats the labeler: plans/{way}." in page
+    assert f"made by {kind} ({name}), not by labels of single units." in page
+    assert f"{kind} beats the labeler: {name}." in page
     assert "a formula beats the labeler:" not in page
     assert "by the formula" not in page
 
