@@ -19,6 +19,7 @@ from compress.factor_formats import factorize_plan
 from compress.files import read_json, write_json
 from compress.graph import Layer, trace
 from compress.layer_choice import LayerChoice
+from compress.number_format import SYMMETRIC, NumberFormat
 from compress.plan import CompressionPlan, LayerFormat
 from compress.quantization import prepare_quantized
 from compress.quantizers.minmax import MinMaxQuantizer
@@ -86,12 +87,14 @@ def measure_latencies(
     repeats: int = 200,
     passes: int = 3,
     runtime: OnnxRuntime | None = None,
+    number_format: NumberFormat = SYMMETRIC,
 ) -> LatencyTable:
     """The time of every conv and linear layer in float32 and in each choice, once for each shape.
 
     Each layer runs in a file of its own on inputs of its own shape, and the time of a call that does nothing is taken
-    off. The engine multiplies weights of up to 8 bits as 8-bit integers, whatever their bits and zeros, so choices
-    that differ in nothing else share a time; ranks are measured as two layers.
+    off. The engine multiplies integers of up to 8 bits as 8-bit integers, whatever their bits and zeros, so choices
+    that differ in nothing else share a time; formats that are decoded to floats have the time of float32; ranks are
+    measured as two layers.
 
     What it does not know: in a network integers pass from layer to layer, here each quantises its input and gives
     floats; activations and norms may be fused or not; data may lie in the cache. And a machine is not as fast at all
@@ -104,6 +107,7 @@ def measure_latencies(
         batch: examples per run.
         threads, repeats, runtime: as in `measure_latency`.
         passes: over all layers, 1 or more; of each layer the fastest counts.
+        number_format: of choices in 8 bits or less that have no scheme of their own.
 
     Raises:
         CompressError: for counts below 1, or a model without such a layer. ArtifactError: if the engine fails.
@@ -123,7 +127,7 @@ def measure_latencies(
             alone, x = _alone(structure, layer, batch)
             keys.append(repr((layer.kind, x.shape, alone.layer.weight.shape, alone.rest, alone.bias is None)))
             if keys[-1] not in benches:
-                benches[keys[-1]] = _Bench(alone, x, batch, choices, Path(folder) / str(len(benches)))
+                benches[keys[-1]] = _Bench(alone, x, batch, choices, number_format, Path(folder) / str(len(benches)))
         for _ in range(passes):
             for bench in benches.values():
                 bench.measure(threads, repeats, runtime)
@@ -172,7 +176,10 @@ def _alone(structure: Structure, layer: Layer, batch: int) -> tuple[_Alone, Tens
 class _Bench:
     """Files of one layer in every choice, and their times."""
 
-    def __init__(self, alone: _Alone, x: Tensor, batch: int, choices: Sequence[LayerChoice], folder: Path) -> None:
+    def __init__(
+        self, alone: _Alone, x: Tensor, batch: int, choices: Sequence[LayerChoice], number_format: NumberFormat,
+        folder: Path,
+    ) -> None:  # fmt: skip
         module = trace(alone, x).module
         self._x, self._batch = x, batch
         self._passes: list[list[float]] = []
@@ -183,7 +190,7 @@ class _Bench:
         self._place: dict[LayerChoice, int] = {}
         known: dict[str, int] = {}
         for choice in choices:
-            plan = _plan(module, choice)
+            plan = _plan(module, choice, number_format)
             if repr(plan) not in known:
                 known[repr(plan)] = len(self._paths)
                 self._paths.append(folder / f"{len(self._paths)}.onnx")
@@ -202,12 +209,12 @@ class _Bench:
         return [max(times[self._place[choice]] - times[0], _LEAST_MS) for times in self._passes]
 
 
-def _plan(module: fx.GraphModule, choice: LayerChoice) -> CompressionPlan:
+def _plan(module: fx.GraphModule, choice: LayerChoice, number_format: NumberFormat) -> CompressionPlan:
     """What the engine is given for a choice."""
     splits, _ = find_splits(module, choice.rank_scheme)
     rank = choice.rank_of(splits["layer"].useful_rank) if "layer" in splits else None
     factors = {"rank": rank, "rank_scheme": choice.rank_scheme if rank else "channel"}
-    if choice.bits > 8 or choice.scheme is not None:
+    if choice.bits > 8 or not number_format.of(choice).on_integers:
         formats = {"layer": LayerFormat(32, scheme="float32", **factors)} if rank else {}
         return CompressionPlan(layer_formats=formats)
     return CompressionPlan(layer_formats={"layer": LayerFormat(8, **factors)}, activation_bits=8)

@@ -112,8 +112,11 @@ class Workbench:
         path = self.run_dir.path / "latencies.json"
         if path.exists():
             return LatencyTable.load(path)
-        choices = dict.fromkeys([*self.parts.oracles["layer_choice"].layer_choices, LayerChoice(8)])
-        table = measure_latencies(self.structure, tuple(choices), runtime=self.parts.runtime)
+        oracle = self.parts.oracles["layer_choice"]
+        choices = tuple(dict.fromkeys([*oracle.layer_choices, LayerChoice(8)]))
+        table = measure_latencies(
+            self.structure, choices, runtime=self.parts.runtime, number_format=oracle.number_format
+        )
         table.save(self.run_dir.file("latencies.json"))
         return table
 

@@ -14,6 +14,7 @@ from compress.allocation import check_budget
 from compress.errors import ArtifactError, CompressError
 from compress.latency_table import LatencyTable, measure_latencies
 from compress.layer_choice import choice_of
+from compress.number_format import NumberFormat
 from compress.runtime import Latency
 from compress.runtimes.onnxruntime import OnnxRuntime
 
@@ -79,6 +80,14 @@ def test_times_are_those_of_the_fastest_pass_without_the_call(measured):
     assert table.median_ms["8bit"] == table.median_ms["4bit_d0.5"] == {"a": 4.0, "b": 8.0, "out": 4.0}
     assert table.median_ms["32bit_r0.5"] == {"a": 6.0, "b": 12.0, "out": 6.0}
     assert table.spread_ms["8bit"] == {"a": 0.5, "b": 0.5, "out": 0.5}
+
+
+def test_what_is_decoded_to_floats_takes_the_time_of_floats(measured):
+    structure, _, _ = measured
+    choices = [choice_of("4bit"), choice_of("8bit"), choice_of("4bit_symmetric")]
+    table = measure_latencies(structure, choices, passes=1, runtime=Clock(), number_format=NumberFormat("codebook"))
+    assert table.median_ms["4bit"] == table.median_ms["8bit"] == table.median_ms["32bit"]
+    assert table.median_ms["4bit_symmetric"]["a"] == 2 * table.median_ms["32bit"]["a"]
 
 
 def test_a_budget_in_milliseconds_is_spent(measured):
