@@ -13,10 +13,12 @@ from autolabel.label_bank import LabelBank
 from autolabel.plan_board import PlanBoard, boards_of
 from autolabel.plan_damage import MODEL_VERSION, SMALLEST, PlanDamage
 from autolabel.plan_sampling import sample_plans
-from autolabel.pretrained import load_plan_damage, load_plan_labeler
+from autolabel.pretrained import load_competence, load_plan_damage, load_plan_labeler
 from compress.files import read_json, write_json
 from compress.task import evaluate
-from experiments.no_regret import SEARCHES, Board, BoardRunner, BoardSettings, board_key, board_network, fit_for, unlike
+from experiments.board_runner import SEARCHES, BoardRunner
+from experiments.boards import Board, BoardSettings, board_network
+from experiments.no_regret import board_key, fit_for, unlike
 from experiments.subject import PARTS
 from experiments.who_predicts import SPLITS, assert_disjoint, held_out, seen_with
 from experiments.worker_pool import run_pieces
@@ -118,8 +120,11 @@ def judge_board(
             return known["rows"]
     torch.use_deterministic_algorithms(True, warn_only=True)
     model = _damage_model(board, settings)
-    labeler = load_plan_labeler(fit_for(board, settings, Path(folder)))
-    runner = BoardRunner(board, board_network(board, settings), settings.seed, settings, labeler, Path(folder))
+    fitted = fit_for(board, settings, Path(folder))
+    runner = BoardRunner(
+        board, board_network(board, settings), settings.seed, settings, load_plan_labeler(fitted),
+        load_competence(fitted), Path(folder),
+    )  # fmt: skip
     subject = runner.subject
     methods = {name: mask for name, (mask, _) in runner.plans().items()}
     drawn = sample_plans(

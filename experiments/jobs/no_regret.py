@@ -10,20 +10,11 @@ from autolabel.pretrained import CARD_FILE, PRETRAINED
 from compress.errors import CompressError
 from compress.files import read_json, write_json
 from experiments.board_networks import BOARD_NETWORKS
+from experiments.board_runner import ALL_FINALS, CRITERIA, FINALS, SEARCHES
+from experiments.boards import Board, BoardSettings, trained_boards, zoo_boards
 from experiments.compared_methods import Method
 from experiments.config import ConfigError
-from experiments.no_regret import (
-    ALL_FINALS,
-    COLUMNS,
-    CRITERIA,
-    FINALS,
-    SEARCHES,
-    Board,
-    BoardSettings,
-    run_boards,
-    trained_boards,
-    zoo_boards,
-)
+from experiments.no_regret import COLUMNS, run_boards
 from experiments.plan_damages import DamageRow, judge_boards, summarize_damages
 from experiments.plan_labelers import LABELERS
 from experiments.progress import progress
@@ -46,9 +37,10 @@ class NoRegretJob:
         trained: networks that no zoo has, out of `BOARD_NETWORKS`.
         fractions, trained_fractions: of the dense MACs; zoo networks have one each, trained ones all.
         methods: formulas with their allocators (`"taylor/mac"`), and what a formula (`"refit_loss/search"`,
-            `"refit_loss/race"`) or the labeler (`"labeler/search"`, `"labeler/race"`) leads. `"labeler/finals"` and
-            `"refit_loss/finals"` train the last round of the race to the end, `"all/finals"` takes all methods that are
-            not finals; the plan that ends best on validation examples is theirs.
+            `"refit_loss/race"`), the labeler (`"labeler/search"`, `"labeler/race"`) or the one of them that the product
+            takes (`"plans/search"`, `"plans/race"`) leads. `"labeler/finals"` and its like train the last round of the
+            race to the end, `"all/finals"` takes all methods that are not finals; the plan that ends best on validation
+            examples is theirs.
         seeds: of data, repair and training; none measures the damage of the plans alone.
         race_steps, candidates, searches: see `PlanRace` and `BoardSettings`.
         damages: whether the damage of the plans is predicted too, for which more plans of each board are repaired and

@@ -19,11 +19,13 @@ from compress.files import read_json
 from compress.task import ClassificationTask
 from experiments import no_regret, plan_damages
 from experiments.bank_building import BankSettings, build_bank
+from experiments.board_runner import BoardRunner
+from experiments.boards import BoardSettings, trained_boards, zoo_boards
 from experiments.config import ConfigError
 from experiments.data import load_digits
 from experiments.figure_style import figure_style, render_file_svg
 from experiments.jobs.no_regret import NoRegretJob
-from experiments.no_regret import BoardSettings, fit_for, run_board, zoo_boards
+from experiments.no_regret import fit_for, run_board
 from experiments.plan_damages import MEASURED, DamageRow, judge_boards
 from experiments.raw_table import read_raw
 from experiments.regret import compare_pair, summarize
@@ -43,8 +45,11 @@ METHODS = (
     "refit_loss/race",
     "labeler/search",
     "labeler/race",
+    "plans/search",
+    "plans/race",
     "refit_loss/finals",
     "labeler/finals",
+    "plans/finals",
     "all/finals",
 )
 
@@ -85,7 +90,7 @@ def test_a_labeler_saw_nothing_like_its_board(zoo, bank, tmp_path, monkeypatch):
             return self
 
         def save(self, path):
-            path.mkdir(parents=True)
+            assert (path / "competence.json").exists()
             (path / "plan_labeler.json").write_text("{}")
 
     monkeypatch.setitem(no_regret.LABELERS, "labeler/ridge", Recorder)
@@ -112,6 +117,10 @@ def test_every_method_has_a_row_and_nothing_is_done_twice(zoo, bank, tmp_path, m
     assert cost["labeler/race"] < cost["labeler/finals"] < cost["all/finals"]
     assert cost["refit_loss/race"] < cost["refit_loss/finals"]
     assert all(0 <= row["metric"] <= 100 for row in rows)
+    # The product lets the labeler lead where it knows such networks, and a formula elsewhere.
+    metric = {row["method"]: row["metric"] for row in rows}
+    (competence,) = {row["competence"] for row in rows}
+    assert metric["plans/search"] == metric["labeler/search" if competence <= 1 else "refit_loss/search"]
     assert {row["seed"] for row in rows} == {1}
     # A kill loses the training in hand alone.
     measured, measure = [], PlanOracle.measure
@@ -142,7 +151,7 @@ def test_every_method_has_a_row_and_nothing_is_done_twice(zoo, bank, tmp_path, m
 def test_finals_take_the_plan_that_ends_best_on_validation_examples():
     ends = {0: (90.0, 0.3, 10.0), 1: (80.0, 0.1, 20.0), 2: (95.0, float("nan"), 40.0)}
 
-    class Ends(no_regret.BoardRunner):
+    class Ends(BoardRunner):
         def __init__(self):
             pass
 
@@ -166,7 +175,9 @@ def test_the_job_writes_its_tables(zoo, bank, tmp_path, monkeypatch):
         metrics = job.run(Config(), run_dir, NullTracker(RunInfo("test", tmp_path)))
     assert set(metrics["no_regret"]) == {"magnitude", "labeler/search"}
     lines = (tmp_path / "run" / "no_regret.csv").read_text().splitlines()
-    assert lines[0] == "board,network,task,budget,method,seed,metric,higher_is_better,label_cost_forward_macs"
+    assert (
+        lines[0] == "board,network,task,budget,method,seed,metric,higher_is_better,label_cost_forward_macs,competence"
+    )
     assert len(lines) == 1 + 4 * 3
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["boards"]
@@ -294,9 +305,9 @@ def test_the_page_tells_methods_by_rank_and_every_board(tmp_path):
 def test_the_labeler_that_ships_is_judged_without_zoo_and_bank(tmp_path, monkeypatch):
     job = NoRegretJob(None, None, METHODS, "labeler/blend", 0, ("resnet20", "minilm"), trained_fractions=(0.5,))
     job.check(Config())
-    resnet20, minilm = no_regret.trained_boards(job.trained, job.trained_fractions)
+    resnet20, minilm = trained_boards(job.trained, job.trained_fractions)
     assert fit_for(resnet20, job.settings, tmp_path) == fit_for(minilm, job.settings, tmp_path) == PRETRAINED
-    (lenet5,) = no_regret.trained_boards(("lenet5",), (0.5,))
+    (lenet5,) = trained_boards(("lenet5",), (0.5,))
     with pytest.raises(CompressError, match="saw networks like lenet5's"):
         fit_for(lenet5, job.settings, tmp_path)
     # A network of our own, so that a board takes seconds.
@@ -305,7 +316,7 @@ def test_the_labeler_that_ships_is_judged_without_zoo_and_bank(tmp_path, monkeyp
                               shares_data_with=())  # fmt: skip
     monkeypatch.setitem(no_regret.BOARD_NETWORKS, "own", few)
     settings = dataclasses.replace(job.settings, race=PlanRace((1, 2)), candidates=1, searches=1)
-    (board,) = no_regret.trained_boards(("own",), (0.5,))
+    (board,) = trained_boards(("own",), (0.5,))
     rows = run_board(board, 0, settings, str(tmp_path))
     assert [row["method"] for row in rows] == ["dense", *METHODS]
     damages = judge_boards([board], settings, tmp_path, 1)

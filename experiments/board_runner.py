@@ -1,0 +1,217 @@
+"""Plans of all methods on one board with one seed, and what becomes of them."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import replace
+from itertools import count, takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autolabel.competence import Competence
+from autolabel.plan_formula import PlanFormula
+from autolabel.plan_labeler import PlanLabeler
+from autolabel.plan_race import brief_training, choose_entrants
+from autolabel.plan_sampling import PlanDraw
+from autolabel.plan_search import PlanSearch
+from autolabel.pretrained import choose_leader
+from compress.allocation import allocate
+from compress.budget import Budget
+from compress.criteria import (
+    FisherCriterion,
+    MagnitudeCriterion,
+    RandomCriterion,
+    ReconstructionCriterion,
+    SecondOrderCriterion,
+    TaylorCriterion,
+)
+from compress.criterion import score_units
+from compress.scores import Scores
+from compress.task import evaluate
+from experiments.board_networks import BoardNetwork
+from experiments.boards import Board, BoardSettings
+from experiments.compared_methods import Method
+from experiments.regret import DENSE
+from experiments.seeding import derive_seed
+from experiments.subject import Subject
+
+log = logging.getLogger(__name__)
+# Who leads a search and a race: the labeler, a formula, and what the product lets lead, see `choose_leader`.
+LABELER, FORMULA, CHOSEN = "labeler", "refit_loss", "plans"
+LEADERS = (FORMULA, LABELER, CHOSEN)
+SEARCHES = tuple(f"{leader}/{way}" for leader in LEADERS for way in ("search", "race"))
+# Of plans that are trained to the end, the one that loses least on validation examples: of those that came into the
+# last round of a race, and of all that are compared.
+FINALS: Mapping[str, str] = {f"{leader}/finals": f"{leader}/race" for leader in LEADERS}
+ALL_FINALS = "all/finals"
+CRITERIA: Mapping[str, Callable[[int], Any]] = {
+    "magnitude": lambda seed: MagnitudeCriterion(),
+    "taylor": lambda seed: TaylorCriterion(),
+    "fisher": lambda seed: FisherCriterion(),
+    "second_order": lambda seed: SecondOrderCriterion(),
+    "reconstruction": lambda seed: ReconstructionCriterion(),
+    "random": lambda seed: RandomCriterion(seed=seed),
+}
+SEARCH = PlanSearch(rounds=8, children=48, reference=40)
+# Formulas that need no data.
+_FREE = ("magnitude", "random")
+
+
+class BoardRunner:
+    """One board with one seed.
+
+    Args:
+        board, network, seed, settings: what is compared.
+        labeler, competence: who leads, and which networks it knows.
+        folder: of downloaded and trained networks.
+        done: plans that were found and trainings that were judged before a kill, and from now on.
+    """
+
+    def __init__(
+        self, board: Board, network: BoardNetwork, seed: int, settings: BoardSettings, labeler: PlanLabeler,
+        competence: Competence, folder: Path, done: MutableMapping[str, list[float]] | None = None,
+    ) -> None:  # fmt: skip
+        self.board, self.seed, self.settings, self.labeler = board, seed, settings, labeler
+        self._done = {} if done is None else done
+        self._scores: dict[str, Scores] = {}
+        self._favourites: dict[tuple[str, int], np.ndarray] = {}
+        self._brief: dict[tuple[bytes, int], tuple[float, float]] = {}
+        model, data, task = network.load(folder / "networks")
+        repair = network.repair
+        self.subject = Subject(model, data, repair, derive_seed(board.name, seed), task, deal=seed)
+        draw = PlanDraw(self.subject.structure.units, self.subject.costs, "macs", repair.constraints)
+        least = draw.cost(draw.strictest()) / draw.dense
+        # Where most of a network must stay (a recurrent layer), the fraction is of what may go.
+        small = board.fraction < 1.1 * least
+        self.fraction = least + board.fraction * (1 - least) if small else board.fraction
+        nothing = np.zeros((1, len(self.subject.structure.units)), dtype=bool)
+        self.verdict = competence.judge(self.subject.summarizer.summarize(nothing))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each method, and one of the dense network."""
+        bench = self.subject.bench
+        dense = evaluate(self.subject.structure.traced.module, bench.task, bench.judged["test"])[0]
+        found = [self._row(DENSE, dense, 0.0)]
+        plans = self.plans()
+        for name, (mask, macs) in plans.items():
+            found.append(self._row(name, self._trained(mask, name)[0], macs))
+        for name in self.settings.methods:
+            if name in FINALS:
+                found.append(self._final(name, self._finalists(FINALS[name]), plans[FINALS[name]][1]))
+            elif name == ALL_FINALS:
+                found.append(self._final(name, [mask for mask, _ in plans.values()], sum(m for _, m in plans.values())))
+        return found
+
+    def plans(self) -> dict[str, tuple[np.ndarray, float]]:
+        """Method -> `(n_units,)` bool, what it removes, and the MACs that choosing it took."""
+        names = [name for name in self.settings.methods if name not in (*SEARCHES, *FINALS, ALL_FINALS)]
+        formulas = {name: self._formula(name) for name in names}
+        found = {name: (mask, self._feature_macs(name)) for name, mask in formulas.items()}
+        for leader in LEADERS:
+            found |= self._searched(leader, formulas)
+        return found
+
+    def _trained(self, mask: np.ndarray, name: str) -> tuple[float, float, float]:
+        """Metric on test examples, loss on validation examples and MACs, of a plan that is repaired and fine-tuned."""
+        key = f"finetuned {hashlib.sha256(mask.tobytes()).hexdigest()}"
+        if key not in self._done:
+            (outcome,) = replace(self.subject.oracle, moments=("finetuned",)).measure(self.subject.bench, mask)
+            self._done[key] = [outcome.metric["test"], outcome.loss["validation"], outcome.training_macs]
+            log.info("%s, seed %d: %s ends at %.2f", self.board.name, self.seed, name, outcome.metric["test"])
+        metric, loss, macs = self._done[key]
+        return metric, loss, macs
+
+    def _final(self, name: str, masks: Sequence[np.ndarray], macs: float) -> dict[str, Any]:
+        """Row of the plan that ends best on validation examples; `macs` were spent before these trainings."""
+        ends = {mask.tobytes(): self._trained(mask, name) for mask in masks}
+        best = min(ends.values(), key=lambda end: (not np.isfinite(end[1]), end[1]))
+        # The training of the winner is the one that every method gets.
+        return self._row(name, best[0], macs + sum(end[2] for end in ends.values()) - best[2])
+
+    def _row(self, method: str, metric: float, macs: float) -> dict[str, Any]:
+        board = self.board
+        return {
+            "board": board.name, "network": board.network, "task": board.task, "budget": f"macs={self.fraction:.4f}",
+            "method": method, "seed": self.seed, "metric": round(metric, 4),
+            "higher_is_better": self.subject.task.higher_is_better, "label_cost_forward_macs": round(macs),
+            "competence": round(self.verdict.distance / self.verdict.limit, 3),
+        }  # fmt: skip
+
+    def _feature_macs(self, name: str) -> float:
+        """What the scores of a formula cost."""
+        return 0.0 if Method(name).source in _FREE else self.subject.statistics.forward_macs
+
+    def _formula(self, name: str) -> np.ndarray:
+        """`(n_units,)` bool: what a formula removes."""
+        subject, method = self.subject, Method(name)
+        if method.source not in self._scores:
+            criterion = CRITERIA[method.source](self.seed)
+            self._scores[method.source] = score_units(subject.structure, criterion, subject.statistics)
+        scores = self._scores[method.source]
+        if method.allocator != "threshold":
+            # A criterion that only orders is spent as if it were damage: that is what comparing it per MAC means.
+            scores = replace(scores, scale="nats")
+        plan = allocate(
+            subject.structure.units, scores, subject.costs, Budget(macs=self.fraction), allocator=method.allocator,
+            constraints=subject.settings.constraints,
+        )  # fmt: skip
+        return plan.removed_mask(subject.structure.units)
+
+    def _searched(self, name: str, formulas: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, float]]:
+        """The favourite of several searches, and the winner among their favourites and the formulas' liked best."""
+        subject, settings = self.subject, self.settings
+        wanted = [way for way in (f"{name}/search", f"{name}/race") if way in settings.methods]
+        if not set(wanted) <= self._done.keys():
+            formula = PlanFormula()
+            leader = {LABELER: self.labeler, FORMULA: formula}.get(name) or choose_leader(self.labeler, self.verdict)
+            # Where a formula takes the labeler's place, the labeler's favourites race too, as in the product.
+            other = self.labeler if name == CHOSEN else leader
+            searches = [leader, *[other] * (settings.searches - 1)]
+            found = [self._favourite(judge, number) for number, judge in enumerate(searches)]
+            # All of them compared with one another: each search knows its own random plans only.
+            entrants = choose_entrants(leader, subject.summarizer, found, list(formulas.values()), settings.candidates)
+            features = subject.statistics.forward_macs + subject.summarizer.forward_macs
+            if f"{name}/race" in wanted:
+                result = settings.race.scaled(subject.settings.steps / 128).run(self._brief_training, entrants)
+                macs = features + result.forward_macs
+                last = np.flatnonzero(np.isfinite(result.losses[-1])) if result.losses else []
+                for number, i in enumerate(last if len(last) else [result.winner]):
+                    self._note(f"{name}/race finalist {number}", entrants[i], macs)
+                self._note(f"{name}/race", entrants[result.winner], macs)
+            if f"{name}/search" in wanted:
+                self._note(f"{name}/search", entrants[0], features)
+        return {way: self._noted(way) for way in wanted}
+
+    def _favourite(self, leader: PlanLabeler | PlanFormula, number: int) -> np.ndarray:
+        if (leader.name, number) not in self._favourites:
+            search = replace(SEARCH, seed=derive_seed(f"{self.board.name}/{number}", self.seed))
+            limits = self.subject.settings.constraints
+            self._favourites[leader.name, number] = search.run(
+                self.subject.summarizer, leader, "macs", self.fraction, limits
+            ).removed
+        return self._favourites[leader.name, number]
+
+    def _brief_training(self, mask: np.ndarray, steps: int) -> tuple[float, float]:
+        """What a race does to a plan: several races may try the same one, and each of them pays."""
+        key = mask.tobytes(), steps
+        if key not in self._brief:
+            self._brief[key] = brief_training(self.subject.bench, self.subject.oracle)(mask, steps)
+        return self._brief[key]
+
+    def _finalists(self, race: str) -> list[np.ndarray]:
+        """Plans that came into the last round."""
+        names = (f"{race} finalist {number}" for number in count())
+        return [self._noted(name)[0] for name in takewhile(lambda name: name in self._done, names)]
+
+    def _note(self, name: str, mask: np.ndarray, macs: float) -> None:
+        """Keep a plan that was found, and the MACs that it took."""
+        self._done[name] = [float(macs), *map(float, np.flatnonzero(mask))]
+
+    def _noted(self, name: str) -> tuple[np.ndarray, float]:
+        """A plan that was found before, and the MACs that it took."""
+        macs, *removed = self._done[name]
+        mask = np.zeros(len(self.subject.structure.units), dtype=bool)
+        mask[np.asarray(removed, dtype=np.int64)] = True
+        return mask, macs
