@@ -4,9 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 DENSE = "dense"
+
+
+def is_derived(method: str) -> bool:
+    """Whether it takes one of the plans that other methods found: it is compared with those, and not they with it."""
+    return method.startswith("plans/") or method.endswith("/finals")
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -14,15 +18,23 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Of a method on a board: its mean over seeds; whether it lies within one standard deviation (of the best method over
     its seeds; boards of one seed have none and do not count) of the best method's mean, which is chosen with hindsight;
-    and its rank among all methods, ties sharing theirs.
+    and its rank, one more than the methods that are better. Methods that are derived from others (`is_derived`) are
+    ranked so, and are nobody's rivals.
 
     Args:
         rows: of `no_regret.csv`; numbers may be text.
+
+    Returns:
+        `boards` and `overall`. The `competence` of a board is how far it lies from what the labeler learned from, 1
+        being the limit; None where no row tells it.
     """
     boards: dict[str, dict[str, list[float]]] = {}
     sign: dict[str, float] = {}
     costs: dict[tuple[str, str], list[float]] = {}
+    competence: dict[str, list[float]] = {}
     for row in rows:
+        if row.get("competence"):
+            competence.setdefault(row["board"], []).append(float(row["competence"]))
         boards.setdefault(row["board"], {}).setdefault(row["method"], []).append(float(row["metric"]))
         sign[row["board"]] = 1.0 if str(row["higher_is_better"]) == "True" else -1.0
         costs.setdefault((row["board"], row["method"]), []).append(float(row["label_cost_forward_macs"]))
@@ -31,14 +43,19 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         methods = [name for name in found if name != DENSE]
         means = np.array([np.mean(found[name]) for name in methods])
         spreads = [float(np.std(found[name], ddof=1)) if len(found[name]) > 1 else None for name in methods]
-        best = int(np.argmax(sign[board] * means))
-        ranks = rankdata(-sign[board] * means.round(6), method="min")
+        rivals = np.array([not is_derived(name) for name in methods])
+        if not rivals.any():
+            rivals[:] = True
+        worth = sign[board] * means.round(6)
+        best = int(np.argmax(np.where(rivals, worth, -np.inf)))
+        ranks = 1 + (worth[rivals] > worth[:, None]).sum(axis=1)
         table.append({
             "board": board, "seeds": len(found[methods[best]]), "best": methods[best], "spread": spreads[best],
             "dense": float(np.mean(found[DENSE])) if DENSE in found else None,
             "mean": dict(zip(methods, means.tolist(), strict=True)),
             "behind": dict(zip(methods, (sign[board] * (means[best] - means)).tolist(), strict=True)),
             "rank": dict(zip(methods, ranks.tolist(), strict=True)),
+            "competence": float(np.mean(competence[board])) if board in competence else None,
         })  # fmt: skip
     names = list(dict.fromkeys(name for board in table for name in board["rank"]))
     overall = {}

@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -33,46 +32,47 @@ from experiments.who_predicts import Row  # noqa: E402
 
 RESULTS = ROOT / "results"
 CURVES, KEPT = RESULTS / "coded_curve" / "raw.csv", RESULTS / "records" / "raw.csv"
-_COMMAND = "`python -m experiments.run experiment={}`"
 _PARTS = (("label_economy", EconomyRow, leaderboard.write_economy),
           ("unit_economy", UnitEconomyRow, leaderboard.write_samplings),
           ("plan_intervals", IntervalRow, leaderboard.write_intervals))  # fmt: skip
 RESNET20 = "ResNet-20 on CIFAR-10 at half the MACs", 91.73  # with the test accuracy of the dense network
 
 
+def _command(name: str) -> str:
+    return f"`{json.loads((RESULTS / name / 'made.json').read_text())['command']}`"
+
+
 def _who_predicts() -> str:
-    folder = RESULTS / "who_predicts"
-    command = f"`{json.loads((folder / 'made.json').read_text())['command']}`"
-    rows = read_raw(folder / "raw.csv", Row)
-    page = leaderboard.write_page(rows, command) + "\n" + leaderboard.write_ingredients(rows) + "\n"
+    rows = read_raw(RESULTS / "who_predicts" / "raw.csv", Row)
+    page = leaderboard.write_page(rows, _command("who_predicts")) + "\n" + leaderboard.write_ingredients(rows) + "\n"
     for name, kind, write in _PARTS:
         path = RESULTS / name / "raw.csv"
         page += write(read_raw(path, kind)) + "\n" if path.exists() else ""
     return page.rstrip("\n") + "\n"
 
 
-def _boards(name: str, read: Callable[[Path], list]) -> list:
-    """Rows of the boards of a zoo and, where there are any, of trained networks beside it."""
-    return [row for path in sorted((RESULTS / name).glob("[rt]*.csv")) for row in read(path)]
+def _boards() -> list[dict[str, str]]:
+    return regret_page.read_rows(RESULTS / "no_regret" / "raw.csv")
 
 
 def _no_regret() -> str:
-    return regret_page.write_page(_boards("no_regret", regret_page.read_rows), _COMMAND.format("no_regret"))
+    paths = sorted((RESULTS / "no_regret").glob("trained_*.csv"))
+    trained = [row for path in paths for row in regret_page.read_rows(path)]
+    return regret_page.write_page(_boards(), _command("no_regret"), trained)
 
 
 def _mixed_precision() -> str:
     folder = RESULTS / "mixed_precision"
     rows, chosen = read_raw(folder / "raw.csv", WidthRow), read_raw(folder / "allocations.csv", AllocationRow)
-    return mixed_precision_page.write_page(rows, chosen, _COMMAND.format("mixed_precision"))
+    return mixed_precision_page.write_page(rows, chosen, _command("mixed_precision"))
 
 
-def _plan_damage() -> str:
-    read, bank = partial(read_raw, kind=DamageRow), RESULTS / "plan_damage" / "bank.csv"
-    return plan_damage_page.write_page(_boards("plan_damage", read), read(bank) if bank.exists() else [])
+def _damages() -> list[DamageRow]:
+    return read_raw(RESULTS / "plan_damage" / "raw.csv", DamageRow)
 
 
 def _records() -> list[CodedRow]:
-    found = (RESULTS / name / "raw.csv" for name in records_page.OTHERS)
+    found = [RESULTS / name / "raw.csv" for name in records_page.OTHERS]
     return [row for path in found if path.exists() for row in read_raw(path, CodedRow)]
 
 
@@ -92,18 +92,18 @@ figures: dict[str, Callable[[], Figure]] = {
     "records": lambda: records_page.draw_records(_records()),
     "who_predicts": lambda: leaderboard.draw_plans(read_raw(RESULTS / "who_predicts" / "raw.csv", Row)),
     "label_economy": lambda: leaderboard.draw_economy(read_raw(RESULTS / "label_economy" / "raw.csv", EconomyRow)),
-    "no_regret": lambda: regret_page.draw_regret(_boards("no_regret", regret_page.read_rows)),
+    "no_regret": lambda: regret_page.draw_regret(_boards()),
     "coded_curve": lambda: coded_curve.draw_curves(read_raw(CURVES, coded_curve.CurveRow)),
     "cifar10_resnet20": lambda: comparison_page.draw_methods(
         read_comparison(RESULTS / "cifar10_resnet20" / "raw.csv"), RESNET20[1]),
-    "plan_damage": lambda: plan_damage_page.draw_damages(_boards("plan_damage", partial(read_raw, kind=DamageRow))),
+    "plan_damage": lambda: plan_damage_page.draw_damages(_damages()),
     "mixed_precision": lambda: mixed_precision_page.draw_widths(
         read_raw(RESULTS / "mixed_precision" / "raw.csv", WidthRow)),
 }  # fmt: skip
 # Name of the page -> its Markdown.
 pages: dict[str, Callable[[], str]] = {
     "who_predicts": _who_predicts, "no_regret": _no_regret, "mixed_precision": _mixed_precision,
-    "plan_damage": _plan_damage, "cifar10_resnet20": _resnet20,
+    "plan_damage": lambda: plan_damage_page.write_page(_damages()), "cifar10_resnet20": _resnet20,
     "records": lambda: records_page.write_page(_records(), read_raw(KEPT, records_page.KeptFile),
                                                read_raw(KEPT.with_name("tensors.csv"), records_page.TensorRow)),
     "coded_curve": lambda: coded_curve.write_page(read_raw(CURVES, coded_curve.CurveRow)),

@@ -279,14 +279,39 @@ def test_a_job_that_cannot_run_is_refused_at_once(zoo, bank, changes, message):
 
 
 def test_the_page_tells_methods_by_rank_and_every_board(tmp_path):
-    rows = [row("a", m, s, v) for m, values in {"labeler/race": (92, 93), "taylor": (90, 91), "dense": (99, 99)}.items()
-            for s, v in enumerate(values)]  # fmt: skip
+    rows = [
+        row("a", m, s, v)
+        for m, values in {
+            "labeler/race": (92, 93),
+            "taylor": (90, 91),
+            "dense": (99, 99),
+            "labeler/finals": (94, 95),
+        }.items()
+        for s, v in enumerate(values)
+    ]
     page = write_page(rows, "`command`")
     lines = [line for line in page.splitlines() if line.startswith("| ")]
-    assert [line.split(" | ")[0] for line in lines] == ["| method", "| labeler/race", "| taylor", "| board", "| a"]
+    assert [line.split(" | ")[0] for line in lines] == [
+        "| goal", "| boards within one standard deviation of the best in hindsight", "| mean rank",
+        "| method", "| labeler/race", "| labeler/finals", "| taylor", "| board", "| a",
+    ]  # fmt: skip
+    assert "| >= 80 % | 100 % (met) | 100 % (met) |" in page
     assert "| taylor | 2.00 (2.0 to 2.0) | 0 % | 0 % | 2.00 | 2.00 | 0 |" in page
+    # What takes a plan of another method is nobody's rival.
+    assert "| labeler/finals | 1.00 (1.0 to 1.0) | 100 % | 100 % | -2.00 | -2.00 | 0 |" in page
     assert "ahead of" not in page
-    assert "| a | 99.00 | 92.50 labeler/race (0.71) | 92.50 (rank 1) |" in page
+    assert "| a | 99.00 | 92.50 labeler/race (0.71) | 92.50 (rank 1) | 94.50 (rank 1) |" in page
+    # How far the networks lie, and who is ahead within the competence and outside of it.
+    far = [{**line, "competence": 0.5} for line in rows]
+    far += [row("b", m, 0, v) | {"competence": 2} for m, v in {"labeler/race": 80, "refit_loss/race": 81}.items()]
+    far += [row("a", "refit_loss/race", s, 92) | {"competence": "0.5"} for s in (0, 1)]
+    page = write_page([*far, row("b", "dense", 0, 90)], "`command`", rows)
+    assert "| 0.50 |" in page
+    assert "| 2.00 (outside) |" in page
+    assert "within the labeler's competence it is 0.50 points (0.50 to 0.50)" in page
+    assert "outside the labeler's competence it is -1.00 points (-1.00 to -1.00)" in page
+    assert page.index("Trained networks") > page.index("## Boards")
+    page = write_page(rows, "`command`")
     with figure_style():
         svg = render_file_svg(draw_regret(rows)).decode()
     assert "labeler/race" in svg
