@@ -6,8 +6,14 @@ import numpy as np
 
 from autolabel.plan_board import normal_scores, plan_matrix
 from autolabel.plan_labeler import PlanLabeler
-from autolabel.plan_summary import PlanSummary, join_summaries
+from autolabel.plan_oracle import PlanBench, PlanOracle
+from autolabel.plan_sampling import sample_plans
+from autolabel.plan_summary import PlanSummarizer, PlanSummary, join_summaries
+from compress.allocator import Constraints
 from compress.errors import CompressError
+
+# Measured plans that correct a labeler at the least, and random ones that plans are compared with, as in a search.
+_FEWEST, _OTHERS = 2, 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +52,41 @@ class AdaptedPlanLabeler:
         known = self.labeler.predict(compared)[0]
         standard = (score - known.mean()) / max(float(known.std()), 1e-9)
         return adapt(standard, whole, np.arange(n), self.losses, reference=compared)[n:], spread[n:]
+
+
+def correct_labeler(
+    labeler: PlanLabeler, summarizer: PlanSummarizer, bench: PlanBench, size: str, fraction: float, count: int,
+    constraints: Constraints, seed: int,
+) -> tuple[PlanLabeler | AdaptedPlanLabeler, float]:  # fmt: skip
+    """The labeler, corrected by random plans of this network that are repaired and measured now.
+
+    Args:
+        labeler: who judges.
+        summarizer: of the network.
+        bench: its repair, and the batches that losses are measured on, as the only part of `judged`.
+        size, fraction, constraints: of the plans, see `sample_plans`.
+        count: how many are measured.
+        seed: of plans and repair.
+
+    Returns:
+        It and the MACs that measuring took. Where fewer than two plans can be measured, the labeler is as it was.
+    """
+    (part,) = bench.judged
+    drawn, others = (
+        sample_plans(bench.structure.units, bench.costs, summarizer.scores, size, fraction, n, seed=seed + i,
+                     constraints=constraints).removed
+        for i, n in enumerate((count, _OTHERS))
+    )  # fmt: skip
+    oracle, losses, macs = PlanOracle(moments=("refitted",), seed=seed), [], 0.0
+    for mask in drawn:
+        (outcome,) = oracle.measure(bench, mask)
+        losses.append(outcome.loss[part])
+        macs += outcome.training_macs
+    sound = np.isfinite(losses)
+    if sound.sum() < _FEWEST:
+        return labeler, macs
+    plans, compared = summarizer.summarize(drawn[sound]), summarizer.summarize(others)
+    return AdaptedPlanLabeler(labeler, plans, np.array(losses)[sound], compared), macs
 
 
 def adapt(

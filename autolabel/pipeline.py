@@ -11,12 +11,15 @@ from torch import fx, nn
 
 from autolabel.allocators import LearnedSearchAllocator
 from autolabel.call_checks import check_numbers, check_parts, check_removable, evaluate_dense
+from autolabel.few_shot import correct_labeler
 from autolabel.labeler import Labeler
 from autolabel.labelers import GBDTLabeler
 from autolabel.learning import Learned, join_scores, learn_labels
 from autolabel.measuring import measure
 from autolabel.oracles import LayerChoiceOracle, RemovalOracle
 from autolabel.plan_criteria import plan_criteria
+from autolabel.plan_formula import PlanFormula
+from autolabel.plan_oracle import PlanBench
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import PlanSummarizer
 from autolabel.pretrained import choose_leader, competence_record, load_competence, load_plan_labeler
@@ -82,6 +85,7 @@ def auto_compress(
     validation: Sequence[Batch] | None = None,
     labeler: Labeler | None = None,
     sample: int | None = 256,
+    search_plans: int = 0,
     allocator: str | Allocator = "greedy",
     constraints: Constraints | None = None,
     bits: Sequence[int] = (),
@@ -103,6 +107,8 @@ def auto_compress(
         labeler: None for gradient-boosted trees.
         sample: how many units are measured; None for all, 0 for none: what was learned on other networks (without
             `bits`, and where MACs or weight bytes are the only bound) and formulas make the plans from statistics.
+        search_plans: how many random plans of the budget's size are repaired and measured on `label` first, to correct
+            what was learned on other networks.
         allocator, constraints: who spends the budget, within what.
         bits: widths that layers may be stored in, e.g. `(8, 4)`; empty keeps float32.
         epochs, lr: of fine-tuning with distillation; 0 epochs leaves it out.
@@ -116,7 +122,7 @@ def auto_compress(
         "calibration": calibration, **({"train": train} if epochs else {}),
         **{name: value for name, value in (("label", label), ("validation", validation)) if value is not None},
     })  # fmt: skip
-    check_numbers(sample, bits, epochs, lr, seed)
+    check_numbers(sample, search_plans, bits, epochs, lr, seed)
     judged = "validation" if validation is not None else "label" if label is not None else "calibration"
     calibration, label = _split(list(calibration), label)
     validation = label if validation is None else list(validation)
@@ -148,9 +154,13 @@ def auto_compress(
     bounds = set(budget.absolute(costs.dense))
     if not bits and constraints.round_to == 1 and (bounds == {"macs"} or bounds == {"weight_bytes"}):
         try:
-            plans[SEARCHED] = _search(structure, task, calibration, statistics, costs, budget, constraints, seed)
+            plans[SEARCHED] = _search(
+                structure, task, calibration, label, search_plans, statistics, costs, budget, constraints, seed
+            )
         except BudgetError as error:
             _LOG.warning("No plans are searched: %s", error)
+    elif search_plans:
+        _LOG.warning("No plans are searched, and none measured: that needs MACs or weight bytes alone, and no bits.")
     inputs = [tuple(task.inputs(batch)) for batch in calibration]
     losses, repaired = {}, {}
     for name, plan in plans.items():
@@ -188,21 +198,32 @@ def auto_compress(
 
 
 def _search(
-    structure: Structure, task: Task, calibration: Sequence[Batch], statistics: Statistics, costs: CostTable,
-    budget: Budget, constraints: Constraints, seed: int,
+    structure: Structure, task: Task, calibration: Sequence[Batch], label: Sequence[Batch], measured: int,
+    statistics: Statistics, costs: CostTable, budget: Budget, constraints: Constraints, seed: int,
 ) -> CompressionPlan:  # fmt: skip
-    """The favourite of the labeler that ships, or of a formula where it knows no networks like this one."""
+    """The favourite of the labeler that ships, corrected where plans are to be measured; or of a formula where it is
+    not, and knows no networks like this one."""
     sensitivity = collect_output_sensitivity(structure, task, calibration[:_SENSITIVITY_BATCHES], seed=seed)
     summarizer = PlanSummarizer(statistics, sensitivity, costs, plan_criteria())
     nothing = np.zeros((1, len(structure.units)), dtype=bool)
     verdict = load_competence().judge(summarizer.summarize(nothing))
-    leader = choose_leader(load_plan_labeler(), verdict)
-    if not verdict.inside:
+    labeler, told = load_plan_labeler(), {}
+    if measured:
+        ((size, bound),) = budget.absolute(costs.dense).items()
+        bench = PlanBench(
+            structure, costs, task, calibration, lambda epoch: (), {"label": label}, structure.traced.module
+        )
+        labeler, macs = correct_labeler(
+            labeler, summarizer, bench, size, bound / costs.dense[size], measured, constraints, seed
+        )
+        told = {"search_plans": {"measured": measured, "forward_macs": macs}}
+    leader = choose_leader(labeler, verdict)
+    if isinstance(leader, PlanFormula):
         _LOG.warning("This network lies %s. %s leads the search of plans instead.", verdict, leader.name)
     plan = LearnedSearchAllocator(summarizer, leader, PlanSearch(seed=seed)).allocate(
         structure.units, None, costs, budget, constraints
     )
-    return replace(plan, provenance={**plan.provenance, "competence": competence_record(verdict, leader.name)})
+    return replace(plan, provenance={**plan.provenance, "competence": competence_record(verdict, leader.name), **told})
 
 
 def _split(calibration: list[Batch], label: Sequence[Batch] | None) -> tuple[list[Batch], list[Batch]]:

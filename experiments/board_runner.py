@@ -95,9 +95,11 @@ class BoardRunner:
         dense = evaluate(self.subject.structure.traced.module, bench.task, bench.judged["test"])[0]
         found = [self._row(DENSE, dense, 0.0)]
         plans = self.plans()
+        judged = self.settings.methods if self.settings.judged is None else self.settings.judged
         for name, (mask, macs) in plans.items():
-            found.append(self._row(name, self._trained(mask, name)[0], macs))
-        for name in self.settings.methods:
+            if name in judged:
+                found.append(self._row(name, self._trained(mask, name)[0], macs))
+        for name in judged:
             if name in FINALS:
                 found.append(self._final(name, self._finalists(FINALS[name]), plans[FINALS[name]][1]))
             elif name == ALL_FINALS:
@@ -181,7 +183,8 @@ class BoardRunner:
                     self._note(f"{name}/race finalist {number}", entrants[i], macs)
                 self._note(f"{name}/race", entrants[result.winner], macs)
             if f"{name}/search" in wanted:
-                self._note(f"{name}/search", entrants[0], features)
+                # The product searches once.
+                self._note(f"{name}/search", found[0] if name == CHOSEN else entrants[0], features)
         return {way: self._noted(way) for way in wanted}
 
     def _favourite(self, leader: PlanLabeler | PlanFormula, number: int) -> np.ndarray:

@@ -104,6 +104,24 @@ def test_without_labels_other_networks_decide_or_a_formula_where_they_tell_nothi
     assert plan.predicted_cost["macs"] <= 0.5 * compress.unit_costs(result.structure).dense_macs
 
 
+def test_a_few_measured_plans_correct_what_other_networks_taught(trained, monkeypatch, caplog):
+    monkeypatch.setattr(Verdict, "inside", False)
+    plans, search = [], pipeline._search
+    monkeypatch.setattr(pipeline, "_search", lambda *a: plans.append(search(*a)) or plans[-1])
+    calibration, judged = make_data(4, 3), make_data(2, 5)
+    with caplog.at_level(logging.WARNING, "autolabel.pipeline"):
+        autolabel.auto_compress(trained, TASK, [], calibration, calibration[0][0], Budget(macs=0.5), label=judged,
+                                sample=0, search_plans=4, epochs=0)  # fmt: skip
+        assert "leads the search of plans instead" not in caplog.text
+        autolabel.auto_compress(trained, TASK, [], calibration, calibration[0][0], Budget(macs=0.5, weight_bytes=0.9),
+                                label=judged, sample=0, search_plans=4, epochs=0)  # fmt: skip
+    (plan,) = plans
+    assert plan.provenance["plan_labeler"] == plan.provenance["competence"]["leader"] == "blend+4"
+    assert plan.provenance["search_plans"]["measured"] == 4
+    assert plan.provenance["search_plans"]["forward_macs"] > 0
+    assert "No plans are searched, and none measured" in caplog.text
+
+
 def test_where_no_plan_can_be_searched_the_others_go_on(trained, caplog):
     calibration = make_data(2, 3)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 4))
@@ -218,6 +236,7 @@ DOUBLE = [(torch.randn(8, 1, 4, 4).double(), torch.zeros(8, dtype=torch.long))] 
      ("lr", -1, "a number above 0"), ("lr", float("nan"), "a number above 0"), ("lr", "fast", "a number above 0"),
      ("allocator", "greed", "one of ['uniform', 'greedy'"), ("allocator", 3, "or an Allocator. Got 3."),
      ("bits", (1,), "a sequence of widths out of (8, 7,"), ("bits", 8, "a sequence of widths out of (8, 7,"),
+     ("search_plans", -1, "an int of at least 0. Got -1."),
      ("sample", -1, "an int of at least 0, or None"), ("seed", -1, "an int from 0 to 2147483647. Got -1."),
      ("budget", 0.5, "a compress.Budget, such as Budget(macs=0.5). Got 0.5."), ("budget", {}, "a compress.Budget"),
      ("labeler", "gbdt", "a labeler out of autolabel.labelers, such as GBDTLabeler()"),
