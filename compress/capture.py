@@ -16,6 +16,7 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from compress.errors import TraceError, first_line
+from compress.size_limits import SizeLimit, exported_limits
 
 # What a forward, or the capture of it, may raise: everything but errors of this process (memory, interrupts).
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError,
@@ -23,8 +24,8 @@ FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, As
 _TORCH = str(Path(torch.__file__).parent)
 
 
-def capture(model: nn.Module, args: tuple, kwargs: dict) -> tuple[fx.GraphModule, tuple, dict]:
-    """The exported module of a model in evaluation mode, and the inputs it was traced with.
+def capture(model: nn.Module, args: tuple, kwargs: dict) -> tuple[fx.GraphModule, tuple, dict, list[SizeLimit]]:
+    """The exported module of a model in evaluation mode, the inputs it was traced with, and limits of their sizes.
 
     The batch is left free if that is possible, else it is fixed. A batch of one is repeated where it is free.
 
@@ -43,7 +44,7 @@ def capture(model: nn.Module, args: tuple, kwargs: dict) -> tuple[fx.GraphModule
                 program = torch.export.export(model, some_args, some_kwargs, dynamic_shapes=shapes, strict=False)
             module = program.module(check_guards=False)
             if not free or fixed_batch(module) is None or not _grew(args, kwargs, some_args, some_kwargs):
-                return module, some_args, some_kwargs
+                return module, some_args, some_kwargs, exported_limits(program, module)
         except FAILURES as error:
             failure = error
     raise TraceError(

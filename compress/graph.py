@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import logging
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from torch.utils import _pytree as pytree
 from compress.capture import capture, fixed_batch
 from compress.errors import CompressError, DataError
 from compress.normal_form import ATEN, normalize_graph
+from compress.size_limits import SizeLimit, refuse_other_sizes, tried_limits
 
 log = logging.getLogger(__name__)
 _TRAINING_ARGUMENT = {ATEN.batch_norm.default: 5, ATEN.instance_norm.default: 5, ATEN.dropout.default: 2,
@@ -163,7 +163,7 @@ def trace(model: nn.Module, example_inputs: Any) -> TracedGraph:
 
     The batch dimension (dim 0 of every tensor) may take any size afterwards, and so may dim 1 of integer inputs
     (tokens); a model whose forward makes a number of its batch is traced with that size, which is said, and refuses
-    others.
+    others. So are sizes refused for which the forward takes another branch, or which it makes a number of.
 
     Args:
         model: any module that `torch.export` can trace. A traced module is taken as it is.
@@ -180,11 +180,10 @@ def trace(model: nn.Module, example_inputs: Any) -> TracedGraph:
     with _left_as_found(model):
         for part in model.modules():
             part.training = False  # not by eval(), which modules that were exported before refuse
-        module, args, kwargs = capture(model, args, kwargs)
+        module, args, kwargs, limits = capture(model, args, kwargs)
         normalize_graph(module)
         batch = fixed_batch(module)
         if batch is not None:
-            _refuse_other_batches(module, batch)
             log.warning(
                 "The forward of %s fixes the first dimension of its input at %d, that of the example inputs: no other "
                 "is taken. Let it work on any (no loop over examples, no int() of a size), or pass batches of %d.",
@@ -193,22 +192,17 @@ def trace(model: nn.Module, example_inputs: Any) -> TracedGraph:
         _share_parameters(module, model)
         _follow_mode(module)
         shapes = record_shapes(module, args, kwargs)
+        if batch is not None:
+            values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
+            first = next(i for i, value in enumerate(values) if isinstance(value, Tensor) and value.dim())
+            limits = [SizeLimit(first, 0, batch, batch), *limits]
+        limits += tried_limits(model, module.eval(), args, kwargs, flat_inputs(module, args, kwargs), batch)
+        if limits:
+            refuse_other_sizes(module, limits)
+            module.recompile()
+            shapes = record_shapes(module, args, kwargs)
     module.train(model.training)
     return TracedGraph(module, args, kwargs, shapes, fingerprint(model), batch)
-
-
-def _refuse_other_batches(module: fx.GraphModule, batch: int) -> None:
-    """What was computed for one batch is wrong for another: the graph says so wherever it is copied to."""
-    graph = module.graph
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    first = next(n for n in inputs if isinstance(n.meta.get("val"), Tensor) and n.meta["val"].dim())
-    with graph.inserting_after(inputs[-1]):
-        size = graph.call_function(ATEN.sym_size.int, (first, 0))
-    with graph.inserting_after(size):
-        same = graph.call_function(operator.eq, (size, batch))
-    with graph.inserting_after(same):
-        message = f"This model takes a first dimension of {batch} alone: its forward makes a number of that size."
-        graph.call_function(torch._assert, (same, message))
 
 
 @contextlib.contextmanager
