@@ -32,7 +32,7 @@ from compress.costs import CostTable
 from compress.counting import unit_costs
 from compress.criteria import FisherCriterion, SecondOrderCriterion, TaylorCriterion
 from compress.criterion import score_units
-from compress.errors import BudgetError, DataError
+from compress.errors import CompressError, DataError
 from compress.finetuning import finetune_
 from compress.output_sensitivity import collect_output_sensitivity
 from compress.plan import CompressionPlan
@@ -54,7 +54,7 @@ class Compressed:
     """What `auto_compress` hands back.
 
     Attributes:
-        model: the compressed model; fake-quantised where the plan has formats.
+        model: the compressed model, in evaluation mode; fake-quantised where the plan has formats.
         plan: what was done; save it with `compress.save_artifact`.
         method: whose scores the plan is made of: `"labeler"`; `"plans/search"`, the favourite of the labeler of whole
             plans that ships with the package; or the formula that did better on `validation`.
@@ -157,7 +157,8 @@ def auto_compress(
             plans[SEARCHED] = _search(
                 structure, task, calibration, label, search_plans, statistics, costs, budget, constraints, seed
             )
-        except BudgetError as error:
+        except CompressError as error:
+            # Too few plans of that size, or statistics that say nothing of them: formulas and labels may still do.
             _LOG.warning("No plans are searched: %s", error)
     elif search_plans:
         _LOG.warning("No plans are searched, and none measured: that needs MACs or weight bytes alone, and no bits.")
@@ -194,7 +195,7 @@ def auto_compress(
                 seed=seed,
             )  # fmt: skip
         stages["quantized"] = evaluate(small, task, validation)
-    return Compressed(small, plan, method, losses, stages, learned, structure)
+    return Compressed(small.eval(), plan, method, losses, stages, learned, structure)
 
 
 def _search(

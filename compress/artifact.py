@@ -29,7 +29,15 @@ from safetensors import SafetensorError
 from torch import Tensor, fx, nn
 
 from compress.application import slice_model
-from compress.artifact_files import MANIFEST, PLAN, SCHEMA_VERSION, WEIGHTS, fingerprint, verify_artifact
+from compress.artifact_files import (
+    MANIFEST,
+    PLAN,
+    SCHEMA_VERSION,
+    WEIGHTS,
+    drop_derived,
+    fingerprint,
+    verify_artifact,
+)
 from compress.attributes import copy_traced, value_of
 from compress.bit_packing import pack_bits, unpack_bits
 from compress.errors import ArtifactError
@@ -72,7 +80,8 @@ def save_artifact(
     """The manifest of the artifact written to `folder`, file by file, each atomically, the manifest last.
 
     Args:
-        folder: made if it does not exist; the three files in it are replaced.
+        folder: made if it does not exist; the three files in it are replaced, and files that were made of another
+            artifact there (exports, `weights.packed`) go.
         module: from `apply_plan`, `fold_batch_norm` or `prepare_quantized`. Quantised weights are stored as integers.
         plan: the plan that `apply_plan` was called with.
         example_inputs: a tensor, or a tuple or dict of the forward's inputs; only shapes and dtypes are stored.
@@ -94,6 +103,7 @@ def save_artifact(
         )
     stored, tensors, tied = _collect(module, entries, formatted)
     given = given_tensors(module, tied)
+    drop_derived(folder, (WEIGHTS, PLAN))
     write_atomic(folder / WEIGHTS, lambda file: file.write(safetensors.torch.save(stored)))
     plan.save(folder / PLAN)
     example = describe_inputs(example_inputs)

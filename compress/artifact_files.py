@@ -1,6 +1,7 @@
 """The files of an artifact folder, and the manifest that lists them with size and sha256."""
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,20 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def verify_artifact(folder: str | Path) -> dict[str, Any]:
-    """The manifest of an artifact whose files are all there and unaltered.
+def drop_derived(folder: str | Path, kept: Collection[str]) -> None:
+    """Delete what was made of the artifact that is replaced: its files but these. No artifact, nothing to do."""
+    folder = Path(folder)
+    try:
+        known = read_manifest(folder)["files"]
+    except ArtifactError:
+        return
+    for name in known:
+        if name not in kept:
+            (folder / _plain_name(name)).unlink(missing_ok=True)
+
+
+def verify_artifact(folder: str | Path, besides: str | None = None) -> dict[str, Any]:
+    """The manifest of an artifact whose files are all there and unaltered; one of them may be left out.
 
     Raises:
         ArtifactError: naming the first file that is missing, truncated or altered.
@@ -61,6 +74,8 @@ def verify_artifact(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     manifest = read_manifest(folder)
     for name, expected in manifest["files"].items():
+        if name == besides:
+            continue
         path = folder / _plain_name(name)
         actual = fingerprint(path)
         if actual["bytes"] != expected.get("bytes"):

@@ -35,13 +35,15 @@ def pack_artifact(
             a base model of another architecture, or example inputs that are too large.
     """
     folder = Path(folder)
-    # What an earlier call wrote is replaced whatever became of it since.
-    drop_files(folder, PACKED)
-    manifest = verify_artifact(folder)
+    # What an earlier call wrote is replaced, whatever became of it since: it need not be whole.
+    manifest = verify_artifact(folder, besides=PACKED)
     values, plan = stored_values(folder, manifest), CompressionPlan.load(folder / PLAN)
     units = None if base_model is None else analyze(base_model, rebuild_inputs(manifest["example_inputs"])).units
     header, sets = write_header(manifest, plan, about or {}, units)
-    told = write_packed(folder / PACKED, values, _bits(manifest["tensors"]), header, coder, sets)
+    fresh = folder / f"{PACKED}.new"
+    told = write_packed(fresh, values, _bits(manifest["tensors"]), header, coder, sets)
+    drop_files(folder, PACKED)
+    fresh.replace(folder / PACKED)
     register_file(folder, PACKED)
     return told
 

@@ -222,6 +222,9 @@ def collect_statistics(
         raise DataError(
             "The 'batches' parameter of collect_statistics must hold at least one calibration batch. Got none."
         )
+    for name, value in structure.traced.module.named_parameters():
+        if value.dtype == torch.bfloat16:
+            raise DataError(f"Parameter {name!r} is of bfloat16, which numpy lacks. Pass model.float().")
     check_batches(structure, task, batches)
     activations, moments, gradients, passes = None, None, None, 0
     if {"activations", "moments"} & set(needs):

@@ -123,4 +123,9 @@ def evaluate(model: nn.Module, task: Task, batches: Iterable[Batch]) -> tuple[fl
     finally:
         for module, training in modes:
             module.training = training
+    if not all(isinstance(out, Tensor) for out in outputs):
+        raise DataError(
+            f"The model gives a {type(outputs[0]).__name__}, and the metric needs one tensor, examples first. Wrap the "
+            f"model in a module that returns that tensor alone."
+        )
     return task.score(torch.cat(outputs), batches), float(np.concatenate(losses).mean())

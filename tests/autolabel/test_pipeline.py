@@ -122,6 +122,28 @@ def test_a_few_measured_plans_correct_what_other_networks_taught(trained, monkey
     assert "No plans are searched, and none measured" in caplog.text
 
 
+def test_models_that_cannot_be_judged_are_told_what_to_do():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+
+        def forward(self, x):
+            return self.net(x), x
+
+    class First(type(TASK)):
+        def loss(self, outputs, batch):
+            return super().loss(outputs[0], batch)
+
+    batches = make_data(4, 3)
+    with pytest.raises(DataError, match="gives a tuple, and the metric needs one tensor, examples first"):
+        autolabel.auto_compress(Pair(), First(), [], batches, batches[0][0], Budget(macs=0.5), epochs=0)
+    half = [(x.bfloat16(), y) for x, y in batches]
+    with pytest.raises(DataError, match="is of bfloat16, which numpy lacks"):
+        autolabel.auto_compress(nn.Sequential(Pair().net.bfloat16()).append(nn.Identity()), TASK, [], half, half[0][0],
+                                Budget(macs=0.5), epochs=0)  # fmt: skip
+
+
 def test_where_no_plan_can_be_searched_the_others_go_on(trained, caplog):
     calibration = make_data(2, 3)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 4))

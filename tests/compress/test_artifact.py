@@ -272,6 +272,31 @@ class LeNet(nn.Module):
         return self.fc2(F.relu(self.fc1(y.flatten(1))))
 
 
+def test_what_was_made_of_another_artifact_goes(x, floats, tmp_path):
+    module = apply_plan(_net(), floats, x)
+    save_artifact(tmp_path, module, floats, x)
+    pack_artifact(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"an export")
+    register_file(tmp_path, "model.onnx")
+    (tmp_path / "notes.txt").write_text("somebody's own")
+    save_artifact(tmp_path, module, floats, x)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "manifest.json", "model.safetensors", "notes.txt", "plan.json",
+    ]  # fmt: skip
+
+
+def test_a_failed_packing_leaves_the_file_that_was_there(x, floats, tmp_path):
+    module = apply_plan(_net(), floats, x)
+    save_artifact(tmp_path, module, floats, x)
+    pack_artifact(tmp_path)
+    before = (tmp_path / "weights.packed").read_bytes()
+    for wrong in ({"coder": "huffman"}, {"about": {"model": object()}}):
+        with pytest.raises(CompressError):
+            pack_artifact(tmp_path, **wrong)
+        assert (tmp_path / "weights.packed").read_bytes() == before
+        verify_artifact(tmp_path)
+
+
 @pytest.mark.parametrize(("scattered", "by_place", "most"), [(False, True, 56), (True, True, 77), (False, False, 80)])
 def test_a_small_file_is_nearly_all_weights(scattered, by_place, most, tmp_path):
     images = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
