@@ -10,6 +10,7 @@ from autolabel.label_bank import LabelBank
 from autolabel.plan_board import boards_of
 from autolabel.plan_damage import PlanDamage
 from autolabel.plan_oracle import MOMENTS
+from autolabel.plan_summary import FEATURES_VERSION
 from autolabel.pretrained import CARD_FILE
 from compress.files import write_json
 from experiments.config import ConfigError
@@ -59,7 +60,9 @@ class PretrainJob:
             "plans": int(sum(len(board.loss[self.truth]) for board in boards)),
             "families": sorted({board.family for board in boards}), "tasks": sorted({board.task for board in boards}),
             "fractions": sorted(np.unique(bank.plans["fraction"]).tolist()), "bank_sha256": hash_file(self.bank),
-            "code": bank.about["code"],
+            "code": bank.about["code"], "libraries": bank.about["libraries"], "features_version": FEATURES_VERSION,
+            "command": "python -m experiments.run experiment=pretrain",
+            "judged": "docs/who_predicts.md: the same labeler, fitted without the family and task it is judged on",
         }  # fmt: skip
         write_json(folder / CARD_FILE, card)
         run_dir.add_output(folder)
