@@ -15,6 +15,7 @@ _ABOUT = {
     "sum": "measured damage of each layer and width alone, added",
     "true": "learned from the judged configurations themselves",
 }
+_TRUE = "true"
 _NOTE = """Every layer of the trained ResNet-20 takes 8, 6, 4, 3 or 2 bits at random; weights are rounded per channel,
 activations stay float, nothing is trained. `joint_N` and `fisher_joint_N` are `autolabel.joint_damage`: the damages of
 `sum` or of `fisher`, each with its weight, added and raised to a power, learned from N other random configurations
@@ -30,7 +31,7 @@ def write_page(rows: Sequence[WidthRow], chosen: Sequence[AllocationRow], comman
     text = [
         "# Mixed precision: whose damages tell what widths do together", "",
         f"{n_configs} configurations; drawn from `results/mixed_precision/raw.csv` and `allocations.csv` ({command}).",
-        "", _NOTE, "", "![Predicted and measured damage](mixed_precision.svg)", "",
+        "", _NOTE, "", *_goals(rows, chosen), "![Predicted and measured damage](mixed_precision.svg)", "",
         "| predictor | | Spearman with test loss | within the best fifth | within a factor 1.5 | labels, 10^9 MACs |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -55,6 +56,31 @@ def write_page(rows: Sequence[WidthRow], chosen: Sequence[AllocationRow], comman
         cells = [_mean([row.metric for row in chosen if row.labels == name and row.bits == bits]) for bits in budgets]
         text.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(text) + "\n"
+
+
+def _goals(rows: Sequence[WidthRow], chosen: Sequence[AllocationRow]) -> list[str]:
+    """What was asked, beside what damages learned together reached."""
+    lines = [line for line in summarize_widths(rows) if str(line["predictor"]).startswith("joint_")]
+    if not lines or not any(row.labels == _TRUE for row in chosen):
+        return []
+    text = [
+        "| predictor | Spearman >= .90 | within the best fifth >= .70 | allocations <= 2 % below those of `true` |",
+        "|---|---|---|---|",
+    ]
+    for line in sorted(lines, key=lambda line: int(str(line["predictor"]).removeprefix("joint_"))):
+        means = {(name, bits): np.mean([r.metric for r in chosen if (r.labels, r.bits) == (name, bits)])
+                 for name in (_TRUE, line["predictor"]) for bits in {row.bits for row in chosen}}  # fmt: skip
+        behind = max(
+            float(1 - means[line["predictor"], bits] / means[_TRUE, bits]) for bits in {row.bits for row in chosen}
+        )
+        cells = (
+            (f"{line['spearman']:.3f}", line["spearman"] >= 0.9),
+            (f"{line['spearman_best_fifth']:.3f}", line["spearman_best_fifth"] >= 0.7),
+            (f"{100 * behind:.1f} %", behind <= 0.02),
+        )
+        told = " | ".join(f"{value} ({'met' if met else '**missed**'})" for value, met in cells)
+        text.append(f"| {line['predictor']} | {told} |")
+    return [*text, ""]
 
 
 def draw_widths(rows: Sequence[WidthRow]) -> Figure:
