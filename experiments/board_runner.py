@@ -95,11 +95,9 @@ class BoardRunner:
         dense = evaluate(self.subject.structure.traced.module, bench.task, bench.judged["test"])[0]
         found = [self._row(DENSE, dense, 0.0)]
         plans = self.plans()
-        judged = self.settings.methods if self.settings.judged is None else self.settings.judged
         for name, (mask, macs) in plans.items():
-            if name in judged:
-                found.append(self._row(name, self._trained(mask, name)[0], macs))
-        for name in judged:
+            found.append(self._row(name, self._trained(mask, name)[0], macs))
+        for name in self.settings.methods:
             if name in FINALS:
                 found.append(self._final(name, self._finalists(FINALS[name]), plans[FINALS[name]][1]))
             elif name == ALL_FINALS:

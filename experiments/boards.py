@@ -46,7 +46,6 @@ class BoardSettings:
         candidates: distinct formula plans that enter a race, those that its leader (labeler or formula) likes best.
         searches: independent searches, whose favourites enter the race.
         seed: of the choice of boards.
-        judged: of the methods, those whose plans are trained and judged; the others only enter races. None for all.
     """
 
     zoo: str
@@ -57,7 +56,6 @@ class BoardSettings:
     candidates: int
     searches: int
     seed: int = 0
-    judged: tuple[str, ...] | None = None
 
 
 def zoo_boards(zoo: str | Path, per_family: int, fractions: Sequence[float]) -> list[Board]:

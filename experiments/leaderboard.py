@@ -70,7 +70,9 @@ family. The settings of the labelers were chosen while looking at these networks
 after a refit in thinned company is measured with standard errors larger than most units' damage, so there none of
 these orders single units well. Labelers of units are judged within layers alone. Of plans before the fine-tuning, and
 of units, the best 14 predictors of each table are shown. *damage_.../sum* adds up what single units were measured to
-do, in each of the three moments. The networks are the first 102 of the zoo's 252 (`job.limit=102` of the bank)."""
+do, in each of the three moments. The networks are the first 102 of the zoo's 252 (`job.limit=102` of the bank). Two of
+the labelers of units (*lambdarank*, *set_network*) are of a run of their own on the same labels
+(`results/who_predicts/unit_labelers.csv`, `made_unit_labelers.json`)."""
 
 
 def write_page(rows: Sequence[Row], command: str) -> str:

@@ -19,7 +19,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Of a method on a board: its mean over seeds; whether it lies within one standard deviation (of the best method over
     its seeds; boards of one seed have none and do not count) of the best method's mean, which is chosen with hindsight;
     and its rank, one more than the methods that are better. Methods that are derived from others (`is_derived`) are
-    ranked so, and are nobody's rivals. What a board has for a part of its seeds only is left out.
+    ranked so, and are nobody's rivals.
 
     Args:
         rows: of `no_regret.csv`; numbers may be text.
@@ -40,8 +40,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         costs.setdefault((row["board"], row["method"]), []).append(float(row["label_cost_forward_macs"]))
     table: list[dict[str, Any]] = []
     for board, found in boards.items():
-        most = max(map(len, found.values()))
-        methods = [name for name in found if name != DENSE and len(found[name]) == most]
+        methods = [name for name in found if name != DENSE]
         means = np.array([np.mean(found[name]) for name in methods])
         spreads = [float(np.std(found[name], ddof=1)) if len(found[name]) > 1 else None for name in methods]
         rivals = np.array([not is_derived(name) for name in methods])

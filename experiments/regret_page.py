@@ -81,7 +81,6 @@ def write_page(rows: Sequence[Mapping[str, Any]], command: str, trained: Sequenc
                                 ("outside", [b for b in known if b["competence"] > 1])):  # fmt: skip
                 if part:
                     page[-1] += f" On the boards {where} the labeler's competence it {_compared(part, name, formula)}"
-    page += _chosen_at_the_end(rows, overall)
     page += ["", "## Boards", "", *_board_table(boards)]
     if trained:
         page += ["", "## Trained networks that the zoo has nothing of", "", _TRAINED, "",
@@ -104,21 +103,6 @@ def _goals(overall: Mapping[str, Any]) -> list[str]:
         cells = [f"{show(overall[name][key])} ({'met' if met(overall[name][key]) else '**missed**'})" for name in ours]
         lines.append(f"| {what} | {asked} | " + " | ".join(cells) + " |")
     return [*lines, ""]
-
-
-def _chosen_at_the_end(rows: Sequence[Mapping[str, Any]], overall: Mapping[str, Any]) -> list[str]:
-    """What training everything comes to, where it was done for a part of the seeds only."""
-    seeds = {row["seed"] for row in rows if row["method"] == "all/finals"}
-    if "all/finals" in overall or not seeds:
-        return []
-    part = summarize([row for row in rows if row["seed"] in seeds])["overall"]
-    names = [name for name in part if name.endswith(("/finals", "/race"))]
-    told = "; ".join(
-        f"`{name}` {part[name]['mean_rank']:.2f}, {_percent(part[name]['within_one_deviation'])}, "
-        f"{part[name]['mean_behind']:.2f}" for name in names
-    )  # fmt: skip
-    return ["", f"On seeds {', '.join(sorted(map(str, seeds)))}, for which the plans of all methods were kept for a "
-            f"choice at the end: mean rank, boards within one standard deviation, points behind: {told}."]  # fmt: skip
 
 
 def _compared(boards: Sequence[Mapping[str, Any]], first: str, second: str) -> str:

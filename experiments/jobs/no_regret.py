@@ -46,8 +46,6 @@ class NoRegretJob:
         damages: whether the damage of the plans is predicted too, for which more plans of each board are repaired and
             measured.
         workers: processes.
-        judged: methods whose plans are trained and judged, None for all; the others only enter races, as where their
-            rows are known already.
     """
 
     name = "no_regret"
@@ -69,14 +67,13 @@ class NoRegretJob:
         searches: int = 3,
         damages: bool = True,
         workers: int = 2,
-        judged: Sequence[str] | None = None,
     ) -> None:
         self.zoo, self.per_family, self.trained = zoo, per_family, tuple(trained)
         self.fractions, self.trained_fractions = tuple(fractions), tuple(trained_fractions)
         self.seeds, self.damages, self.workers = tuple(seeds), damages, workers
         self.settings = BoardSettings(
             str(zoo or ""), None if bank is None else str(bank), labeler, tuple(methods), PlanRace(tuple(race_steps)),
-            candidates, searches, judged=None if judged is None else tuple(judged),
+            candidates, searches,
         )  # fmt: skip
 
     def check(self, config: Config) -> None:
@@ -88,9 +85,6 @@ class NoRegretJob:
         if self.settings.labeler not in LABELERS:
             raise ConfigError(f"job.labeler must be out of {tuple(LABELERS)}. Got {self.settings.labeler!r}.")
         methods = self.settings.methods
-        unknown = [name for name in self.settings.judged or () if name not in methods]
-        if unknown:
-            raise ConfigError(f"job.judged: {unknown[0]!r} is not among job.methods.")
         for name in set(methods) - {*SEARCHES, ALL_FINALS}:
             if name in FINALS:
                 if FINALS[name] not in methods:

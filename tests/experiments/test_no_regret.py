@@ -122,10 +122,6 @@ def test_every_method_has_a_row_and_nothing_is_done_twice(zoo, bank, tmp_path, m
     (competence,) = {row["competence"] for row in rows}
     assert metric["plans/search"] == metric["labeler/search" if competence <= 1 else "refit_loss/search"]
     assert {row["seed"] for row in rows} == {1}
-    # What is known already need not be trained again to enter the races.
-    few = dataclasses.replace(settings, judged=("labeler/race", "plans/finals"))
-    own = run_board(board, 1, few, str(tmp_path / "few"))
-    assert own == [row for row in rows if row["method"] in ("dense", *few.judged)]
     # A kill loses the training in hand alone.
     measured, measure = [], PlanOracle.measure
 
@@ -268,7 +264,6 @@ def test_ranks_and_distances_by_hand():
         ({"methods": ("best",)}, "no scores are called 'best'"),
         ({"methods": ("taylor/best",)}, "must end in one of"),
         ({"methods": ("labeler/finals",)}, "job.methods: 'labeler/finals' trains the last round of 'labeler/race'"),
-        ({"judged": ("taylor",)}, "job.judged: 'taylor' is not among job.methods"),
         ({"trained": ("vgg",)}, "No board network is called 'vgg'"),
         ({"bank": None}, "job.labeler must be 'labeler/blend', which ships"),
         ({"bank": None, "labeler": "labeler/blend"}, "job.per_family must be 0"),
