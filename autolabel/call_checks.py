@@ -54,7 +54,8 @@ def check_parts(
 def check_numbers(sample: Any, search_plans: Any, bits: Any, epochs: Any, lr: Any, seed: Any) -> None:
     """Refuse numbers out of range. Raises CompressError naming the parameter of `auto_compress`."""
     _require("sample", sample is None or _is_int(sample, 0), "an int of at least 0, or None for all units", sample)
-    _require("search_plans", _is_int(search_plans, 0), "an int of at least 0", search_plans)
+    enough = _is_int(search_plans, 0) and search_plans != 1
+    _require("search_plans", enough, "0, or an int of at least 2: one plan says nothing", search_plans)
     widths = isinstance(bits, Sequence) and not isinstance(bits, str) and all(_is_int(b, 1) for b in bits)
     rule = f"a sequence of widths out of {INTEGER_BITS}, or empty"
     _require("bits", widths and set(bits) <= set(INTEGER_BITS), rule, bits)

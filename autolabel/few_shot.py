@@ -1,5 +1,7 @@
 """A plan labeler's scores, corrected by a few plans that were measured on the network itself."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +15,8 @@ from compress.allocator import Constraints
 from compress.errors import CompressError
 
 # Measured plans that correct a labeler at the least, and random ones that plans are compared with, as in a search.
-_FEWEST, _OTHERS = 2, 60
+_FEWEST, OTHERS = 2, 60
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,18 +78,35 @@ def correct_labeler(
     drawn, others = (
         sample_plans(bench.structure.units, bench.costs, summarizer.scores, size, fraction, n, seed=seed + i,
                      constraints=constraints).removed
-        for i, n in enumerate((count, _OTHERS))
+        for i, n in enumerate((count, OTHERS))
     )  # fmt: skip
     oracle, losses, macs = PlanOracle(moments=("refitted",), seed=seed), [], 0.0
     for mask in drawn:
         (outcome,) = oracle.measure(bench, mask)
         losses.append(outcome.loss[part])
         macs += outcome.training_macs
+    return adapt_labeler(labeler, summarizer, drawn, losses, others), macs
+
+
+def adapt_labeler(
+    labeler: PlanLabeler, summarizer: PlanSummarizer, drawn: np.ndarray, losses: Sequence[float], others: np.ndarray
+) -> PlanLabeler | AdaptedPlanLabeler:
+    """The labeler, corrected by those plans whose losses are finite; as it was where these are fewer than two.
+
+    Args:
+        labeler, summarizer: who judges, and of which network.
+        drawn: `(n_plans, n_units)` bool, plans that were measured.
+        losses: theirs.
+        others: random plans to compare with, see `AdaptedPlanLabeler`.
+    """
     sound = np.isfinite(losses)
     if sound.sum() < _FEWEST:
-        return labeler, macs
-    plans, compared = summarizer.summarize(drawn[sound]), summarizer.summarize(others)
-    return AdaptedPlanLabeler(labeler, plans, np.array(losses)[sound], compared), macs
+        _LOG.warning(
+            "Only %d of %d plans could be measured: the plan labeler is left as it is.", sound.sum(), len(drawn)
+        )
+        return labeler
+    plans, compared = (summarizer.summarize(masks) for masks in (drawn[sound], others))
+    return AdaptedPlanLabeler(labeler, plans, np.array(losses)[sound], compared)
 
 
 def adapt(

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from autolabel.allocators import LearnedSearchAllocator
 from autolabel.call_checks import check_numbers, check_parts, check_removable, evaluate_dense
-from autolabel.few_shot import correct_labeler
+from autolabel.few_shot import AdaptedPlanLabeler, correct_labeler
 from autolabel.labeler import Labeler
 from autolabel.labelers import GBDTLabeler
 from autolabel.learning import Learned, join_scores, learn_labels
@@ -32,7 +32,7 @@ from compress.costs import CostTable
 from compress.counting import unit_costs
 from compress.criteria import FisherCriterion, SecondOrderCriterion, TaylorCriterion
 from compress.criterion import score_units
-from compress.errors import CompressError, DataError
+from compress.errors import ArtifactError, CompressError, DataError
 from compress.finetuning import finetune_
 from compress.output_sensitivity import collect_output_sensitivity
 from compress.plan import CompressionPlan
@@ -157,6 +157,8 @@ def auto_compress(
             plans[SEARCHED] = _search(
                 structure, task, calibration, label, search_plans, statistics, costs, budget, constraints, seed
             )
+        except ArtifactError:
+            raise  # of the labeler that ships: nothing to go on from
         except CompressError as error:
             # Too few plans of that size, or statistics that say nothing of them: formulas and labels may still do.
             _LOG.warning("No plans are searched: %s", error)
@@ -217,7 +219,8 @@ def _search(
         labeler, macs = correct_labeler(
             labeler, summarizer, bench, size, bound / costs.dense[size], measured, constraints, seed
         )
-        told = {"search_plans": {"measured": measured, "forward_macs": macs}}
+        used = len(labeler.losses) if isinstance(labeler, AdaptedPlanLabeler) else 0
+        told = {"search_plans": {"measured": used, "forward_macs": macs}}
     leader = choose_leader(labeler, verdict)
     if isinstance(leader, PlanFormula):
         _LOG.warning("This network lies %s. %s leads the search of plans instead.", verdict, leader.name)

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from autolabel.allocators import LearnedSearchAllocator
 from autolabel.competence import Verdict
-from autolabel.few_shot import AdaptedPlanLabeler
+from autolabel.few_shot import OTHERS, AdaptedPlanLabeler, adapt_labeler
 from autolabel.learning import join_scores
 from autolabel.plan_formula import FORMULA_PREFIX, PlanFormula
 from autolabel.plan_labeler import PlanLabeler
@@ -47,8 +47,6 @@ _SEARCHES = 3
 _FORMULAS = 5
 _ROUNDS = (1 / 8, 3 / 8)
 _SPENDING = ("threshold", "greedy")
-# Measured plans that correct a labeler at the least, and random ones that plans are compared with, as in a search.
-_FEWEST_PLANS, _OTHERS = 2, 60
 
 
 def told_competence(plans: Iterable[CompressionPlan]) -> list[str]:
@@ -179,12 +177,7 @@ class PlanFinder:
         with FileLock(self._folder / f"search_plans_{self.seed}.lock"), progress("measuring plans") as on_plan:
             losses, macs = measure_plans(experiment, drawn, self._label, on_plan, self._notes("search_plans"))
         self._features_macs += macs
-        sound = np.isfinite(losses)
-        if sound.sum() < _FEWEST_PLANS:
-            log.warning("Only %d of %d plans could be measured: the plan labeler is left as it is.", sound.sum(), count)
-            return labeler
-        plans, others = (self._summarizer.summarize(masks) for masks in (drawn[sound], self._random_plans(_OTHERS, 0)))
-        return AdaptedPlanLabeler(labeler, plans, np.array(losses)[sound], others)
+        return adapt_labeler(labeler, self._summarizer, drawn, losses, self._random_plans(OTHERS, 0))
 
     def _random_plans(self, count: int, seed: int) -> np.ndarray:
         """`(n_plans, n_units)` bool of the budget's size; there may be fewer."""

@@ -122,6 +122,19 @@ def test_a_few_measured_plans_correct_what_other_networks_taught(trained, monkey
     assert "No plans are searched, and none measured" in caplog.text
 
 
+def test_statistics_that_say_nothing_of_plans_leave_the_formulas(trained, monkeypatch, caplog):
+    def wrong(*arguments):
+        raise CompressError("PlanSummary.values must be finite.")
+
+    monkeypatch.setattr(pipeline.PlanSummarizer, "summarize", wrong)
+    calibration = make_data(4, 3)
+    with caplog.at_level(logging.WARNING, "autolabel.pipeline"):
+        result = autolabel.auto_compress(trained, TASK, [], calibration, calibration[0][0], Budget(macs=0.5), sample=0,
+                                         epochs=0)  # fmt: skip
+    assert set(result.validation) == {"second_order", "fisher", "taylor"}
+    assert "No plans are searched: PlanSummary.values must be finite." in caplog.text
+
+
 def test_models_that_cannot_be_judged_are_told_what_to_do():
     class Pair(nn.Module):
         def __init__(self):
@@ -258,7 +271,7 @@ DOUBLE = [(torch.randn(8, 1, 4, 4).double(), torch.zeros(8, dtype=torch.long))] 
      ("lr", -1, "a number above 0"), ("lr", float("nan"), "a number above 0"), ("lr", "fast", "a number above 0"),
      ("allocator", "greed", "one of ['uniform', 'greedy'"), ("allocator", 3, "or an Allocator. Got 3."),
      ("bits", (1,), "a sequence of widths out of (8, 7,"), ("bits", 8, "a sequence of widths out of (8, 7,"),
-     ("search_plans", -1, "an int of at least 0. Got -1."),
+     ("search_plans", -1, "0, or an int of at least 2"), ("search_plans", 1, "one plan says nothing. Got 1."),
      ("sample", -1, "an int of at least 0, or None"), ("seed", -1, "an int from 0 to 2147483647. Got -1."),
      ("budget", 0.5, "a compress.Budget, such as Budget(macs=0.5). Got 0.5."), ("budget", {}, "a compress.Budget"),
      ("labeler", "gbdt", "a labeler out of autolabel.labelers, such as GBDTLabeler()"),
