@@ -18,7 +18,6 @@ from autolabel.learning import Learned, join_scores, learn_labels
 from autolabel.measuring import measure
 from autolabel.oracles import LayerChoiceOracle, RemovalOracle
 from autolabel.plan_criteria import plan_criteria
-from autolabel.plan_formula import PlanFormula
 from autolabel.plan_oracle import PlanBench
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import PlanSummarizer
@@ -204,8 +203,7 @@ def _search(
     structure: Structure, task: Task, calibration: Sequence[Batch], label: Sequence[Batch], measured: int,
     statistics: Statistics, costs: CostTable, budget: Budget, constraints: Constraints, seed: int,
 ) -> CompressionPlan:  # fmt: skip
-    """The favourite of the labeler that ships, corrected where plans are to be measured; or of a formula where it is
-    not, and knows no networks like this one."""
+    """The favourite of a formula; or of the labeler that ships, corrected by plans that are measured."""
     sensitivity = collect_output_sensitivity(structure, task, calibration[:_SENSITIVITY_BATCHES], seed=seed)
     summarizer = PlanSummarizer(statistics, sensitivity, costs, plan_criteria())
     nothing = np.zeros((1, len(structure.units)), dtype=bool)
@@ -221,9 +219,7 @@ def _search(
         )
         used = len(labeler.losses) if isinstance(labeler, AdaptedPlanLabeler) else 0
         told = {"search_plans": {"measured": used, "forward_macs": macs}}
-    leader = choose_leader(labeler, verdict)
-    if isinstance(leader, PlanFormula):
-        _LOG.warning("This network lies %s. %s leads the search of plans instead.", verdict, leader.name)
+    leader = choose_leader(labeler)
     plan = LearnedSearchAllocator(summarizer, leader, PlanSearch(seed=seed)).allocate(
         structure.units, None, costs, budget, constraints
     )

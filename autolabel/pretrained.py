@@ -44,13 +44,11 @@ def load_competence(path: str | Path | None = None) -> Competence:
     return Competence.load(PRETRAINED if path is None else Path(path))
 
 
-def choose_leader(
-    labeler: PlanLabeler | AdaptedPlanLabeler, verdict: Verdict
-) -> PlanLabeler | AdaptedPlanLabeler | PlanFormula:
-    """Who judges the plans of a search: the labeler where it knows networks like this one, or was corrected by measured
-    plans of this one; elsewhere the formula that came closest to it on networks that it never saw
-    (docs/who_predicts.md)."""
-    return labeler if verdict.inside or isinstance(labeler, AdaptedPlanLabeler) else PlanFormula()
+def choose_leader(labeler: PlanLabeler | AdaptedPlanLabeler) -> AdaptedPlanLabeler | PlanFormula:
+    """Who judges the plans of a search: the labeler if it was corrected by measured plans of this network; else the
+    formula that came closest to it on networks that it never saw. What the labeler likes without such plans ends no
+    better than what the formula likes, within its competence no more than outside (docs/no_regret.md)."""
+    return labeler if isinstance(labeler, AdaptedPlanLabeler) else PlanFormula()
 
 
 def competence_record(verdict: Verdict, leader: str) -> dict[str, Any]:

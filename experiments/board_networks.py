@@ -55,7 +55,7 @@ def zoo_network(zoo: str | Path, name: str) -> BoardNetwork:
 
 
 def _resnet20(folder: Path) -> Loaded:
-    return load_resnet_cifar(20).eval(), load_cifar10(calibration=2000), ClassificationTask()
+    return load_resnet_cifar(20).eval(), load_cifar10(calibration=2000, channels_last=True), ClassificationTask()
 
 
 def _lenet5(folder: Path) -> Loaded:
@@ -83,7 +83,7 @@ BOARD_NETWORKS: Mapping[str, BoardNetwork] = {
     # The residual streams stay: only channels inside the blocks go.
     "resnet20": BoardNetwork(
         "residual", "cifar10", _resnet20,
-        RepairSettings(512, 200, 20, 128, True, _LOGITS,
+        RepairSettings(512, 128, 20, 128, True, _LOGITS,
                        Constraints(floor=0.05, pinned=("conv1:out", "layer2.0.conv2:out", "layer3.0.conv2:out")),
                        judged=2000),
     ),

@@ -165,8 +165,8 @@ class BoardRunner:
         wanted = [way for way in (f"{name}/search", f"{name}/race") if way in settings.methods]
         if not set(wanted) <= self._done.keys():
             formula = PlanFormula()
-            leader = {LABELER: self.labeler, FORMULA: formula}.get(name) or choose_leader(self.labeler, self.verdict)
-            # Where a formula takes the labeler's place, the labeler's favourites race too, as in the product.
+            leader = {LABELER: self.labeler, FORMULA: formula}.get(name) or choose_leader(self.labeler)
+            # Beside the one that leads, the labeler's favourites race, as in the product.
             other = self.labeler if name == CHOSEN else leader
             searches = [leader, *[other] * (settings.searches - 1)]
             found = [self._favourite(judge, number) for number, judge in enumerate(searches)]

@@ -69,12 +69,12 @@ def _told_leader(plan: CompressionPlan) -> str:
         text = (
             f"A favourite of {formula} raced with those of the labeler."
             if races
-            else f"In its place {formula} led the search of a plan; validation chooses among all methods."
+            else f"{formula[0].upper()}{formula[1:]} led the search of a plan: no plan of this network was measured to "
+            "correct the labeler by, without which it finds no better ones. Validation chooses among all methods."
         )
-    elif not found["inside"]:
-        text = "The labeler led the search all the same, corrected by measured plans of this network."
     else:
-        text = f"The labeler led the search{'es of the race' if races else ''}."
+        text = f"The labeler led the search{'es of the race' if races else ''}"
+        text += "." if "search_plans" not in plan.provenance else ", corrected by measured plans of this network."
     search = plan.provenance.get("search")
     if search is not None and search["spread"]:
         text += (
@@ -120,7 +120,7 @@ class PlanFinder:
     def race(self) -> CompressionPlan:
         """The winner among the leader's favourites and plans of formulas after brief trainings.
 
-        Where a formula leads, the labeler's favourites race too: trainings tell which of the two knows this network.
+        Where the formula leads, the labeler's favourites race too: trainings tell which of the two knows this network.
         What races is what would leave: the channels that are gone after formats were chosen too, trained in floats.
         """
         units = self.experiment.structure.units
@@ -203,7 +203,7 @@ class PlanFinder:
     @cached_property
     def _leader(self) -> PlanLabeler | AdaptedPlanLabeler | PlanFormula:
         """Who judges the plans of a search."""
-        return choose_leader(self._labeler, self._verdict)
+        return choose_leader(self._labeler)
 
     def _told(self, plan: CompressionPlan) -> CompressionPlan:
         """The plan, which says whether the labeler knows networks like this one, and who led the search."""

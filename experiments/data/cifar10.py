@@ -23,6 +23,7 @@ def load_cifar10(
     validation: int = 2000,
     padding: int = 4,
     flip: bool = True,
+    channels_last: bool = False,
 ) -> DataSplits:
     """CIFAR-10 as `(3, 32, 32)` images in 10 classes, from `<data root>/cifar-10-batches-bin`.
 
@@ -31,6 +32,7 @@ def load_cifar10(
         seed: chooses calibration, label and validation examples among the 50,000 training images.
         calibration, label, validation: number of examples of each part.
         padding, flip: augmentation of the training images: random crops after padding, mirroring.
+        channels_last: see `ImagePart`.
 
     Raises:
         DataError: if a file is missing or damaged, with what to put where.
@@ -50,6 +52,7 @@ def load_cifar10(
                 std=(0.229, 0.224, 0.225),
                 padding=padding,
                 flip=flip,
+                channels_last=channels_last,
             )
         )
     sizes = {"calibration": calibration, "label": label, "validation": validation}

