@@ -25,10 +25,10 @@ between the two. The labeler of a zoo network never saw its family or its task; 
 looking at networks of the same zoo. The network of a zoo board is the one of its family and task with the best dense
 test accuracy."""
 _DERIVED = """Some methods take plans that others found, and are ranked among these without being their rivals:
-`plans/search` and `plans/race` are what the product does, which lets the labeler lead where a network lies within its
-competence, and the formula elsewhere (two favourites of the labeler race all the same). `.../finals` fine-tunes the
-plans of a race's last round to the end and takes the one that loses least on validation examples; `all/finals` does so
-with the plans of all methods, at the price of training them all."""
+`.../finals` fine-tunes the plans of a race's last round to the end and takes the one that loses least on validation
+examples; `all/finals` does so with the plans of all methods, at the price of training them all. `plans/search` and
+`plans/race`, where they are, are what the product does where no plan of the network is measured: one search, which the
+formula leads, and a race of its favourite with two of the labeler's and five plans of formulas."""
 _TRAINED = """One seed each, so that small differences say nothing
 (`results/no_regret/trained_*.csv`, `experiment=no_regret_trained`). The labeler is the one that shipped with the
 package when these were made (`made_trained_*.json`). ResNet-20 at .5 was trained at a rate of 0.02, at .3 and since
