@@ -14,6 +14,7 @@ from autolabel.call_checks import check_numbers, check_parts, check_removable, e
 from autolabel.few_shot import AdaptedPlanLabeler, correct_labeler
 from autolabel.labeler import Labeler
 from autolabel.labelers import GBDTLabeler
+from autolabel.leader import choose_leader, competence_record
 from autolabel.learning import Learned, join_scores, learn_labels
 from autolabel.measuring import measure
 from autolabel.oracles import LayerChoiceOracle, RemovalOracle
@@ -21,7 +22,7 @@ from autolabel.plan_criteria import plan_criteria
 from autolabel.plan_oracle import PlanBench
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import PlanSummarizer
-from autolabel.pretrained import choose_leader, competence_record, load_competence, load_plan_labeler
+from autolabel.pretrained import load_competence, load_plan_labeler
 from autolabel.tables import LabelTable
 from compress.allocation import allocate, check_budget
 from compress.allocator import Allocator, Constraints

@@ -1,13 +1,10 @@
 """The plan labeler that ships with the package (its `card.json` says what it learned from), or one of a folder."""
 
 from pathlib import Path
-from typing import Any
 
-from autolabel.competence import Competence, Verdict
-from autolabel.few_shot import AdaptedPlanLabeler
+from autolabel.competence import Competence
 from autolabel.plan_blend import BlendPlanLabeler
 from autolabel.plan_damage import PlanDamage
-from autolabel.plan_formula import PlanFormula
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_labeler_files import INDEX_FILE
 from autolabel.plan_labelers import GBDTPlanLabeler, RidgePlanLabeler, SetPlanLabeler
@@ -42,18 +39,6 @@ def load_competence(path: str | Path | None = None) -> Competence:
         ArtifactError: if they are missing or damaged.
     """
     return Competence.load(PRETRAINED if path is None else Path(path))
-
-
-def choose_leader(labeler: PlanLabeler | AdaptedPlanLabeler) -> AdaptedPlanLabeler | PlanFormula:
-    """Who judges the plans of a search: the labeler if it was corrected by measured plans of this network; else the
-    formula that came closest to it on networks that it never saw. What the labeler likes without such plans ends no
-    better than what the formula likes, within its competence no more than outside (docs/no_regret.md)."""
-    return labeler if isinstance(labeler, AdaptedPlanLabeler) else PlanFormula()
-
-
-def competence_record(verdict: Verdict, leader: str) -> dict[str, Any]:
-    """What a searched plan's provenance says under `competence`; `leader` is the name of who judged its search."""
-    return {"inside": verdict.inside, "told": str(verdict), "leader": leader}
 
 
 def load_plan_damage(path: str | Path | None = None) -> PlanDamage:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from autolabel.competence import Competence
+from autolabel.leader import choose_judges
 from autolabel.plan_formula import PlanFormula
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_race import brief_training, choose_entrants
 from autolabel.plan_sampling import PlanDraw
 from autolabel.plan_search import PlanSearch
-from autolabel.pretrained import choose_leader
 from compress.allocation import allocate
 from compress.budget import Budget
 from compress.criteria import (
@@ -38,7 +38,7 @@ from experiments.seeding import derive_seed
 from experiments.subject import Subject
 
 log = logging.getLogger(__name__)
-# Who leads a search and a race: the labeler, a formula, and what the product lets lead, see `choose_leader`.
+# Who leads a search and a race: the labeler, a formula, and what the product lets lead, see `choose_judges`.
 LABELER, FORMULA, CHOSEN = "labeler", "refit_loss", "plans"
 LEADERS = (FORMULA, LABELER, CHOSEN)
 SEARCHES = tuple(f"{leader}/{way}" for leader in LEADERS for way in ("search", "race"))
@@ -164,12 +164,13 @@ class BoardRunner:
         subject, settings = self.subject, self.settings
         wanted = [way for way in (f"{name}/search", f"{name}/race") if way in settings.methods]
         if not set(wanted) <= self._done.keys():
-            formula = PlanFormula()
-            leader = {LABELER: self.labeler, FORMULA: formula}.get(name) or choose_leader(self.labeler)
-            # Beside the one that leads, the labeler's favourites race, as in the product.
-            other = self.labeler if name == CHOSEN else leader
-            searches = [leader, *[other] * (settings.searches - 1)]
-            found = [self._favourite(judge, number) for number, judge in enumerate(searches)]
+            judges = {
+                LABELER: [self.labeler] * settings.searches,
+                FORMULA: [PlanFormula()] * settings.searches,
+                CHOSEN: choose_judges(self.labeler, settings.searches),
+            }[name]
+            leader = judges[0]
+            found = [self._favourite(judge, number) for number, judge in enumerate(judges)]
             # All of them compared with one another: each search knows its own random plans only.
             entrants = choose_entrants(leader, subject.summarizer, found, list(formulas.values()), settings.candidates)
             features = subject.statistics.forward_macs + subject.summarizer.forward_macs

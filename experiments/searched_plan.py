@@ -15,6 +15,7 @@ from filelock import FileLock
 from autolabel.allocators import LearnedSearchAllocator
 from autolabel.competence import Verdict
 from autolabel.few_shot import OTHERS, AdaptedPlanLabeler, adapt_labeler
+from autolabel.leader import choose_judges, choose_leader, competence_record
 from autolabel.learning import join_scores
 from autolabel.plan_formula import FORMULA_PREFIX, PlanFormula
 from autolabel.plan_labeler import PlanLabeler
@@ -22,7 +23,7 @@ from autolabel.plan_race import PlanRace, choose_entrants
 from autolabel.plan_sampling import sample_plans
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import PlanSummarizer
-from autolabel.pretrained import choose_leader, competence_record, load_competence, load_plan_labeler
+from autolabel.pretrained import load_competence, load_plan_labeler
 from autolabel.row_log import Notes, RowLog
 from autolabel.tables import LabelTable
 from compress.allocation import allocate
@@ -118,15 +119,14 @@ class PlanFinder:
         return self._told(self._with_formats(self._favourite(self.seed, self._leader)))
 
     def race(self) -> CompressionPlan:
-        """The winner among the leader's favourites and plans of formulas after brief trainings.
+        """The winner among three favourites, see `choose_judges`, and plans of formulas after brief trainings.
 
-        Where the formula leads, the labeler's favourites race too: trainings tell which of the two knows this network.
         What races is what would leave: the channels that are gone after formats were chosen too, trained in floats.
         """
         units = self.experiment.structure.units
-        leaders = [self._leader, *[self._labeler] * (_SEARCHES - 1)]
-        favourites = [self._favourite(self.seed + 1000 * i, leader).removed_mask(units)
-                      for i, leader in enumerate(leaders)]  # fmt: skip
+        judges = choose_judges(self._labeler, _SEARCHES)
+        favourites = [self._favourite(self.seed + 1000 * i, judge).removed_mask(units)
+                      for i, judge in enumerate(judges)]  # fmt: skip
         likely = choose_entrants(self._leader, self._summarizer, favourites, self._formula_masks(), _FORMULAS)
         entrants: dict[bytes, CompressionPlan] = {}
         for mask in likely:
