@@ -28,7 +28,7 @@ from compress.allocation import allocate, check_budget
 from compress.allocator import Allocator, Constraints
 from compress.application import apply_plan
 from compress.budget import Budget
-from compress.costs import CostTable
+from compress.costs import RECURRENT, CostTable
 from compress.counting import unit_costs
 from compress.criteria import FisherCriterion, SecondOrderCriterion, TaylorCriterion
 from compress.criterion import score_units
@@ -129,6 +129,9 @@ def auto_compress(
     structure = analyze(model, example_inputs)
     check_removable(structure)
     costs, constraints = unit_costs(structure), constraints or Constraints()
+    recurrent = [name for name, _ in costs.uncounted if name in RECURRENT]
+    if recurrent:
+        _LOG.warning("MACs of %s are not counted: a bound on MACs is one of all other layers.", ", ".join(recurrent))
     check_budget(structure.units, costs, budget, constraints, ("removed", *(f"{b}bit" for b in bits)))
     # Before hours of measuring: everything that will be read.
     if epochs:

@@ -6,7 +6,7 @@ entries.
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -145,6 +145,10 @@ def offered_choices(names: Iterable[str]) -> dict[str, LayerChoice]:
 
 def _check_settings(constraints: Constraints) -> None:
     round_to = constraints.round_to
+    if not isinstance(constraints.floors, Mapping):
+        raise CompressError(
+            f"The 'floors' parameter of Constraints must map names of groups to numbers. Got {constraints.floors!r}."
+        )
     floors = {f"'floors' parameter at {name!r}": floor for name, floor in constraints.floors.items()}
     for told, floor in {"'floor' parameter": constraints.floor, **floors}.items():
         if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor <= 1:
@@ -152,11 +156,14 @@ def _check_settings(constraints: Constraints) -> None:
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise CompressError(f"The 'round_to' parameter of Constraints must be an int of at least 1. Got {round_to!r}.")
     for name in ("pinned", "max_bits_only"):
-        if isinstance(getattr(constraints, name), str):
+        given = getattr(constraints, name)
+        if isinstance(given, str):
             raise CompressError(
                 f"The '{name}' parameter of Constraints must be a tuple of names. Got the single string "
-                f"{getattr(constraints, name)!r}; put it into a tuple."
+                f"{given!r}; put it into a tuple."
             )
+        if not isinstance(given, (tuple, list, set, frozenset)) or not all(isinstance(x, str) for x in given):
+            raise CompressError(f"The '{name}' parameter of Constraints must be a tuple of names. Got {given!r}.")
 
 
 def _columns(units: UnitTable, costs: CostTable) -> np.ndarray:

@@ -107,7 +107,7 @@ class CompressionPlan:
         provenance: who wrote it: free JSON (allocator, labeler, seed, budget).
 
     Raises:
-        PlanError: for ranges of another name.
+        PlanError: for ranges of another name, or where a group has no indices or a layer no `LayerFormat`.
     """
 
     remove_channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -125,6 +125,11 @@ class CompressionPlan:
                 f"The 'activation_ranges' parameter of CompressionPlan must be one of {ACTIVATION_RANGES}. Got "
                 f"{self.activation_ranges!r}."
             )
+        for name, kind, told in (("remove_channels", Iterable, "names of groups to indices of units"),
+                                 ("layer_formats", LayerFormat, "names of layers to LayerFormats")):  # fmt: skip
+            given = getattr(self, name)
+            if not isinstance(given, Mapping) or not all(isinstance(value, kind) for value in given.values()):
+                raise PlanError(f"The '{name}' parameter of CompressionPlan must map {told}. Got {given!r}.")
 
     @classmethod
     def removing(cls, units: UnitTable, unit_ids: Iterable[str], **fields: Any) -> "CompressionPlan":

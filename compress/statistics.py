@@ -223,8 +223,11 @@ def collect_statistics(
             "The 'batches' parameter of collect_statistics must hold at least one calibration batch. Got none."
         )
     for name, value in structure.traced.module.named_parameters():
-        if value.dtype == torch.bfloat16:
-            raise DataError(f"Parameter {name!r} is of bfloat16, which numpy lacks. Pass model.float().")
+        if value.dtype in (torch.bfloat16, torch.float16):
+            kind = str(value.dtype).removeprefix("torch.")
+            raise DataError(
+                f"Parameter {name!r} is of {kind}. Labels, repair and bytes are those of float32. Pass model.float()."
+            )
     check_batches(structure, task, batches)
     activations, moments, gradients, passes = None, None, None, 0
     if {"activations", "moments"} & set(needs):

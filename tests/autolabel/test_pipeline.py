@@ -142,10 +142,28 @@ def test_models_that_cannot_be_judged_are_told_what_to_do():
     batches = make_data(4, 3)
     with pytest.raises(DataError, match="gives a tuple, and the metric needs one tensor, examples first"):
         autolabel.auto_compress(Pair(), First(), [], batches, batches[0][0], Budget(macs=0.5), epochs=0)
-    half = [(x.bfloat16(), y) for x, y in batches]
-    with pytest.raises(DataError, match="is of bfloat16, which numpy lacks"):
-        autolabel.auto_compress(nn.Sequential(Pair().net.bfloat16()).append(nn.Identity()), TASK, [], half, half[0][0],
-                                Budget(macs=0.5), epochs=0)  # fmt: skip
+    for dtype in (torch.bfloat16, torch.float16):
+        half = [(x.to(dtype), y) for x, y in batches]
+        with pytest.raises(DataError, match=r"float16\. Labels, repair and bytes are those of float32"):
+            autolabel.auto_compress(nn.Sequential(Pair().net.to(dtype)).append(nn.Identity()), TASK, [], half,
+                                    half[0][0], Budget(macs=0.5), epochs=0)  # fmt: skip
+
+
+def test_macs_that_are_not_counted_are_told(caplog):
+    class Front(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru, self.tail = nn.GRU(4, 6, batch_first=True), nn.Sequential(nn.Linear(6, 8), nn.ReLU())
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.head(self.tail(self.gru(x[:, 0])[0][:, -1]))
+
+    torch.manual_seed(0)
+    batches = make_data(4, 3)
+    with caplog.at_level(logging.WARNING, "autolabel.pipeline"):
+        autolabel.auto_compress(Front(), TASK, [], batches, batches[0][0], Budget(macs=0.9), sample=0, epochs=0)
+    assert "MACs of gru are not counted: a bound on MACs is one of all other layers." in caplog.text
 
 
 def test_where_no_plan_can_be_searched_the_others_go_on(trained, caplog):

@@ -340,11 +340,11 @@ def test_unknown_pinned_name_is_named_with_suggestions(name, hint):
 @pytest.mark.parametrize(
     "constraints",
     [Constraints(floor=1.1), Constraints(floor=-0.1), Constraints(round_to=0), Constraints(round_to=2.0),
-     Constraints(pinned="conv0")],
+     Constraints(pinned="conv0"), Constraints(pinned=None), Constraints(max_bits_only=(1,)), Constraints(floors=None)],
 )  # fmt: skip
 def test_settings_out_of_range(constraints):
     units, costs = chain([4, 4])
-    with pytest.raises(CompressError, match="parameter of Constraints must be"):
+    with pytest.raises(CompressError, match="parameter of Constraints must "):
         allocate(units, random_scores(units, 0), costs, Budget(macs=0.5), constraints=constraints)
 
 

@@ -233,6 +233,13 @@ def test_plan_that_empties_a_group() -> None:
         compress.apply_plan(model, CompressionPlan({"2:out": (0, 1, 2, 3)}), x)
 
 
+@pytest.mark.parametrize("fields", [{"remove_channels": None}, {"remove_channels": {"0:out": 1}},
+                                    {"layer_formats": {"0": 8}}])  # fmt: skip
+def test_what_is_no_plan_is_refused_where_it_is_made(fields):
+    with pytest.raises(PlanError, match="parameter of CompressionPlan must map names of"):
+        CompressionPlan(**fields)
+
+
 def test_plan_that_removes_a_layer() -> None:
     units = compress.find_units(network(), torch.randn(2, 3))
     with pytest.raises(PlanError, match="layer cannot be removed"):

@@ -233,6 +233,12 @@ def test_a_remembering_teacher_runs_where_its_layers_are_compared() -> None:
     assert (wrapper.asked, wrapper.computed) == (2, 1)
 
 
+def test_a_teacher_of_other_classes_is_refused() -> None:
+    teacher = nn.Sequential(make_net(0), nn.Linear(make_net(0)(images()[0]).shape[1], 11))
+    with pytest.raises(CompressError, match=r"The teacher's logits have shape \(\d+, 11\), the model's"):
+        finetune_(make_net(), TASK, [images()], teacher=teacher, epochs=1, progress=False)
+
+
 def test_settings_without_effect_warn_and_bad_ones_are_refused(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         finetune_(make_net(), TASK, [images()], epochs=0, distillation=HintDistillation())
