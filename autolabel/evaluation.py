@@ -167,6 +167,24 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
     return _correlation(rankdata(a), rankdata(b))
 
 
+def resampled_spearman(a: np.ndarray, b: np.ndarray, times: np.ndarray) -> list[float]:
+    """`spearman` of each resample, in which value `i` comes `times[:, i]` times (`(n_resamples, n)` int); those of
+    fewer than 3 values are left out."""
+    size = times.sum(axis=1)
+    x, y = (_repeated_ranks(values, times) - (size[:, None] + 1) / 2 for values in (a, b))
+    norm = np.sqrt((times * x * x).sum(axis=1) * (times * y * y).sum(axis=1))
+    found = np.divide((times * x * y).sum(axis=1), norm, out=np.zeros(len(times)), where=norm > 0.0)
+    return np.clip(found, -1.0, 1.0)[size >= _SMALLEST_GROUP].tolist()
+
+
+def _repeated_ranks(values: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """`(n_resamples, n)` ranks, ties averaged, among values that come so many times each."""
+    distinct, place = np.unique(values, return_inverse=True)
+    count = np.zeros((len(times), len(distinct)), dtype=np.int64)
+    np.add.at(count.T, place, times.T)
+    return (count.cumsum(axis=1) - (count - 1) / 2)[:, place]
+
+
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a - a.mean(), b - b.mean()
     norm = float(np.sqrt((a @ a) * (b @ b)))
@@ -194,14 +212,14 @@ def _agreement(
     overall = spearman(damage, score)
     generator = np.random.default_rng(seed)
     blocks = rows_of if len(rows_of) > 1 else [np.array([row]) for row in range(len(damage))]
-    drawn, drawn_within = [], []
-    for _ in range(resamples if overall is not None else 0):
-        rows = np.concatenate([blocks[i] for i in generator.integers(len(blocks), size=len(blocks))])
-        value = spearman(damage[rows], score[rows])
-        drawn += [] if value is None else [value]
+    times, drawn_within = np.zeros((resamples if overall is not None else 0, len(damage)), dtype=np.int64), []
+    for drawn in times:
+        picks = np.bincount(generator.integers(len(blocks), size=len(blocks)), minlength=len(blocks))
+        for rows, count in zip(blocks, picks, strict=True):
+            drawn[rows] = count
         if len(within) > 1:
             drawn_within.append(float(np.median(within[generator.integers(len(within), size=len(within))])))
-    low, high = _interval(drawn)
+    low, high = _interval(resampled_spearman(damage, score, times))
     within_low, within_high = _interval(drawn_within)
     kendall = None
     if overall is not None:

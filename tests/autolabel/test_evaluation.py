@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from autolabel.conformal import CalibrationWarning
-from autolabel.evaluation import compare, coverage, held_out_predictions, spearman
+from autolabel.evaluation import compare, coverage, held_out_predictions, resampled_spearman, spearman
 from autolabel.tables import FeatureTable, LabelTable
 from compress.errors import CompressError, DataError
 from compress.scores import Scores
@@ -148,6 +150,16 @@ def test_bootstrap_is_repeatable_and_narrows():
     assert compare(labels, None, {"s": score}, seed=1)[0].spearman_low != a.spearman_low
     (small,) = compare(_labels(ids[:30], damage[:30]), None, {"s": score[:30]})
     assert a.spearman_high - a.spearman_low < small.spearman_high - small.spearman_low
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(3, 30), st.integers(1, 8), st.integers(0, 2**16))
+def test_resamples_are_correlated_as_if_their_values_were_repeated(n, distinct, seed):
+    rng = np.random.default_rng(seed)
+    a, b = (rng.integers(0, distinct, n).astype(float) for _ in range(2))
+    times = rng.multinomial(rng.integers(1, n + 1), np.ones(n) / n, size=5)
+    expected = [spearman(np.repeat(a, row), np.repeat(b, row)) for row in times]
+    assert resampled_spearman(a, b, times) == pytest.approx([value for value in expected if value is not None])
 
 
 def test_networks_are_told_apart():

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from compress import json_coding
 from compress.arithmetic_coding import BitDecoder, BitEncoder
 from compress.bit_model import BitModel
 from compress.entropy_coding import (
@@ -102,18 +103,23 @@ def test_other_bytes_are_json_or_named_damage(data):
         json.dumps(code_json(BitModel(BitDecoder(data)), None, WORDS))
 
 
-def test_a_header_has_room_for_so_much_text_and_no_more(tmp_path):
+def test_a_header_has_room_for_so_much_text_and_no_more(tmp_path, monkeypatch):
+    assert json_coding._MOST_TEXT == 2**17
+    assert json_coding._MOST_VALUES == 2**18
+    # A hundredth of it says the same in less time.
+    monkeypatch.setattr(json_coding, "_MOST_TEXT", 2**10)
+    monkeypatch.setattr(json_coding, "_MOST_VALUES", 2**11)
     path = tmp_path / "m.packed"
-    write_packed(path, {}, {}, ["a" * 2**15] * 3)
-    assert PackedFile(path).about == ["a" * 2**15] * 3
+    write_packed(path, {}, {}, ["a" * 2**8] * 3)
+    assert PackedFile(path).about == ["a" * 2**8] * 3
     # A text that comes again costs nearly nothing, but time to read.
-    for about in (["a" * 2**15] * 5, [0] * 2**19, 2**50, "\ud800", {1: 2}):
+    for about in (["a" * 2**8] * 5, [0] * 2**12, 2**50, "\ud800", {1: 2}):
         with pytest.raises(CompressError, match="cannot hold this header"):
             write_packed(path, {}, {}, about)
     encoder = BitEncoder()
     unbounded = _Coder(BitModel(encoder), ())
     unbounded.left_text = unbounded.left = 2**40
-    unbounded.code(["a" * 2**15] * 5, "", 0)
+    unbounded.code(["a" * 2**8] * 5, "", 0)
     with pytest.raises(ArtifactError, match="too long"):
         code_json(BitModel(BitDecoder(encoder.finish())), None, ())
 
