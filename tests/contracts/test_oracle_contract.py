@@ -79,6 +79,11 @@ def test_moments_are_those_of_the_stream():
     assert moments.std_err == pytest.approx(values.std(ddof=1) / np.sqrt(11))
 
 
+def made(kind):
+    """With few masks, each of which is a repair or two."""
+    return kind(masks=16) if "masks" in inspect.signature(kind).parameters else kind()
+
+
 @pytest.mark.parametrize("kind", ORACLES)
 class TestOracle:
     def test_satisfies_the_seam(self, kind):
@@ -95,7 +100,7 @@ class TestOracle:
 
     def test_measures_every_unit_and_choice_once(self, kind, case):
         model, batches = case
-        oracle, structure = kind(), analyze(model, batches[0][0])
+        oracle, structure = made(kind), analyze(model, batches[0][0])
         rows = rows_of(structure, oracle)
         found = list(oracle.measure(structure, Replay(structure, TASK, batches), rows))
         assert all(isinstance(m, Measurement) for m in found)
@@ -110,7 +115,7 @@ class TestOracle:
 
     def test_order_and_company_of_units_change_nothing(self, kind, case):
         model, batches = case
-        oracle, structure = kind(), analyze(model, batches[0][0])
+        oracle, structure = made(kind), analyze(model, batches[0][0])
         rows = rows_of(structure, oracle)
         together = {(m.unit_id, m.choice): m.damage
                     for m in oracle.measure(structure, Replay(structure, TASK, batches), rows[::-1])}  # fmt: skip
@@ -120,7 +125,7 @@ class TestOracle:
 
     def test_a_killed_measuring_goes_on(self, kind, case, tmp_path):
         model, batches, path = case[0], [*case[1], *case[1]], tmp_path / "rows.jsonl"
-        oracle = kind(masks=8) if "masks" in inspect.signature(kind).parameters else kind()
+        oracle = made(kind)
         whole, rest = Countdown(), Countdown()
         undisturbed = measure(model, None, whole, batches, oracle)
         with pytest.raises(KeyboardInterrupt):
@@ -141,7 +146,7 @@ class TestOracle:
         grads = [parameter.grad.clone() for parameter in model.parameters()]
         state, rng = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
         numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
-        table = measure(model, None, TASK, batches, kind())
+        table = measure(model, None, TASK, batches, made(kind))
         assert [module.training for module in model.modules()] == modes
         for name, value in model.state_dict().items():
             assert torch.equal(value, state[name]), name
@@ -150,5 +155,5 @@ class TestOracle:
             assert parameter.requires_grad
         assert torch.equal(torch.random.get_rng_state(), rng)
         np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
-        expected = measure(copy.deepcopy(case[0]).eval(), None, TASK, batches, kind())
+        expected = measure(copy.deepcopy(case[0]).eval(), None, TASK, batches, made(kind))
         np.testing.assert_array_equal(table.damage, expected.damage)

@@ -30,12 +30,11 @@ def test_every_piece_is_done_on_one_thread(workers):
     assert found == {0: ("1a", 1), 1: ("2b", 1), 2: ("3c", 1)}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_comes_through(workers):
+def test_an_error_comes_through():
     threads = torch.get_num_threads()
     try:
         with pytest.raises(CompressError, match="piece 2 is bad"):
-            list(run_pieces(describe, [(1, "a"), (2, "bad")], workers))
+            list(run_pieces(describe, [(1, "a"), (2, "bad")], 1))
     finally:
         torch.set_num_threads(threads)
 
