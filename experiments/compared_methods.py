@@ -129,7 +129,7 @@ def _named(config: Config) -> list[Method]:
         kept = [name for name in names if suits or Method(name).source != PLANS]
         if kept != names:
             log.info("No plans are searched: that needs %s.", _SEARCH_NEEDS)
-        names = kept
+        names = [name for name in kept if config.measure.sample != 0 or Method(name).source != LABELER]
     return [Method(name) for name in names]
 
 
@@ -159,6 +159,11 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
         if (method.source == PLANS) != (method.allocator in SEARCHES):
             ways = " or ".join(f"'{PLANS}/{way}'" for way in SEARCHES)
             raise ConfigError(f"compare.methods: only plans are searched, as {ways}. Got {method.name!r}.")
+        if method.source == LABELER and config.measure.sample == 0:
+            raise ConfigError(
+                f"compare.methods: {method.name!r} learns from measured removals, of which measure.sample=0 has none. "
+                "Leave it out, such as by compare.methods=[plans/search,second_order/mac]."
+            )
         formats = config.quantize.enabled and method.chooses_formats(compare)
         if method.source == PLANS:
             if not _suits_search(config, formats):

@@ -58,7 +58,7 @@ class Comparison:
     """Runs all methods over all seeds, one row at a time, and resumes from the rows that are there."""
 
     def __init__(
-        self, experiment: "Workbench", labels: LabelTable, formats: LabelTable | None,
+        self, experiment: "Workbench", labels: LabelTable | None, formats: LabelTable | None,
         joint: JointDamage | None = None,
     ) -> None:  # fmt: skip
         self.experiment, self.labels, self.formats, self.joint = experiment, labels, formats, joint

@@ -60,18 +60,7 @@ def write_page(rows: Sequence[Mapping[str, Any]], command: str, trained: Sequenc
     page = ["# No regret: the learned plan against formulas", "",
             f"{len(boards)} boards, {seeds}; drawn from `results/no_regret/raw.csv` ({command}).", "",
             _EXPLANATION, "", *([_DERIVED, ""] if any(map(is_derived, overall)) else []),
-            *_goals(overall), "![Ranks and distances](no_regret.svg)", ""]  # fmt: skip
-    page += [
-        "| method | mean rank | best on | within 1 sd | mean behind | worst behind | label cost |",
-        "|" + "---|" * 7,
-    ]
-    for name, line in overall.items():
-        page.append(
-            f"| {name} | {line['mean_rank']:.2f} ({_interval(line['mean_rank_interval'], 1)}) | "
-            f"{100 * line['wins']:.0f} % | "
-            f"{_percent(line['within_one_deviation'])} | {line['mean_behind']:.2f} | {line['worst_behind']:.2f} | "
-            f"{line['label_cost_forward_macs']:.2g} |"
-        )
+            *_goals(overall), "![Ranks and distances](no_regret.svg)", "", *_method_table(overall)]  # fmt: skip
     for name in (name for name in overall if name.startswith("labeler/")):
         formula = name.replace("labeler/", "refit_loss/")
         if formula in overall:
@@ -83,9 +72,27 @@ def write_page(rows: Sequence[Mapping[str, Any]], command: str, trained: Sequenc
                     page[-1] += f" On the boards {where} the labeler's competence it {_compared(part, name, formula)}"
     page += ["", "## Boards", "", *_board_table(boards)]
     if trained:
+        found = summarize(trained)
+        repeated = [row for row in trained if row["board"] in {b["board"] for b in found["boards"] if b["seeds"] > 1}]
         page += ["", "## Trained networks that the zoo has nothing of", "", _TRAINED, "",
-                 *_board_table(summarize(trained)["boards"])]  # fmt: skip
+                 *_board_table(found["boards"])]  # fmt: skip
+        if repeated:
+            page += ["", "All methods over the boards of several seeds:", "",
+                     *_method_table(summarize(repeated)["overall"])]  # fmt: skip
     return "\n".join([*page, ""])
+
+
+def _method_table(overall: Mapping[str, Any]) -> list[str]:
+    """Each method over all boards."""
+    titles = ("method", "mean rank", "best on", "within 1 sd", "mean behind", "worst behind", "label cost")
+    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+    return lines + [
+        f"| {name} | {line['mean_rank']:.2f} ({_interval(line['mean_rank_interval'], 1)}) | "
+        f"{100 * line['wins']:.0f} % | "
+        f"{_percent(line['within_one_deviation'])} | {line['mean_behind']:.2f} | {line['worst_behind']:.2f} | "
+        f"{line['label_cost_forward_macs']:.2g} |"
+        for name, line in overall.items()
+    ]
 
 
 def _goals(overall: Mapping[str, Any]) -> list[str]:

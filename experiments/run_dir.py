@@ -126,6 +126,11 @@ class RunDir:
         self._manifest["metrics"] = dict(metrics)
         self._write()
 
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete files and folders of the run folder that another configuration left, where they are."""
+        for name in names:
+            _delete(self.path / name)
+
     def run_stage(
         self,
         name: str,

@@ -37,7 +37,9 @@ class TrainSettings:
 
 @dataclass
 class MeasureSettings:
-    """Which units are measured (`sample`: a number, or null for all), and on how many examples.
+    """Which units are measured (`sample`: a number, null for all, 0 for none), and on how many examples.
+
+    With 0 no labeler of units is fitted: formulas and searches of whole plans (`compare.methods`) decide.
 
     `sampling` draws them `"uniform"` or `"stratified"` over groups; `"active"` draws half of them so and spends the
     other half where the plan hangs on them.

@@ -123,26 +123,31 @@ class Experiment(Teaching):
         )
         active = self.config.measure.sampling == ACTIVE
         known = (*self.parts.baselines.values(), *CRITERIA.values())
-        stage(
-            "labels",
-            self.learn,
-            inputs=[*dense, "features.npz", *(["layer_labels.npz"] if active else [])],
-            outputs=["labels.npz", "held_out.npz", "labeler.json", "group_steps.json", "explanations.json", "labeler"],
-            settings=settings(
-                "data",
-                "measure",
-                "labeler",
-                "oracles",
-                "baselines",
-                *(["criterion"] if self.parts.criterion not in known else []),
-                *(["budget", "constraints", "allocator", "quantize"] if active else []),
-            ),
-            scratch=["rows.jsonl"],
-        )
+        labels = [] if self.config.measure.sample == 0 else ["labels.npz"]
+        learned = ["labels.npz", "held_out.npz", "labeler.json", "group_steps.json", "explanations.json", "labeler"]
+        if labels:
+            stage(
+                "labels",
+                self.learn,
+                inputs=[*dense, "features.npz", *(["layer_labels.npz"] if active else [])],
+                outputs=learned,
+                settings=settings(
+                    "data",
+                    "measure",
+                    "labeler",
+                    "oracles",
+                    "baselines",
+                    *(["criterion"] if self.parts.criterion not in known else []),
+                    *(["budget", "constraints", "allocator", "quantize"] if active else []),
+                ),
+                scratch=["rows.jsonl"],
+            )
+        else:
+            self.run_dir.delete(learned)
         stage(
             "compare",
             self.compare,
-            inputs=[*dense, "labels.npz", "layer_labels.npz", *joint],
+            inputs=[*dense, *labels, "layer_labels.npz", *joint],
             outputs=["comparison.csv", "choice.json", "plan.json"],
             settings=self.compare_settings(),
             scratch=["comparison"],
@@ -325,8 +330,8 @@ class Experiment(Teaching):
         chosen.save(self.run_dir.file("plan.json"))
 
     def comparison(self) -> Comparison:
-        """The comparison of methods on the labels that were learned."""
-        labels = LabelTable.load(self.run_dir.path / "labels.npz")
+        """The comparison of methods on the labels that were learned, if there are any."""
+        labels = LabelTable.load(self.run_dir.path / "labels.npz") if self.config.measure.sample != 0 else None
         formats = LabelTable.load(self.run_dir.path / "layer_labels.npz") if self.quantizes else None
         joint = JointDamage.load(self.run_dir.path / JOINT_FILE) if self.config.quantize.joint_plans else None
         return Comparison(self, labels, formats, joint)

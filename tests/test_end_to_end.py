@@ -802,8 +802,9 @@ def widened_solves(monkeypatch):
 def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(tmp_path, monkeypatch, formats, macs):
     run, widened = tmp_path / "run", widened_solves(monkeypatch)
     budget = [] if formats else ["quantize.enabled=false", "budget.weight_bytes=null", "compare.search_plans=3"]
-    call_here(*SHORT, *budget, "compare.methods=[plans/search,random]", "measure.plans=0", "finetune.epochs=0",
-              "quantize.epochs=0", f"budget.macs={macs}", "export.formats=[]", f"hydra.run.dir={run}")  # fmt: skip
+    call_here(*SHORT, *budget, "compare.methods=[plans/search,random]", "measure.sample=0", "measure.plans=0",
+              "finetune.epochs=0", "quantize.epochs=0", f"budget.macs={macs}", "export.formats=[]",
+              f"hydra.run.dir={run}")  # fmt: skip
     with (run / "comparison.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["method"] == "plans/search"]
     assert {row["stage"] for row in rows} == {"pruned", "recovered"}
@@ -821,6 +822,8 @@ def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(t
     assert widened == [True] * formats
     report = (run / "report.html").read_text()
     assert "plans/search" in report
+    assert not (run / "labels.npz").exists()
+    assert "no labeler.json" in report
     assert "within the labeler&#x27;s competence" in report
     leader = ("The formula refitted_loss_sum led the search of a plan: no plan of this network was measured" if formats
               else "The labeler led the search, corrected by measured plans of this network.")  # fmt: skip

@@ -155,6 +155,16 @@ def test_a_pattern_stands_for_the_files_that_match_it(run):
     assert [path.name for path in sorted((run.path / "artifact").iterdir())] == ["a.onnx", "b.onnx"]
 
 
+def test_what_another_configuration_left_is_deleted(run):
+    (run.path / "folder").mkdir()
+    for name in ("folder/file", "labels.npz", "other"):
+        (run.path / name).write_text("x")
+    run.delete(["folder", "labels.npz", "missing"])
+    assert not (run.path / "folder").exists()
+    assert not (run.path / "labels.npz").exists()
+    assert (run.path / "other").exists()
+
+
 def test_missing_inputs_and_outputs_are_named(run):
     with pytest.raises(ArtifactError, match=r"Stage 'x' needs .*nothing\.npz"):
         run.run_stage("x", lambda: None, inputs=["nothing.npz"], outputs=["out.txt"])
