@@ -20,6 +20,7 @@ from compress.scores import Scores
 
 # Fewer units than this have no order worth correlating.
 _SMALLEST_GROUP = 3
+_MOST_AT_ONCE = 500_000  # values, of all resamples together
 _INDEX_IN_ID = re.compile(r"\[\d+\]$")
 
 
@@ -170,6 +171,10 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
 def resampled_spearman(a: np.ndarray, b: np.ndarray, times: np.ndarray) -> list[float]:
     """`spearman` of each resample, in which value `i` comes `times[:, i]` times (`(n_resamples, n)` int); those of
     fewer than 3 values are left out."""
+    most = max(1, _MOST_AT_ONCE // max(times.shape[1], 1))
+    if len(times) > most:
+        parts = np.split(times, range(most, len(times), most))
+        return [value for part in parts for value in resampled_spearman(a, b, part)]
     size = times.sum(axis=1)
     x, y = (_repeated_ranks(values, times) - (size[:, None] + 1) / 2 for values in (a, b))
     norm = np.sqrt((times * x * x).sum(axis=1) * (times * y * y).sum(axis=1))
@@ -179,9 +184,9 @@ def resampled_spearman(a: np.ndarray, b: np.ndarray, times: np.ndarray) -> list[
 
 def _repeated_ranks(values: np.ndarray, times: np.ndarray) -> np.ndarray:
     """`(n_resamples, n)` ranks, ties averaged, among values that come so many times each."""
-    distinct, place = np.unique(values, return_inverse=True)
-    count = np.zeros((len(times), len(distinct)), dtype=np.int64)
-    np.add.at(count.T, place, times.T)
+    order = np.argsort(values, kind="stable")
+    _, place, tied = np.unique(values, return_inverse=True, return_counts=True)
+    count = np.add.reduceat(times[:, order], np.cumsum(tied) - tied, axis=1)
     return (count.cumsum(axis=1) - (count - 1) / 2)[:, place]
 
 
@@ -212,7 +217,7 @@ def _agreement(
     overall = spearman(damage, score)
     generator = np.random.default_rng(seed)
     blocks = rows_of if len(rows_of) > 1 else [np.array([row]) for row in range(len(damage))]
-    times, drawn_within = np.zeros((resamples if overall is not None else 0, len(damage)), dtype=np.int64), []
+    times, drawn_within = np.zeros((resamples if overall is not None else 0, len(damage)), dtype=np.int32), []
     for drawn in times:
         picks = np.bincount(generator.integers(len(blocks), size=len(blocks)), minlength=len(blocks))
         for rows, count in zip(blocks, picks, strict=True):

@@ -7,11 +7,15 @@ from autolabel.few_shot import AdaptedPlanLabeler
 from autolabel.plan_formula import PlanFormula
 from autolabel.plan_labeler import PlanLabeler
 
+# Of the rule below: what was found by another one is not taken for its finding.
+RULE_VERSION = 2
+
 
 def choose_leader(labeler: PlanLabeler | AdaptedPlanLabeler) -> AdaptedPlanLabeler | PlanFormula:
-    """The labeler if it was corrected by measured plans of this network; else the formula that came closest to it on
-    networks that it never saw. What the labeler likes without such plans ends no better than what the formula likes,
-    within its competence no more than outside (docs/no_regret.md)."""
+    """The labeler if it was corrected by measured plans of this network, by which it orders other plans better
+    (docs/who_predicts.md; what it then finds was not trained to the end on many boards). Else the formula that came
+    closest to it on networks that it never saw: what the labeler likes without such plans ends no better than what the
+    formula likes, within its competence no more than outside (docs/no_regret.md)."""
     return labeler if isinstance(labeler, AdaptedPlanLabeler) else PlanFormula()
 
 

@@ -28,12 +28,13 @@ from compress.allocation import allocate, check_budget
 from compress.allocator import Allocator, Constraints
 from compress.application import apply_plan
 from compress.budget import Budget
-from compress.costs import RECURRENT, CostTable
+from compress.costs import CostTable
 from compress.counting import unit_costs
 from compress.criteria import FisherCriterion, SecondOrderCriterion, TaylorCriterion
 from compress.criterion import score_units
 from compress.errors import ArtifactError, CompressError, DataError
 from compress.finetuning import finetune_
+from compress.graph import RECURRENT
 from compress.output_sensitivity import collect_output_sensitivity
 from compress.plan import CompressionPlan
 from compress.quantization import prepare_quantized
@@ -56,8 +57,8 @@ class Compressed:
     Attributes:
         model: the compressed model, in evaluation mode; fake-quantised where the plan has formats.
         plan: what was done; save it with `compress.save_artifact`.
-        method: whose scores the plan is made of: `"labeler"`; `"plans/search"`, the favourite of the labeler of whole
-            plans that ships with the package; or the formula that did better on `validation`.
+        method: whose scores the plan is made of: `"labeler"`; `"plans/search"`, the favourite of a search of whole
+            plans; or the formula that did better on `validation`.
         validation: method -> validation loss after repair, for every method that was tried.
         stages: metric and loss on `validation` after each stage: dense, pruned, recovered, fine_tuned, quantized.
         learned: labels and their quality; None if nothing was measured.
@@ -105,10 +106,10 @@ def auto_compress(
         label: batches that damage is measured on; None takes the second half of `calibration`.
         validation: batches that choose between the labeler and the formulas, and stop fine-tuning; None takes `label`.
         labeler: None for gradient-boosted trees.
-        sample: how many units are measured; None for all, 0 for none: what was learned on other networks (without
-            `bits`, and where MACs or weight bytes are the only bound) and formulas make the plans from statistics.
+        sample: how many units are measured; None for all, 0 for none: a search of whole plans (without `bits`, and
+            where MACs or weight bytes are the only bound) and formulas make the plans from statistics.
         search_plans: how many random plans of the budget's size are repaired and measured on `label` first, to correct
-            what was learned on other networks.
+            what was learned on other networks, which then leads the search; with 0 a formula does.
         allocator, constraints: who spends the budget, within what.
         bits: widths that layers may be stored in, e.g. `(8, 4)`; empty keeps float32.
         epochs, lr: of fine-tuning with distillation; 0 epochs leaves it out.
@@ -129,8 +130,8 @@ def auto_compress(
     structure = analyze(model, example_inputs)
     check_removable(structure)
     costs, constraints = unit_costs(structure), constraints or Constraints()
-    recurrent = [name for name, _ in costs.uncounted if name in RECURRENT]
-    if recurrent:
+    recurrent = sorted({name for name, _ in costs.uncounted} & {op.__name__.split(".")[0] for op in RECURRENT})
+    if recurrent and budget.macs is not None:
         _LOG.warning("MACs of %s are not counted: a bound on MACs is one of all other layers.", ", ".join(recurrent))
     check_budget(structure.units, costs, budget, constraints, ("removed", *(f"{b}bit" for b in bits)))
     # Before hours of measuring: everything that will be read.

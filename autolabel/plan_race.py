@@ -110,20 +110,20 @@ def brief_training(bench: PlanBench, oracle: PlanOracle, part: str = "validation
 
 
 def choose_entrants(
-    labeler: PlanLabeler | PlanFormula, summarizer: PlanSummarizer, favourites: Sequence[np.ndarray],
+    leader: PlanLabeler | PlanFormula, summarizer: PlanSummarizer, favourites: Sequence[np.ndarray],
     others: Sequence[np.ndarray], candidates: int,
 ) -> list[np.ndarray]:  # fmt: skip
-    """Who takes part in a race: what searches found, the labeler's favourite first, and the others it likes best.
+    """Who takes part in a race: what searches found, the leader's favourite first, and the others it likes best.
 
     Args:
-        labeler: judges all of them, compared with one another.
+        leader: judges all of them, compared with one another.
         summarizer: of their network.
         favourites: `(n_units,)` bool each, at least one; all of them enter.
         others: plans of formulas, for instance.
         candidates: how many of the others enter beside the favourites, each plan once.
     """
     masks = np.stack([*favourites, *others])
-    score, _ = labeler.predict(summarizer.summarize(masks))
+    score, _ = leader.predict(summarizer.summarize(masks))
     own = len(favourites)
     entrants = {masks[i].tobytes(): masks[i] for i in np.argsort(score[:own], kind="stable")}
     most = len(entrants) + candidates

@@ -10,8 +10,6 @@ from compress.number_format import SYMMETRIC, NumberFormat
 
 FLOAT_BYTES = 4
 BIT_CHOICES = (8, 6, 4, 3, 2)
-# Operations whose MACs are many and are not counted.
-RECURRENT = ("gru", "lstm", "rnn_tanh", "rnn_relu")
 
 
 @dataclass(frozen=True, eq=False)

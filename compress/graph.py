@@ -18,10 +18,10 @@ from compress.normal_form import ATEN, normalize_graph
 from compress.size_limits import SizeLimit, refuse_other_sizes, tried_limits
 
 log = logging.getLogger(__name__)
+RECURRENT = (ATEN.gru.input, ATEN.lstm.input, ATEN.rnn_tanh.input, ATEN.rnn_relu.input)
 _TRAINING_ARGUMENT = {ATEN.batch_norm.default: 5, ATEN.instance_norm.default: 5, ATEN.dropout.default: 2,
                       ATEN.feature_dropout.default: 2, ATEN.alpha_dropout.default: 2, ATEN.rrelu.default: 3,
-                      ATEN.gru.input: 6, ATEN.lstm.input: 6, ATEN.rnn_tanh.input: 6,
-                      ATEN.rnn_relu.input: 6}  # fmt: skip
+                      **dict.fromkeys(RECURRENT, 6)}  # fmt: skip
 # Without running statistics these normalise with those of the batch in either mode.
 _NEEDS_STATISTICS = (ATEN.batch_norm.default, ATEN.instance_norm.default)
 LAYER_OPS = {

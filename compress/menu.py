@@ -6,7 +6,7 @@ entries.
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -162,7 +162,7 @@ def _check_settings(constraints: Constraints) -> None:
                 f"The '{name}' parameter of Constraints must be a tuple of names. Got the single string "
                 f"{given!r}; put it into a tuple."
             )
-        if not isinstance(given, (tuple, list, set, frozenset)) or not all(isinstance(x, str) for x in given):
+        if not isinstance(given, Collection) or not all(isinstance(x, str) for x in given):
             raise CompressError(f"The '{name}' parameter of Constraints must be a tuple of names. Got {given!r}.")
 
 

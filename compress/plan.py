@@ -1,7 +1,7 @@
 """The compression plan: plain versioned JSON keyed by names. Later stages do not know who wrote it."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -125,11 +125,15 @@ class CompressionPlan:
                 f"The 'activation_ranges' parameter of CompressionPlan must be one of {ACTIVATION_RANGES}. Got "
                 f"{self.activation_ranges!r}."
             )
-        for name, kind, told in (("remove_channels", Iterable, "names of groups to indices of units"),
+        for name, kind, told in (("remove_channels", Collection, "names of groups to indices of units"),
                                  ("layer_formats", LayerFormat, "names of layers to LayerFormats")):  # fmt: skip
             given = getattr(self, name)
-            if not isinstance(given, Mapping) or not all(isinstance(value, kind) for value in given.values()):
-                raise PlanError(f"The '{name}' parameter of CompressionPlan must map {told}. Got {given!r}.")
+            mapped = isinstance(given, Mapping)
+            wrong = {key: value for key, value in given.items()
+                     if not isinstance(value, kind) or isinstance(value, str)} if mapped else {}  # fmt: skip
+            if not mapped or wrong:
+                found = next(f"{value!r} for {key!r}" for key, value in wrong.items()) if wrong else repr(given)
+                raise PlanError(f"The '{name}' parameter of CompressionPlan must map {told}. Got {found}.")
 
     @classmethod
     def removing(cls, units: UnitTable, unit_ids: Iterable[str], **fields: Any) -> "CompressionPlan":

@@ -212,7 +212,8 @@ def collect_statistics(
             and a backward pass for gradients, a forward pass for moments of layers, none for weights.
 
     Raises:
-        DataError: for an empty or wrongly shaped calibration set, or a loss that is not finite.
+        DataError: for an empty or wrongly shaped calibration set, a loss that is not finite, or parameters in half
+            precision.
     """
     unknown = sorted(set(needs) - set(KINDS))
     if unknown:

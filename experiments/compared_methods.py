@@ -38,8 +38,8 @@ class Method:
     `"taylor"` removes below one threshold; `"taylor/mac"` spends by score per cost; `"taylor/uniform"` keeps the same
     fraction of every group; `"labeler/knapsack"` solves for everything together; `"labeler/knapsack@0.1"` too, with a
     tenth of all damages of formats; `"criterion/bits"` removes nothing, and `"criterion/uniform_bits"` stores
-    all layers alike; `"plans/search"` asks a plan labeler about hundreds of whole plans, and `"plans/race"`
-    lets its favourites and those of formulas compete in brief trainings.
+    all layers alike; `"plans/search"` asks a formula or a corrected plan labeler about hundreds of whole plans, and
+    `"plans/race"` lets favourites of both and plans of formulas compete in brief trainings.
     """
 
     name: str

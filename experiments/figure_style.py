@@ -128,17 +128,19 @@ def render_file_svg(figure: Figure) -> bytes:
 def render_png(figure: Figure) -> bytes:
     """PNG in light colours on a light ground."""
     figure.set_facecolor(PANEL)
+    buffer, dpi = io.BytesIO(), figure.dpi
     figure.set_dpi(150)
-    buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
+    figure.set_dpi(dpi)
     figure.set_layout_engine("none")
     return buffer.getvalue()
 
 
 def _svg(figure: Figure) -> str:
     # The canvas's own method: `savefig` would draw everything twice.
-    buffer = io.StringIO()
+    buffer, dpi = io.StringIO(), figure.dpi
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    figure.set_dpi(dpi)
     # Laying out takes almost half of the time; another format takes it over.
     figure.set_layout_engine("none")
     return buffer.getvalue()

@@ -56,8 +56,9 @@ def render_comparison(run: RunFiles, report: Report, figures: Figures) -> str:
                 "plain name removes below one threshold, “/mac” spends by score per MAC, “/uniform” keeps the same "
                 "fraction of every group, “/knapsack” solves for everything together, “/bits” too but removes nothing, "
                 "“/uniform_bits” neither, and stores all layers alike; “@0.1” counts a tenth of the damage of formats; "
-                "“plans/search” is what a labeler of whole plans likes best among hundreds, and “plans/race” the "
-                "winner of brief trainings among its favourites and those of formulas, judged on validation data."
+                "“plans/search” is what a formula, or a labeler of whole plans corrected by measured ones, likes best "
+                "among hundreds, and “plans/race” the winner of brief trainings among favourites of both and plans of "
+                "formulas, judged on validation data."
                 + _searched_after(run)
                 + (f" “criterion” is {report['criterion']}." if report["criterion"] else "")
             ),

@@ -1,4 +1,4 @@
-"""Plans that a labeler of whole plans likes best, or that win a race, and formats of layers chosen around them."""
+"""Plans that a labeler of whole plans or a formula likes best, or that win a race, and formats chosen around them."""
 
 import hashlib
 import logging
@@ -70,19 +70,20 @@ def _told_leader(plan: CompressionPlan) -> str:
         text = (
             f"A favourite of {formula} raced with those of the labeler."
             if races
-            else f"{formula[0].upper()}{formula[1:]} led the search of a plan: no plan of this network was measured to "
-            "correct the labeler by, without which it finds no better ones. Validation chooses among all methods."
+            else f"{formula[0].upper()}{formula[1:]} led the search of a plan: there are no measured plans of this "
+            "network to correct the labeler by, without which it finds no better ones. Validation chooses among all "
+            "methods."
         )
     else:
-        text = f"The labeler led the search{'es of the race' if races else ''}"
-        text += "." if "search_plans" not in plan.provenance else ", corrected by measured plans of this network."
+        corrected = ", corrected by measured plans of this network" if "search_plans" in plan.provenance else ""
+        text = f"The labeler led the search{'es of the race' if races else ''}{corrected}."
     search = plan.provenance.get("search")
-    if search is not None and search["spread"]:
+    if search is not None and not races:
         text += (
             f" Its favourite out of {search['judged']:,} plans has a score of {search['score']:.2f} (0 is the mean of "
-            "random plans, in their standard deviations, lower is better); its members differ by "
-            f"{search['spread']:.2f}."
+            "random plans, in their standard deviations, lower is better)"
         )
+        text += f"; its members differ by {search['spread']:.2f}." if search["spread"] else "."
     return text
 
 
@@ -201,7 +202,7 @@ class PlanFinder:
         return found
 
     @cached_property
-    def _leader(self) -> PlanLabeler | AdaptedPlanLabeler | PlanFormula:
+    def _leader(self) -> AdaptedPlanLabeler | PlanFormula:
         """Who judges the plans of a search."""
         return choose_leader(self._labeler)
 
@@ -209,8 +210,9 @@ class PlanFinder:
         """The plan, which says whether the labeler knows networks like this one, and who led the search."""
         labeler = self._labeler
         told: dict[str, Any] = {"competence": competence_record(self._verdict, self._leader.name)}
-        if isinstance(labeler, AdaptedPlanLabeler):
-            told["search_plans"] = {"measured": len(labeler.losses), "forward_macs": self._features_macs}
+        if self.experiment.config.compare.search_plans:
+            used = len(labeler.losses) if isinstance(labeler, AdaptedPlanLabeler) else 0
+            told["search_plans"] = {"measured": used, "forward_macs": self._features_macs}
         return replace(plan, provenance={**plan.provenance, **told})
 
     def _favourite(self, seed: int, leader: PlanLabeler | AdaptedPlanLabeler | PlanFormula) -> CompressionPlan:

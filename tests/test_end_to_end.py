@@ -825,12 +825,12 @@ def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(t
     assert not (run / "labels.npz").exists()
     assert "no labeler.json" in report
     assert "within the labeler&#x27;s competence" in report
-    leader = ("The formula refitted_loss_sum led the search of a plan: no plan of this network was measured" if formats
+    leader = ("The formula refitted_loss_sum led the search of a plan: there are no measured plans" if formats
               else "The labeler led the search, corrected by measured plans of this network.")  # fmt: skip
     assert leader in report
+    assert re.search(r"Its favourite out of [\d,]+ plans has a score of -\d", report)
     # A labeler has members that differ, a formula has none.
-    told = r"Its favourite out of [\d,]+ plans has a score of -\d.*its members differ by \d"
-    assert bool(re.search(told, report)) == (not formats)
+    assert bool(re.search(r"its members differ by \d", report)) == (not formats)
     assert ("3 random plans were repaired and measured" in report) == (not formats)
     assert bool(plan.layer_formats) == formats
     if formats:

@@ -41,10 +41,11 @@ class LogitDistillation:
     def loss(self, student: Said, teacher: Said, regressors: nn.ModuleList) -> Tensor:
         if not isinstance(student.outputs, Tensor) or student.outputs.dim() < 2:
             raise CompressError("Distillation needs logits as outputs. Set 'alpha' to 0 for this task.")
-        if student.outputs.shape != teacher.outputs.shape:
+        found = tuple(teacher.outputs.shape) if isinstance(teacher.outputs, Tensor) else type(teacher.outputs).__name__
+        if found != tuple(student.outputs.shape):
             raise CompressError(
-                f"The teacher's logits have shape {tuple(teacher.outputs.shape)}, the model's "
-                f"{tuple(student.outputs.shape)}. Give a teacher of the same classes, or set 'alpha' to 0."
+                f"The teacher gives {found}, the model logits of shape {tuple(student.outputs.shape)}. Give a teacher "
+                "of the same classes, or set 'alpha' to 0."
             )
         return distillation_loss(student.outputs, teacher.outputs, self.temperature).mean()
 

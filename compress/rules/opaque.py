@@ -4,11 +4,11 @@ from typing import Any
 
 from torch import fx
 
-from compress.graph import ATEN
+from compress.graph import ATEN, RECURRENT
 from compress.propagation import Propagation, rule
 
 
-@rule(ATEN.gru.input, ATEN.lstm.input, ATEN.rnn_tanh.input, ATEN.rnn_relu.input)
+@rule(*RECURRENT)
 def recurrent(p: Propagation, node: fx.Node) -> Any:
     """Recurrent layers keep all of their channels."""
     return p.unknown_operation(node, "it belongs to a recurrent layer")

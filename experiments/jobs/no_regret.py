@@ -37,10 +37,10 @@ class NoRegretJob:
         trained: networks that no zoo has, out of `BOARD_NETWORKS`.
         fractions, trained_fractions: of the dense MACs; zoo networks have one each, trained ones all.
         methods: formulas with their allocators (`"taylor/mac"`), and what a formula (`"refit_loss/search"`,
-            `"refit_loss/race"`), the labeler (`"labeler/search"`, `"labeler/race"`) or the one of them that the product
-            takes (`"plans/search"`, `"plans/race"`) leads. `"labeler/finals"` and its like train the last round of the
-            race to the end, `"all/finals"` takes all methods that are not finals; the plan that ends best on validation
-            examples is theirs.
+            `"refit_loss/race"`) or the labeler (`"labeler/search"`, `"labeler/race"`) leads, and what the product does
+            (`"plans/search"`, `"plans/race"`), see `choose_judges`. `"labeler/finals"` and its like train the last
+            round of the race to the end, `"all/finals"` takes all methods that are not finals; the plan that ends best
+            on validation examples is theirs.
         seeds: of data, repair and training; none measures the damage of the plans alone.
         race_steps, candidates, searches: see `PlanRace` and `BoardSettings`.
         damages: whether the damage of the plans is predicted too, for which more plans of each board are repaired and
@@ -84,6 +84,9 @@ class NoRegretJob:
             raise ConfigError(f"job.bank: there is no {self.settings.bank}. Measure it first: experiment=bank")
         if self.settings.labeler not in LABELERS:
             raise ConfigError(f"job.labeler must be out of {tuple(LABELERS)}. Got {self.settings.labeler!r}.")
+        if self.settings.searches < 1 or self.settings.candidates < 0:
+            found = self.settings.searches, self.settings.candidates
+            raise ConfigError(f"job.searches must be at least 1, and job.candidates at least 0. Got {found}.")
         methods = self.settings.methods
         for name in set(methods) - {*SEARCHES, ALL_FINALS}:
             if name in FINALS:

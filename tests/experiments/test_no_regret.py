@@ -117,6 +117,10 @@ def test_every_method_has_a_row_and_nothing_is_done_twice(zoo, bank, tmp_path, m
     assert cost["labeler/race"] < cost["labeler/finals"] < cost["all/finals"]
     assert cost["refit_loss/race"] < cost["refit_loss/finals"]
     assert all(0 <= row["metric"] <= 100 for row in rows)
+    # The formula leads what the product does; with a single search no other favourite races.
+    metric = {row["method"]: row["metric"] for row in rows}
+    assert metric["plans/search"] == metric["refit_loss/search"]
+    assert metric["plans/race"] == metric["refit_loss/race"]
     (competence,) = {row["competence"] for row in rows}
     assert competence > 0
     assert {row["seed"] for row in rows} == {1}
