@@ -140,9 +140,13 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory):
+def resumed(run, tmp_path_factory):
     """The folder of the same run without exports, killed in the middle of fine-tuning and taken up again."""
     folder = tmp_path_factory.mktemp("killed") / "run"
+    # What comes before is taken over, and made again in another folder by `test_a_run_is_reproduced_from_its_folder`.
+    shutil.copytree(run, folder)
+    for name in ("artifact", "checkpoint", "unquantized", "result.json", "packed.json", "export.json"):
+        delete(folder / name)
     arguments = [*FAST, "export.formats=[]", f"hydra.run.dir={folder}"]
     checkpoint = folder / "checkpoint" / "float.safetensors"
     with begin(*arguments) as process:
@@ -153,8 +157,9 @@ def resumed(tmp_path_factory):
         process.communicate()
     assert read(folder / "stages" / "compress.json")["status"] == "running"
     assert not (folder / "result.json").exists()
+    said = len((folder / "run.log").read_text())
     call_here(*arguments)
-    log = (folder / "run.log").read_text()
+    log = (folder / "run.log").read_text()[said:]
     assert log.count("already done, skipped") == len(STAGES - {"compress", "pack", "export"})
     assert "stage compress: resumed" in log
     assert "goes on from" in log
@@ -179,6 +184,10 @@ def measured_again(tmp_path_factory):
     kept = rows.read_bytes()
     call_here(*arguments)
     return folder, kept
+
+
+def delete(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 class _Links(html.parser.HTMLParser):
