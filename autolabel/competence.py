@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,10 @@ class Verdict:
     def inside(self) -> bool:
         """Whether the labeler knows networks like this one."""
         return self.distance <= self.limit
+
+    def record(self) -> dict[str, Any]:
+        """What a searched plan's provenance says under `competence`."""
+        return {"inside": self.inside, "told": str(self)}
 
     def __str__(self) -> str:
         where = "within" if self.inside else "outside"

@@ -14,11 +14,11 @@ from autolabel.call_checks import check_numbers, check_parts, check_removable, e
 from autolabel.few_shot import AdaptedPlanLabeler, correct_labeler
 from autolabel.labeler import Labeler
 from autolabel.labelers import GBDTLabeler
-from autolabel.leader import choose_leader, competence_record
 from autolabel.learning import Learned, join_scores, learn_labels
 from autolabel.measuring import measure
 from autolabel.oracles import LayerChoiceOracle, RemovalOracle
 from autolabel.plan_criteria import plan_criteria
+from autolabel.plan_formula import PlanFormula
 from autolabel.plan_oracle import PlanBench
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import PlanSummarizer
@@ -46,7 +46,8 @@ from compress.structure import Structure, analyze
 from compress.task import Batch, Task, evaluate
 
 _LOG = logging.getLogger(__name__)
-SEARCHED = "plans/search"
+# Favourites of the labeler of whole plans and of a formula.
+SEARCHED, BY_FORMULA = "plans/search", "refit_loss/search"
 _SENSITIVITY_BATCHES = 8
 
 
@@ -57,8 +58,9 @@ class Compressed:
     Attributes:
         model: the compressed model, in evaluation mode; fake-quantised where the plan has formats.
         plan: what was done; save it with `compress.save_artifact`.
-        method: whose scores the plan is made of: `"labeler"`; `"plans/search"`, the favourite of a search of whole
-            plans; or the formula that did better on `validation`.
+        method: whose scores the plan is made of: `"labeler"`; `"plans/search"` or `"refit_loss/search"`, the favourite
+            among hundreds of whole plans of the labeler that ships with the package or of a formula; or the criterion
+            that did better on `validation`.
         validation: method -> validation loss after repair, for every method that was tried.
         stages: metric and loss on `validation` after each stage: dense, pruned, recovered, fine_tuned, quantized.
         learned: labels and their quality; None if nothing was measured.
@@ -109,7 +111,7 @@ def auto_compress(
         sample: how many units are measured; None for all, 0 for none: a search of whole plans (without `bits`, and
             where MACs or weight bytes are the only bound) and formulas make the plans from statistics.
         search_plans: how many random plans of the budget's size are repaired and measured on `label` first, to correct
-            what was learned on other networks, which then leads the search; with 0 a formula does.
+            what was learned on other networks.
         allocator, constraints: who spends the budget, within what.
         bits: widths that layers may be stored in, e.g. `(8, 4)`; empty keeps float32.
         epochs, lr: of fine-tuning with distillation; 0 epochs leaves it out.
@@ -158,7 +160,7 @@ def auto_compress(
     bounds = set(budget.absolute(costs.dense))
     if not bits and constraints.round_to == 1 and (bounds == {"macs"} or bounds == {"weight_bytes"}):
         try:
-            plans[SEARCHED] = _search(
+            plans |= _search(
                 structure, task, calibration, label, search_plans, statistics, costs, budget, constraints, seed
             )
         except ArtifactError:
@@ -207,8 +209,8 @@ def auto_compress(
 def _search(
     structure: Structure, task: Task, calibration: Sequence[Batch], label: Sequence[Batch], measured: int,
     statistics: Statistics, costs: CostTable, budget: Budget, constraints: Constraints, seed: int,
-) -> CompressionPlan:  # fmt: skip
-    """The favourite of a formula; or of the labeler that ships, corrected by plans that are measured."""
+) -> dict[str, CompressionPlan]:  # fmt: skip
+    """The favourites of the labeler that ships, corrected where plans are to be measured, and of a formula."""
     sensitivity = collect_output_sensitivity(structure, task, calibration[:_SENSITIVITY_BATCHES], seed=seed)
     summarizer = PlanSummarizer(statistics, sensitivity, costs, plan_criteria())
     nothing = np.zeros((1, len(structure.units)), dtype=bool)
@@ -224,11 +226,14 @@ def _search(
         )
         used = len(labeler.losses) if isinstance(labeler, AdaptedPlanLabeler) else 0
         told = {"search_plans": {"measured": used, "forward_macs": macs}}
-    leader = choose_leader(labeler)
-    plan = LearnedSearchAllocator(summarizer, leader, PlanSearch(seed=seed)).allocate(
-        structure.units, None, costs, budget, constraints
-    )
-    return replace(plan, provenance={**plan.provenance, "competence": competence_record(verdict, leader.name), **told})
+    found = {
+        name: LearnedSearchAllocator(summarizer, judge, PlanSearch(seed=seed)).allocate(
+            structure.units, None, costs, budget, constraints
+        )
+        for name, judge in {SEARCHED: labeler, BY_FORMULA: PlanFormula()}.items()
+    }
+    told |= found[SEARCHED].provenance | {"competence": verdict.record()}
+    return found | {SEARCHED: replace(found[SEARCHED], provenance=told)}
 
 
 def _split(calibration: list[Batch], label: Sequence[Batch] | None) -> tuple[list[Batch], list[Batch]]:

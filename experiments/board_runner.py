@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from autolabel.competence import Competence
-from autolabel.leader import choose_judges
 from autolabel.plan_formula import PlanFormula
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_race import brief_training, choose_entrants
@@ -38,9 +37,9 @@ from experiments.seeding import derive_seed
 from experiments.subject import Subject
 
 log = logging.getLogger(__name__)
-# Who leads a search and a race: the labeler, a formula, and what the product lets lead, see `choose_judges`.
-LABELER, FORMULA, CHOSEN = "labeler", "refit_loss", "plans"
-LEADERS = (FORMULA, LABELER, CHOSEN)
+# Whose favourites: the labeler's, a formula's, and those of both, as in the product.
+LABELER, FORMULA, BOTH = "labeler", "refit_loss", "both"
+LEADERS = (FORMULA, LABELER, BOTH)
 SEARCHES = tuple(f"{leader}/{way}" for leader in LEADERS for way in ("search", "race"))
 # Of plans that are trained to the end, the one that loses least on validation examples: of those that came into the
 # last round of a race, and of all that are compared.
@@ -164,13 +163,12 @@ class BoardRunner:
         subject, settings = self.subject, self.settings
         wanted = [way for way in (f"{name}/search", f"{name}/race") if way in settings.methods]
         if not set(wanted) <= self._done.keys():
-            judges = {
-                LABELER: [self.labeler] * settings.searches,
-                FORMULA: [PlanFormula()] * settings.searches,
-                CHOSEN: choose_judges(self.labeler, settings.searches),
-            }[name]
-            leader = judges[0]
-            found = [self._favourite(judge, number) for number, judge in enumerate(judges)]
+            leader = PlanFormula() if name == FORMULA else self.labeler
+            searches = [(leader, number) for number in range(settings.searches)]
+            if name == BOTH:
+                # Of each its first one, then the labeler's others.
+                searches = [searches[0], (PlanFormula(), 0), *searches[1:-1]]
+            found = [self._favourite(judge, number) for judge, number in searches]
             # All of them compared with one another: each search knows its own random plans only.
             entrants = choose_entrants(leader, subject.summarizer, found, list(formulas.values()), settings.candidates)
             features = subject.statistics.forward_macs + subject.summarizer.forward_macs
@@ -182,9 +180,23 @@ class BoardRunner:
                     self._note(f"{name}/race finalist {number}", entrants[i], macs)
                 self._note(f"{name}/race", entrants[result.winner], macs)
             if f"{name}/search" in wanted:
-                # The product searches once.
-                self._note(f"{name}/search", found[0] if name == CHOSEN else entrants[0], features)
+                if name == BOTH:
+                    self._note(f"{name}/search", *self._best_repaired(found[:2], features))
+                else:
+                    self._note(f"{name}/search", entrants[0], features)
         return {way: self._noted(way) for way in wanted}
+
+    def _best_repaired(self, masks: Sequence[np.ndarray], macs: float) -> tuple[np.ndarray, float]:
+        """The plan that loses least on validation examples after its repair, and the MACs that all of it took."""
+        subject = self.subject
+        bench = replace(subject.bench, judged={"validation": subject.bench.judged["validation"]})
+        judged = sum(len(subject.task.inputs(batch)[0]) for batch in bench.judged["validation"])
+        losses = []
+        for mask in masks:
+            (outcome,) = replace(subject.oracle, moments=("refitted",)).measure(bench, mask)
+            losses.append(outcome.loss["validation"])
+            macs += outcome.training_macs + judged * bench.costs.total(mask)[0]
+        return masks[int(np.argmin(np.nan_to_num(losses, nan=np.inf)))], macs
 
     def _favourite(self, leader: PlanLabeler | PlanFormula, number: int) -> np.ndarray:
         if (leader.name, number) not in self._favourites:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 LABELER = "labeler"
 CRITERION = "criterion"
-PLANS = "plans"
+# Who judges whole plans: a labeler, and the formula that came closest to it.
+PLANS, REFIT_LOSS = "plans", "refit_loss"
 CHANCE = "random"
 SEARCH, RACE = "search", "race"
 SEARCHES = (SEARCH, RACE)
@@ -38,8 +39,8 @@ class Method:
     `"taylor"` removes below one threshold; `"taylor/mac"` spends by score per cost; `"taylor/uniform"` keeps the same
     fraction of every group; `"labeler/knapsack"` solves for everything together; `"labeler/knapsack@0.1"` too, with a
     tenth of all damages of formats; `"criterion/bits"` removes nothing, and `"criterion/uniform_bits"` stores
-    all layers alike; `"plans/search"` asks a formula or a corrected plan labeler about hundreds of whole plans, and
-    `"plans/race"` lets favourites of both and plans of formulas compete in brief trainings.
+    all layers alike; `"plans/search"` asks a labeler of whole plans about hundreds of them, `"refit_loss/search"` a
+    formula, and `"plans/race"` lets favourites of both and plans of criteria compete in brief trainings.
     """
 
     name: str
@@ -90,11 +91,16 @@ class Method:
     @property
     def kind(self) -> str:
         """In words."""
-        if self.source == PLANS:
-            return f"a {self.spending} of whole plans"
+        if self.searches:
+            return f"a {self.spending} of whole plans{' by a formula' if self.source == REFIT_LOSS else ''}"
         if self.source == CHANCE:
             return "chance"
         return "the labeler" if self.learned else "a formula"
+
+    @property
+    def searches(self) -> bool:
+        """Whether it judges whole plans, instead of adding what their units are worth."""
+        return self.source in (PLANS, REFIT_LOSS)
 
     @property
     def solves_formats(self) -> bool:
@@ -124,9 +130,9 @@ def _named(config: Config) -> list[Method]:
     names = list(dict.fromkeys(compare.methods))
     if names == CompareSettings().methods:
         formats = config.quantize.enabled and all(Method(name).chooses_formats(compare) for name in names
-                                                  if Method(name).source == PLANS)  # fmt: skip
+                                                  if Method(name).searches)  # fmt: skip
         suits = _suits_search(config, formats)
-        kept = [name for name in names if suits or Method(name).source != PLANS]
+        kept = [name for name in names if suits or not Method(name).searches]
         if kept != names:
             log.info("No plans are searched: that needs %s.", _SEARCH_NEEDS)
         names = [name for name in kept if config.measure.sample != 0 or Method(name).source != LABELER]
@@ -152,20 +158,22 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
             raise ConfigError(f"compare.formats_for: {way!r} is not one of {ways}.")
     if compare.formats_for and not config.quantize.enabled:
         raise ConfigError("compare.formats_for says who may choose formats: it needs quantize.enabled.")
-    known = {LABELER, CRITERION, PLANS, *parts.baselines}
+    known = {LABELER, CRITERION, PLANS, REFIT_LOSS, *parts.baselines}
     for method in methods:
         if method.source not in known:
             raise ConfigError(f"compare.methods: no scores are called {method.source!r}. Known: {sorted(known)}.")
-        if (method.source == PLANS) != (method.allocator in SEARCHES):
-            ways = " or ".join(f"'{PLANS}/{way}'" for way in SEARCHES)
-            raise ConfigError(f"compare.methods: only plans are searched, as {ways}. Got {method.name!r}.")
+        if method.searches != (method.allocator in SEARCHES) or method.name == f"{REFIT_LOSS}/{RACE}":
+            raise ConfigError(
+                f"compare.methods: plans are searched as '{PLANS}/{SEARCH}', '{REFIT_LOSS}/{SEARCH}' or "
+                f"'{PLANS}/{RACE}'. Got {method.name!r}."
+            )
         if method.source == LABELER and config.measure.sample == 0:
             raise ConfigError(
                 f"compare.methods: {method.name!r} learns from measured removals, of which measure.sample=0 has none. "
                 "Leave it out, such as by compare.methods=[plans/search,second_order/mac]."
             )
         formats = config.quantize.enabled and method.chooses_formats(compare)
-        if method.source == PLANS:
+        if method.searches:
             if not _suits_search(config, formats):
                 bounds = [name for name, value in vars(config.budget).items() if value is not None]
                 raise ConfigError(

@@ -26,7 +26,7 @@ from compress.quantizer import FLOAT_BITS
 from compress.scores import Scores, as_damage
 from compress.statistics import Statistics
 from compress.task import evaluate
-from experiments.compared_methods import ADDING, CRITERION, LABELER, PLANS, RACE, Method, methods_of
+from experiments.compared_methods import ADDING, CRITERION, LABELER, RACE, REFIT_LOSS, Method, methods_of
 from experiments.components import build_components
 from experiments.manifest import describe_code, library_versions, typed_command
 from experiments.progress import progress
@@ -101,7 +101,7 @@ class Comparison:
         A search meets MACs by units alone, where others may have ranks.
         """
         formats = self.formats is None or method.chooses_formats(self.settings)
-        return formats and not method.keeps_units and method.source != PLANS
+        return formats and not method.keeps_units and not method.searches
 
     def _seeds(self) -> list[int]:
         return list(dict.fromkeys([self.experiment.config.seed, *self.experiment.config.seeds]))
@@ -205,7 +205,7 @@ class Comparison:
         elif own and not Method(best["method"]).learned:
             gap = min(c["validation_loss"] for c in own) - best["validation_loss"]
             reason += f"; the labeler loses by {gap:.4f}, so the plan falls back to {best['method']}"
-            if Method(best["method"]).source == PLANS:
+            if Method(best["method"]).searches:
                 reason += ", which looks at whole plans instead of adding labels of units"
             self.experiment.warnings.append(f"The labeler was not the best: {reason}.")
         write_json(
@@ -251,9 +251,9 @@ class _Seed:
         """The plan of a method on this seed's data."""
         formats, joint = self.comparison.formats, self.comparison.joint
         formats = formats if method.chooses_formats(self.comparison.settings) else None
-        if method.source == PLANS:
+        if method.searches:
             finder = self._finder(formats)
-            return finder.race() if method.spending == RACE else finder.search()
+            return finder.race() if method.spending == RACE else finder.search(method.source == REFIT_LOSS)
         if method.healing != 1:
             return self._healed_plan(method, formats)
         if formats is None or joint is None:

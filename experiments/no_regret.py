@@ -12,7 +12,6 @@ import torch
 
 from autolabel.competence import Competence
 from autolabel.label_bank import LabelBank
-from autolabel.leader import RULE_VERSION
 from autolabel.plan_board import PlanBoard, boards_of
 from autolabel.plan_labeler_files import INDEX_FILE
 from autolabel.plan_oracle import MOMENTS
@@ -92,7 +91,7 @@ def board_key(board: Board, settings: BoardSettings) -> dict[str, Any]:
     return _plain({
         "board": asdict(board), "settings": {**asdict(settings), "zoo": "", "bank": bank_hash(settings)},
         "search": asdict(SEARCH), "repair": asdict(board_network(board, settings).repair),
-        "features": FEATURES_VERSION, "rule": RULE_VERSION,
+        "features": FEATURES_VERSION,
         "weights": read_row(settings.zoo, board.network)["weights_sha256"] if board.zoo else "",
     })  # fmt: skip
 

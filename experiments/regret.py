@@ -10,7 +10,7 @@ DENSE = "dense"
 
 def is_derived(method: str) -> bool:
     """Whether it takes one of the plans that other methods found: it is compared with those, and not they with it."""
-    return method.startswith("plans/") or method.endswith("/finals")
+    return method.startswith("both/") or method.endswith("/finals")
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -26,11 +26,11 @@ looking at networks of the same zoo. The network of a zoo board is the one of it
 test accuracy."""
 _DERIVED = """Some methods take plans that others found, and are ranked among these without being their rivals:
 `.../finals` fine-tunes the plans of a race's last round to the end and takes the one that loses least on validation
-examples; `all/finals` does so with the plans of all methods, at the price of training them all. `plans/search` and
-`plans/race`, where they are, are what the product does where no plan of the network is measured: one search, which the
-formula leads, and a race of its favourite with two of the labeler's and five plans of formulas. On the boards of the
-zoo and of LeNet-5 it was measured by an earlier rule (the labeler led on networks within its competence) and is left
-out of the table; `all/finals` chose, and paid, among those plans too, of which none was its best."""
+examples; `all/finals` does so with the plans of all methods, at the price of training them all. `both/search` and
+`both/race`, where they are, are what the product does: of the labeler's and the formula's favourite the one that loses
+less after its repair, and a race of two favourites of the labeler, one of the formula and five plans of criteria. On
+the boards of the zoo and of LeNet-5 they were not measured; `all/finals` chose, and paid, among two more plans there
+(of an earlier rule for who leads), of which none was its best."""
 _TRAINED = """One seed each, so that small differences say nothing
 (`results/no_regret/trained_*.csv`, `experiment=no_regret_trained`). The labeler is the one that shipped with the
 package when these were made (`made_trained_*.json`). ResNet-20 at .5 was trained at a rate of 0.02, at .3 and since
@@ -99,7 +99,7 @@ def _method_table(overall: Mapping[str, Any]) -> list[str]:
 
 def _goals(overall: Mapping[str, Any]) -> list[str]:
     """What was asked of the learned plan, beside what was found."""
-    ours = [name for name in ("labeler/race", "labeler/finals", "plans/race", "plans/finals", "all/finals")
+    ours = [name for name in ("labeler/race", "labeler/finals", "both/race", "both/finals", "all/finals")
             if name in overall and overall[name]["within_one_deviation"] is not None]  # fmt: skip
     if not ours:
         return []
@@ -126,7 +126,7 @@ def _compared(boards: Sequence[Mapping[str, Any]], first: str, second: str) -> s
 def _board_table(boards: Sequence[Mapping[str, Any]]) -> list[str]:
     """Each board: the best of it, what learning came to, and how far the network lies from what was learned."""
     ours = [name for name in dict.fromkeys(name for board in boards for name in board["rank"])
-            if name.startswith(("labeler/", "plans/race"))]  # fmt: skip
+            if name.startswith(("labeler/", "both/race"))]  # fmt: skip
     known = any(board["competence"] is not None for board in boards)
     lines = [
         "| board | dense | best (sd) | " + " | ".join(ours) + (" | distance |" if known else " |"),
@@ -163,7 +163,7 @@ def draw_regret(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for i, name in enumerate(names):
         colour = (
             SERIES[1]
-            if name.startswith(("labeler/", "plans/", "all/"))
+            if name.startswith(("labeler/", "both/", "all/"))
             else FAINT
             if name.startswith("random")
             else SERIES[0]

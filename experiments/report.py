@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.files import write_atomic, write_json
-from experiments.compared_methods import ALLOCATORS, PLANS
+from experiments.compared_methods import ALLOCATORS
 from experiments.compared_methods import Method as MethodName
 from experiments.figures import write_figures
 from experiments.figures_labeler import ranked_scores
@@ -126,7 +126,7 @@ def _solve(run: RunFiles) -> dict[str, Any] | None:
     told = run.plan.provenance if run.plan is not None else {}
     method = MethodName(str(told.get("method") or pick(run.choice, "chosen") or ""))
     # A search finds what to remove by other means, and solves for formats around it.
-    if told.get("allocator") != ALLOCATORS["knapsack"] or "gap" not in told or method.source == PLANS:
+    if told.get("allocator") != ALLOCATORS["knapsack"] or "gap" not in told or method.searches:
         return None
     gap, least = number(told, "gap"), number(told, "lower_bound")
     damage = number(told, "solved_damage")

@@ -56,9 +56,9 @@ def render_comparison(run: RunFiles, report: Report, figures: Figures) -> str:
                 "plain name removes below one threshold, “/mac” spends by score per MAC, “/uniform” keeps the same "
                 "fraction of every group, “/knapsack” solves for everything together, “/bits” too but removes nothing, "
                 "“/uniform_bits” neither, and stores all layers alike; “@0.1” counts a tenth of the damage of formats; "
-                "“plans/search” is what a formula, or a labeler of whole plans corrected by measured ones, likes best "
-                "among hundreds, and “plans/race” the winner of brief trainings among favourites of both and plans of "
-                "formulas, judged on validation data."
+                "“plans/search” is what a labeler of whole plans likes best among hundreds, “refit_loss/search” what a "
+                "formula does, and “plans/race” the winner of brief trainings among favourites of both and plans of "
+                "criteria, judged on validation data."
                 + _searched_after(run)
                 + (f" “criterion” is {report['criterion']}." if report["criterion"] else "")
             ),
@@ -101,7 +101,11 @@ def _choice(run: RunFiles) -> str:
 def _searched_after(run: RunFiles) -> str:
     """That plans were measured before others were searched, which no other method had."""
     count = pick(run.manifest, "config", "compare", "search_plans")
-    return f" {count} random plans were repaired and measured for both, to correct the labeler." if count else ""
+    return (
+        f" {count} random plans were repaired and measured before, to correct the labeler of whole plans."
+        if count
+        else ""
+    )
 
 
 def _unspent(methods: list[Mapping[str, Any]]) -> str:

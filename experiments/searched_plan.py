@@ -15,7 +15,6 @@ from filelock import FileLock
 from autolabel.allocators import LearnedSearchAllocator
 from autolabel.competence import Verdict
 from autolabel.few_shot import OTHERS, AdaptedPlanLabeler, adapt_labeler
-from autolabel.leader import choose_judges, choose_leader, competence_record
 from autolabel.learning import join_scores
 from autolabel.plan_formula import FORMULA_PREFIX, PlanFormula
 from autolabel.plan_labeler import PlanLabeler
@@ -42,56 +41,42 @@ if TYPE_CHECKING:
     from experiments.workbench import Workbench
 
 log = logging.getLogger(__name__)
-# Like the races of `no_regret`: favourites of so many searches enter, so many plans of formulas, and the rounds take
+# Like the races of `no_regret`: so many plans of criteria enter beside the favourites of searches, and the rounds take
 # these parts of the fine-tuning.
-_SEARCHES = 3
 _FORMULAS = 5
 _ROUNDS = (1 / 8, 3 / 8)
 _SPENDING = ("threshold", "greedy")
 
 
 def told_competence(plans: Iterable[CompressionPlan]) -> list[str]:
-    """What is to be said of searched plans: whether the labeler knows such networks, then who led to each of them."""
+    """What is to be said of the labeler of whole plans: whether it knows such networks, then what it found."""
     told: dict[str, list[str]] = {}
     for plan in plans:
         found = plan.provenance.get("competence")
         if found is not None:
-            told.setdefault(f"This network lies {found['told']}.", []).append(_told_leader(plan))
-        elif "unlike" in plan.provenance:  # of a folder that was begun before formulas led
-            told[f"This network lies {plan.provenance['unlike']}. The labeler led the search all the same."] = []
+            told.setdefault(f"This network lies {found['told']}.", []).append(_told_search(plan))
+        elif "unlike" in plan.provenance:  # of a folder that was begun by an earlier version
+            told[f"This network lies {plan.provenance['unlike']}."] = []
     return [" ".join([where, *dict.fromkeys(texts)]) for where, texts in told.items()]
 
 
-def _told_leader(plan: CompressionPlan) -> str:
-    found, races = plan.provenance["competence"], "race" in plan.provenance
-    leader = found["leader"]
-    if leader.startswith(FORMULA_PREFIX):
-        formula = f"the formula {leader.removeprefix(FORMULA_PREFIX)}"
-        text = (
-            f"A favourite of {formula} raced with those of the labeler."
-            if races
-            else f"{formula[0].upper()}{formula[1:]} led the search of a plan: there are no measured plans of this "
-            "network to correct the labeler by, without which it finds no better ones. Validation chooses among all "
-            "methods."
-        )
-    else:
-        corrected = ", corrected by measured plans of this network" if "search_plans" in plan.provenance else ""
-        text = f"The labeler led the search{'es of the race' if races else ''}{corrected}."
-    search = plan.provenance.get("search")
-    if search is not None and not races:
-        text += (
-            f" Its favourite out of {search['judged']:,} plans has a score of {search['score']:.2f} (0 is the mean of "
-            "random plans, in their standard deviations, lower is better)"
-        )
-        text += f"; its members differ by {search['spread']:.2f}." if search["spread"] else "."
-    return text
+def _told_search(plan: CompressionPlan) -> str:
+    search, judge = plan.provenance.get("search"), plan.provenance["plan_labeler"]
+    measured = (plan.provenance.get("search_plans") or {}).get("measured")
+    corrected = f", corrected by {measured} measured plans of this network," if measured else ""
+    if "race" in plan.provenance:
+        return f"Two favourites of it{corrected} raced with one of a formula and with plans of criteria."
+    # A folder that was begun by an earlier version may hold a formula's.
+    whose = f"The favourite of {judge}" if judge.startswith(FORMULA_PREFIX) else f"Its favourite{corrected}"
+    return (
+        f"{whose} out of {search['judged']:,} plans has a score of {search['score']:.2f} (0 is the mean of random "
+        f"plans, in their standard deviations, lower is better); its members differ by {search['spread']:.2f}."
+    )
 
 
 class PlanFinder:
     """Finds plans of the budget's size. No label of a removal is measured for them; `compare.search_plans` random plans
     may be, which then correct the labeler.
-
-    Who leads, the labeler or a formula, is what `choose_leader` says.
 
     Args:
         experiment: with structure, costs, budget and constraints.
@@ -115,20 +100,20 @@ class PlanFinder:
         self._size = budget if formats is None else Budget(macs=budget.macs)
         self._found: dict[tuple[int, str], CompressionPlan] = {}
 
-    def search(self) -> CompressionPlan:
-        """The leader's favourite among hundreds of plans; nothing is run but the plans that correct it."""
-        return self._told(self._with_formats(self._favourite(self.seed, self._leader)))
+    def search(self, by_formula: bool = False) -> CompressionPlan:
+        """The labeler's or a formula's favourite among hundreds of plans; nothing is run but plans that correct it."""
+        found = self._with_formats(self._favourite(0, PlanFormula() if by_formula else self._labeler))
+        return found if by_formula else self._told(found)
 
     def race(self) -> CompressionPlan:
-        """The winner among three favourites, see `choose_judges`, and plans of formulas after brief trainings.
+        """The winner among favourites of the labeler and of a formula, and plans of criteria, after brief trainings.
 
         What races is what would leave: the channels that are gone after formats were chosen too, trained in floats.
         """
         units = self.experiment.structure.units
-        judges = choose_judges(self._labeler, _SEARCHES)
-        favourites = [self._favourite(self.seed + 1000 * i, judge).removed_mask(units)
-                      for i, judge in enumerate(judges)]  # fmt: skip
-        likely = choose_entrants(self._leader, self._summarizer, favourites, self._formula_masks(), _FORMULAS)
+        searches = ((0, self._labeler), (0, PlanFormula()), (1, self._labeler))
+        favourites = [self._favourite(number, judge).removed_mask(units) for number, judge in searches]
+        likely = choose_entrants(self._labeler, self._summarizer, favourites, self._formula_masks(), _FORMULAS)
         entrants: dict[bytes, CompressionPlan] = {}
         for mask in likely:
             try:
@@ -163,7 +148,7 @@ class PlanFinder:
             "losses": [[float(x) if np.isfinite(x) else None for x in row] for row in result.losses],
         }  # fmt: skip
         winner = plans[result.winner]
-        own = {"allocator": "race", "plan_labeler": self._leader.name, "race": told}
+        own = {"allocator": "race", "plan_labeler": self._labeler.name, "race": told}
         return self._told(replace(winner, provenance={**winner.provenance, **own}))
 
     @cached_property
@@ -201,29 +186,27 @@ class PlanFinder:
         log.info("This network lies %s.", found)
         return found
 
-    @cached_property
-    def _leader(self) -> AdaptedPlanLabeler | PlanFormula:
-        """Who judges the plans of a search."""
-        return choose_leader(self._labeler)
-
     def _told(self, plan: CompressionPlan) -> CompressionPlan:
-        """The plan, which says whether the labeler knows networks like this one, and who led the search."""
+        """The plan, which says whether the labeler knows networks like this one, and by how many it was corrected."""
         labeler = self._labeler
-        told: dict[str, Any] = {"competence": competence_record(self._verdict, self._leader.name)}
+        told: dict[str, Any] = {"competence": self._verdict.record()}
         if self.experiment.config.compare.search_plans:
             used = len(labeler.losses) if isinstance(labeler, AdaptedPlanLabeler) else 0
             told["search_plans"] = {"measured": used, "forward_macs": self._features_macs}
         return replace(plan, provenance={**plan.provenance, **told})
 
-    def _favourite(self, seed: int, leader: PlanLabeler | AdaptedPlanLabeler | PlanFormula) -> CompressionPlan:
-        if (seed, leader.name) not in self._found:
+    def _favourite(self, number: int, judge: PlanLabeler | AdaptedPlanLabeler | PlanFormula) -> CompressionPlan:
+        """What the search of this number finds for a judge."""
+        if (number, judge.name) not in self._found:
             experiment = self.experiment
             with progress("searching plans") as on_round:
-                search = LearnedSearchAllocator(self._summarizer, leader, PlanSearch(seed=seed), on_round)
-                self._found[seed, leader.name] = search.allocate(
+                search = LearnedSearchAllocator(
+                    self._summarizer, judge, PlanSearch(seed=self.seed + 1000 * number), on_round
+                )
+                self._found[number, judge.name] = search.allocate(
                     experiment.structure.units, None, experiment.costs, self._size, experiment.parts.constraints
                 )
-        return self._found[seed, leader.name]
+        return self._found[number, judge.name]
 
     def _formula_masks(self) -> list[np.ndarray]:
         """What each criterion removes below one threshold, and per cost."""

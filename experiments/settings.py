@@ -94,13 +94,14 @@ class CompareSettings:
     Methods are `"labeler"`, `"criterion"` (the configured one) or the name of a baseline: alone they remove below one
     threshold, with `/mac` they spend by score per cost, with `/uniform` the same fraction of every group, with
     `/knapsack` in one solve, with `/bits` no unit but formats in one solve, with `/uniform_bits` no unit but the same
-    format of all layers. `"plans/search"` is a formula's favourite among hundreds of whole plans, and `"plans/race"`
-    the winner of brief trainings among three favourites, two of them of a labeler of whole plans, and plans of formulas
-    (an eighth and three eighths of the fine-tuning's steps: two to three fine-tunings and eleven repairs in all). With
-    `search_plans` so many random plans of the budget's size are repaired and measured before, to correct the labeler
-    for this network, and all favourites are its own. By default `"plans/search"` takes part wherever the budget suits
-    it. `formats_for` names those of these ways that may choose formats and ranks of layers, e.g.
-    `["knapsack", "bits"]`; the others leave every layer as it is (empty: all may).
+    format of all layers. `"plans/search"` is the favourite of a labeler of whole plans among hundreds of them,
+    `"refit_loss/search"` that of a formula (the error in nats that a refit leaves), and `"plans/race"` the winner of
+    brief trainings among two favourites of the labeler, one of the formula, and plans of criteria (an eighth and three
+    eighths of the fine-tuning's steps: two to three fine-tunings and eleven repairs in all). `search_plans` random
+    plans of the budget's size are repaired and measured before, to correct the labeler for this network (0: it judges
+    by what it learned from others). By default both searches take part wherever the budget suits them. `formats_for`
+    names those of these ways that may choose formats and ranks of layers, e.g. `["knapsack", "bits"]`; the others leave
+    every layer as it is (empty: all may).
     If the labeler takes part, but not with the configured allocator, it joins with that; and the configured criterion,
     if it does not, per MAC. The plan is that of the method with the lowest validation loss after `choose_after`.
 
@@ -110,7 +111,15 @@ class CompareSettings:
     """
 
     methods: list[str] = field(
-        default_factory=lambda: ["labeler/mac", "random", "magnitude", "taylor/mac", "second_order/mac", "plans/search"]
+        default_factory=lambda: [
+            "labeler/mac",
+            "random",
+            "magnitude",
+            "taylor/mac",
+            "second_order/mac",
+            "plans/search",
+            "refit_loss/search",
+        ]
     )
     formats_for: list[str] = field(default_factory=list)
     finetune_epochs: int = 0
@@ -251,8 +260,7 @@ class Config:
         threads: of torch; results repeat bit for bit only at the same number.
         device: of torch, for training; everything else is computed on the CPU.
         traceback: show the whole traceback of an error instead of one line.
-        plan_labeler: folder of the plan labeler that `plans/race` asks, and `plans/search` where `compare.search_plans`
-            corrects it; null for the pretrained one.
+        plan_labeler: folder of the plan labeler that `plans/search` and `plans/race` ask; null for the pretrained one.
         objective: dotted names in the final metrics that the run returns to a sweeper.
         job: what the run does.
         student: of another architecture, trained in the place of the pruned network; null for none.

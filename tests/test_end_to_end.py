@@ -811,8 +811,8 @@ def widened_solves(monkeypatch):
 def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(tmp_path, monkeypatch, formats, macs):
     run, widened = tmp_path / "run", widened_solves(monkeypatch)
     budget = [] if formats else ["quantize.enabled=false", "budget.weight_bytes=null", "compare.search_plans=3"]
-    call_here(*SHORT, *budget, "compare.methods=[plans/search,random]", "measure.sample=0", "measure.plans=0",
-              "finetune.epochs=0", "quantize.epochs=0", f"budget.macs={macs}", "export.formats=[]",
+    call_here(*SHORT, *budget, "compare.methods=[plans/search,refit_loss/search,random]", "measure.sample=0",
+              "measure.plans=0", "finetune.epochs=0", "quantize.epochs=0", f"budget.macs={macs}", "export.formats=[]",
               f"hydra.run.dir={run}")  # fmt: skip
     with (run / "comparison.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["method"] == "plans/search"]
@@ -823,23 +823,25 @@ def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(t
     assert plan.predicted_damage is None
     assert plan.predicted_cost["macs"] <= macs * read(run / "costs.json")["dense_macs"] * (1 + 1e-9)
     # Three other plans were repaired and measured first.
-    assert plan.provenance["plan_labeler"] == ("formula:refitted_loss_sum" if formats else "blend+3")
+    assert plan.provenance["plan_labeler"] == ("blend" if formats else "blend+3")
+    (path,) = run.glob("comparison/*/refit_loss-search_0.plan.json")
+    formula = CompressionPlan.load(path)
+    assert formula.provenance["plan_labeler"] == "formula:refitted_loss_sum"
+    assert "competence" not in formula.provenance
+    assert formula.removed_mask(units).any()
     notes = [path.read_text() for path in run.glob("comparison/*/search_plans_0.jsonl")]
     assert [text.count("after repair of") for text in notes] == ([] if formats else [3])
     assert plan.provenance.get("search_plans", {}).get("measured") == (None if formats else 3)
     assert plan.provenance["search"]["judged"] > 500
-    assert widened == [True] * formats
+    assert widened == [True, True] * formats
     report = (run / "report.html").read_text()
     assert "plans/search" in report
     assert not (run / "labels.npz").exists()
     assert "no labeler.json" in report
     assert "within the labeler&#x27;s competence" in report
-    leader = ("The formula refitted_loss_sum led the search of a plan: there are no measured plans" if formats
-              else "The labeler led the search, corrected by measured plans of this network.")  # fmt: skip
-    assert leader in report
-    assert re.search(r"Its favourite out of [\d,]+ plans has a score of -\d", report)
-    # A labeler has members that differ, a formula has none.
-    assert bool(re.search(r"its members differ by \d", report)) == (not formats)
+    corrected = "" if formats else ", corrected by 3 measured plans of this network,"
+    assert re.search(rf"Its favourite{corrected} out of [\d,]+ plans has a score of -\d", report)
+    assert re.search(r"its members differ by \d", report)
     assert ("3 random plans were repaired and measured" in report) == (not formats)
     assert bool(plan.layer_formats) == formats
     if formats:
@@ -918,11 +920,9 @@ def test_what_races_is_what_is_left_after_formats_were_chosen(tmp_path, monkeypa
     (searched,) = run.glob("comparison/*/plans-search_0.plan.json")
     found = CompressionPlan.load(searched)
     assert any((found.removed_mask(units) == mask).all() for mask in raced)
-    # The report says who led, and that the labeler knows no network like this one.
-    assert found.provenance["plan_labeler"] == plan.provenance["plan_labeler"] == "formula:refitted_loss_sum"
+    # The report says that the labeler knows no network like this one.
     assert not found.provenance["competence"]["inside"]
     page = (run / "report.html").read_text()
     assert "outside the labeler" in page
-    assert page.count("The formula refitted_loss_sum led the search of a plan") == 1
-    assert page.count("A favourite of the formula refitted_loss_sum raced with those of the labeler.") == 1
+    assert page.count("Two favourites of it raced with one of a formula and with plans of criteria.") == 1
     assert plan.predicted_cost["weight_bytes"] <= 0.07 * read(run / "costs.json")["dense_weight_bytes"]

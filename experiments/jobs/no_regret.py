@@ -37,10 +37,10 @@ class NoRegretJob:
         trained: networks that no zoo has, out of `BOARD_NETWORKS`.
         fractions, trained_fractions: of the dense MACs; zoo networks have one each, trained ones all.
         methods: formulas with their allocators (`"taylor/mac"`), and what a formula (`"refit_loss/search"`,
-            `"refit_loss/race"`) or the labeler (`"labeler/search"`, `"labeler/race"`) leads, and what the product does
-            (`"plans/search"`, `"plans/race"`), see `choose_judges`. `"labeler/finals"` and its like train the last
-            round of the race to the end, `"all/finals"` takes all methods that are not finals; the plan that ends best
-            on validation examples is theirs.
+            `"refit_loss/race"`) or the labeler (`"labeler/search"`, `"labeler/race"`) likes best; `"both/search"` takes
+            that favourite of the two that loses less after its repair, `"both/race"` is a race of favourites of both.
+            `"labeler/finals"` and its like train the last round of the race to the end, `"all/finals"` takes all
+            methods that are not finals; the plan that ends best on validation examples is theirs.
         seeds: of data, repair and training; none measures the damage of the plans alone.
         race_steps, candidates, searches: see `PlanRace` and `BoardSettings`.
         damages: whether the damage of the plans is predicted too, for which more plans of each board are repaired and

@@ -62,7 +62,8 @@ def test_end_to_end_within_the_budget(trained):
     assert weight_bytes == 4 * sum(p.numel() for p in result.model.parameters())
     assert result.plan.predicted_cost["macs"] == macs
     assert result.method in result.validation
-    assert set(result.validation) == {"labeler", "second_order", "fisher", "taylor", "plans/search"}
+    searched = {"plans/search", "refit_loss/search"}
+    assert set(result.validation) == {"labeler", "second_order", "fisher", "taylor"} | searched
     assert result.validation[result.method] == min(result.validation.values())
     assert result.plan.provenance["method"] == result.method
     assert list(result.stages) == ["dense", "pruned", "recovered", "fine_tuned"]
@@ -80,7 +81,7 @@ def test_end_to_end_within_the_budget(trained):
     assert not model.training
 
 
-def test_without_labels_a_formula_leads_the_search_of_plans(trained, monkeypatch):
+def test_without_labels_plans_are_searched_for_the_labeler_and_a_formula(trained, monkeypatch):
     monkeypatch.setattr(RemovalOracle, "measure", lambda *a: pytest.fail("a removal was measured"))
     plans, search = [], pipeline._search
     monkeypatch.setattr(pipeline, "_search", lambda *a: plans.append(search(*a)) or plans[-1])
@@ -88,13 +89,14 @@ def test_without_labels_a_formula_leads_the_search_of_plans(trained, monkeypatch
     result = autolabel.auto_compress(trained, TASK, [], calibration, calibration[0][0], Budget(macs=0.5),
                                      label=judged, sample=0, epochs=0)  # fmt: skip
     assert result.learned is None
-    assert set(result.validation) == {"plans/search", "second_order", "fisher", "taylor"}
-    (plan,) = plans
-    assert plan.provenance["plan_labeler"] == "formula:refitted_loss_sum"
-    assert plan.provenance["search"]["judged"] > 500
-    assert "the labeler's competence" in plan.provenance["competence"]["told"]
-    assert plan.provenance["competence"]["leader"] == plan.provenance["plan_labeler"]
-    assert plan.predicted_cost["macs"] <= 0.5 * compress.unit_costs(result.structure).dense_macs
+    assert set(result.validation) == {"plans/search", "refit_loss/search", "second_order", "fisher", "taylor"}
+    (found,) = plans
+    assert [plan.provenance["plan_labeler"] for plan in found.values()] == ["blend", "formula:refitted_loss_sum"]
+    for plan in found.values():
+        assert plan.provenance["search"]["judged"] > 500
+        assert plan.predicted_cost["macs"] <= 0.5 * compress.unit_costs(result.structure).dense_macs
+    assert "the labeler's competence" in found["plans/search"].provenance["competence"]["told"]
+    assert "competence" not in found["refit_loss/search"].provenance
 
 
 def test_a_few_measured_plans_correct_what_other_networks_taught(trained, monkeypatch, caplog):
@@ -106,8 +108,9 @@ def test_a_few_measured_plans_correct_what_other_networks_taught(trained, monkey
                                 sample=0, search_plans=4, epochs=0)  # fmt: skip
         autolabel.auto_compress(trained, TASK, [], calibration, calibration[0][0], Budget(macs=0.5, weight_bytes=0.9),
                                 label=judged, sample=0, search_plans=4, epochs=0)  # fmt: skip
-    (plan,) = plans
-    assert plan.provenance["plan_labeler"] == plan.provenance["competence"]["leader"] == "blend+4"
+    plan = plans[0]["plans/search"]
+    assert len(plans) == 1
+    assert plan.provenance["plan_labeler"] == "blend+4"
     assert plan.provenance["search_plans"]["measured"] == 4
     assert plan.provenance["search_plans"]["forward_macs"] > 0
     assert "No plans are searched, and none measured" in caplog.text

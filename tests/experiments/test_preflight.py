@@ -37,12 +37,13 @@ def names(*overrides):
         ("compare.methods=[]", "compare.methods must name at least one"),
         ("compare.methods=[labeller]", "no scores are called 'labeller'"),
         ("compare.methods=[labeler/cost]", "must end in one of"),
-        ("compare.methods=[plans/mac]", "only plans are searched"),
+        ("compare.methods=[plans/mac]", "plans are searched as"),
         ("compare.methods=[plans/race] finetune.epochs=0 compare.finetune_epochs=0", "'plans/race' needs compare.fine"),
-        ("compare.methods=[fisher/search]", "only plans are searched"),
+        ("compare.methods=[fisher/search]", "plans are searched as"),
         ("compare.methods=[plans/search] budget.macs=null", "and budget.macs; or budget.weight_bytes alone"),
         ("compare.methods=[plans/search] quantize.enabled=false", "alone where it chooses no formats"),
         ("compare.methods=[plans/race@1]", "takes no @"),
+        ("compare.methods=[refit_loss/race]", "'plans/search', 'refit_loss/search' or 'plans/race'. Got"),
         (
             "compare.methods=[plans/race,labeler/knapsack] compare.formats_for=[knapsack] budget.macs=null "
             "budget.weight_bytes=null budget.coded_bytes=0.1",
