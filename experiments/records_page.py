@@ -102,9 +102,9 @@ def write_page(rows: Sequence[CodedRow], kept: Sequence[KeptFile] = (), tensors:
             "## Files", "",
             "`results/records/`, written anew in the newest version of the format (`scripts/repack_records.py`, "
             "`raw.csv` there) and scored in a fresh process. Sizes below are of the version of their time. Readers of "
-            "version 3 had learned headers of such networks beforehand, from their code, and files took about 25 bytes "
-            "less; version 4 knows nothing but the words that all headers are made of. Those of ResNet-20 are of seed "
-            "2.", "",
+            "version 3 had learned headers of such networks beforehand, from their code, which made files up to 26 "
+            "bytes smaller; version 4 knows nothing but the words that all headers are made of. Those of ResNet-20 are "
+            "of seed 2.", "",
             "| file | error, % | bytes | bytes before |", "|---|---|---|---|",
             *(f"| {file.file} | {file.error_percent:.2f} | {file.file_bytes:,} | {file.before_bytes:,} |"
               for file in kept), "",

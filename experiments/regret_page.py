@@ -54,7 +54,7 @@ def read_rows(path: str | Path) -> list[dict[str, str]]:
 
 
 def write_page(rows: Sequence[Mapping[str, Any]], command: str, trained: Sequence[Mapping[str, Any]] = ()) -> str:
-    """A Markdown page: all methods over all boards, then each board; then networks with fewer seeds, by themselves."""
+    """A Markdown page: all methods over all boards, then each board; then trained networks, by themselves."""
     found = summarize(rows)
     boards, overall = found["boards"], found["overall"]
     least, most = (bound(board["seeds"] for board in boards) for bound in (min, max))
@@ -63,25 +63,31 @@ def write_page(rows: Sequence[Mapping[str, Any]], command: str, trained: Sequenc
             f"{len(boards)} boards, {seeds}; drawn from `results/no_regret/raw.csv` ({command}).", "",
             _EXPLANATION, "", *([_DERIVED, ""] if any(map(is_derived, overall)) else []),
             *_goals(overall), "![Ranks and distances](no_regret.svg)", "", *_method_table(overall)]  # fmt: skip
-    for name in (name for name in overall if name.startswith("labeler/")):
-        formula = name.replace("labeler/", "refit_loss/")
-        if formula in overall:
-            page += ["", f"`{name}` {_compared(boards, name, formula)}"]
-            known = [board for board in boards if board["competence"] is not None]
-            for where, part in (("within", [b for b in known if b["competence"] <= 1]),
-                                ("outside", [b for b in known if b["competence"] > 1])):  # fmt: skip
-                if part:
-                    page[-1] += f" On the boards {where} the labeler's competence it {_compared(part, name, formula)}"
+    page += _pairs(boards)
     page += ["", "## Boards", "", *_board_table(boards)]
     if trained:
         found = summarize(trained)
-        repeated = [row for row in trained if row["board"] in {b["board"] for b in found["boards"] if b["seeds"] > 1}]
         page += ["", "## Trained networks that the zoo has nothing of", "", _TRAINED, "",
+                 *_method_table(found["overall"]), *_pairs(found["boards"]), "",
                  *_board_table(found["boards"])]  # fmt: skip
-        if repeated:
-            page += ["", "All methods over the boards of several seeds:", "",
-                     *_method_table(summarize(repeated)["overall"])]  # fmt: skip
     return "\n".join([*page, ""])
+
+
+def _pairs(boards: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What learning adds: each plan that a labeler liked best beside that of the formula."""
+    lines: list[str] = []
+    names = dict.fromkeys(name for board in boards for name in board["rank"])
+    for name in (name for name in names if name.startswith("labeler/")):
+        formula = name.replace("labeler/", "refit_loss/")
+        if formula not in names:
+            continue
+        lines += ["", f"`{name}` {_compared(boards, name, formula)}"]
+        known = [board for board in boards if board["competence"] is not None]
+        for where, part in (("within", [b for b in known if b["competence"] <= 1]),
+                            ("outside", [b for b in known if b["competence"] > 1])):  # fmt: skip
+            if 0 < len(part) < len(boards):
+                lines[-1] += f" On the boards {where} the labeler's competence it {_compared(part, name, formula)}"
+    return lines
 
 
 def _method_table(overall: Mapping[str, Any]) -> list[str]:

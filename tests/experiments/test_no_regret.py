@@ -312,7 +312,11 @@ def test_the_page_tells_methods_by_rank_and_every_board(tmp_path):
     assert "| 2.00 (outside) |" in page
     assert "within the labeler's competence it is 0.50 points (0.50 to 0.50)" in page
     assert "outside the labeler's competence it is -1.00 points (-1.00 to -1.00)" in page
-    assert page.index("Trained networks") > page.index("## Boards")
+    # Trained networks by themselves, with all methods and each board.
+    own = page[page.index("## Trained networks") :]
+    assert page.index("## Boards") < page.index("## Trained networks")
+    assert "| taylor | 2.00 (2.0 to 2.0) | 0 % | 0 % | 2.00 | 2.00 | 0 |" in own
+    assert "| a | 99.00 | 92.50 labeler/race (0.71) | 92.50 (rank 1) | 94.50 (rank 1) |" in own
     page = write_page(rows, "`command`")
     with figure_style():
         svg = render_file_svg(draw_regret(rows)).decode()
