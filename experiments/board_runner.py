@@ -159,7 +159,8 @@ class BoardRunner:
         return plan.removed_mask(subject.structure.units)
 
     def _searched(self, name: str, formulas: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, float]]:
-        """The favourite of several searches, and the winner among their favourites and the formulas' liked best."""
+        """The favourite of several searches, and the winner among their favourites and the criteria's liked best; of
+        both the better repaired one of two, and the winner among favourites of both."""
         subject, settings = self.subject, self.settings
         wanted = [way for way in (f"{name}/search", f"{name}/race") if way in settings.methods]
         if not set(wanted) <= self._done.keys():
@@ -196,7 +197,7 @@ class BoardRunner:
             (outcome,) = replace(subject.oracle, moments=("refitted",)).measure(bench, mask)
             losses.append(outcome.loss["validation"])
             macs += outcome.training_macs + judged * bench.costs.total(mask)[0]
-        return masks[int(np.argmin(np.nan_to_num(losses, nan=np.inf)))], macs
+        return masks[int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))], macs
 
     def _favourite(self, leader: PlanLabeler | PlanFormula, number: int) -> np.ndarray:
         if (leader.name, number) not in self._favourites:

@@ -30,6 +30,11 @@ _SEARCH_NEEDS = (
     "bound with either there"
 )
 STAGES = ("pruned", "recovered", "fine_tuned", "tried")
+# The default methods, and those of an earlier version, whose folders hold them.
+_DEFAULT = CompareSettings().methods
+_DEFAULTS = (_DEFAULT, [name for name in _DEFAULT if name != f"{REFIT_LOSS}/{SEARCH}"])
+# What `searches` means by whose favourites: folders that were begun by another meaning compare anew.
+SEARCHES_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Method:
 
     @property
     def source(self) -> str:
-        """`"labeler"`, `"criterion"` (the configured one), or the name of a baseline."""
+        """`"labeler"`, `"criterion"` (the configured one), the name of a baseline, or who judges whole plans."""
         return self.name.partition("@")[0].partition("/")[0]
 
     @property
@@ -92,7 +97,8 @@ class Method:
     def kind(self) -> str:
         """In words."""
         if self.searches:
-            return f"a {self.spending} of whole plans{' by a formula' if self.source == REFIT_LOSS else ''}"
+            whose = "a" if self.source == PLANS else "a formula-led"
+            return f"{whose} {self.spending} of whole plans"
         if self.source == CHANCE:
             return "chance"
         return "the labeler" if self.learned else "a formula"
@@ -118,7 +124,7 @@ class Method:
 
 
 def _suits_search(config: Config, formats: bool) -> bool:
-    """A plan labeler compares plans of one size that removes units; formats are chosen around what it removes."""
+    """Plans of one size are compared, which removes units; formats are chosen around what goes."""
     bounds = [name for name, value in vars(config.budget).items() if value is not None]
     fits = "macs" in bounds if formats else bounds in (["macs"], ["weight_bytes"])
     return fits and config.constraints.round_to == 1
@@ -128,7 +134,7 @@ def _named(config: Config) -> list[Method]:
     """Methods by their names; of the default ones, those that suit the budget."""
     compare = config.compare
     names = list(dict.fromkeys(compare.methods))
-    if names == CompareSettings().methods:
+    if names in _DEFAULTS:
         formats = config.quantize.enabled and all(Method(name).chooses_formats(compare) for name in names
                                                   if Method(name).searches)  # fmt: skip
         suits = _suits_search(config, formats)
@@ -162,7 +168,7 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
     for method in methods:
         if method.source not in known:
             raise ConfigError(f"compare.methods: no scores are called {method.source!r}. Known: {sorted(known)}.")
-        if method.searches != (method.allocator in SEARCHES) or method.name == f"{REFIT_LOSS}/{RACE}":
+        if method.searches != (method.allocator in SEARCHES) or (method.source, method.spending) == (REFIT_LOSS, RACE):
             raise ConfigError(
                 f"compare.methods: plans are searched as '{PLANS}/{SEARCH}', '{REFIT_LOSS}/{SEARCH}' or "
                 f"'{PLANS}/{RACE}'. Got {method.name!r}."
@@ -170,7 +176,7 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
         if method.source == LABELER and config.measure.sample == 0:
             raise ConfigError(
                 f"compare.methods: {method.name!r} learns from measured removals, of which measure.sample=0 has none. "
-                "Leave it out, such as by compare.methods=[plans/search,second_order/mac]."
+                "Leave it out, such as by compare.methods=[plans/search,refit_loss/search,second_order/mac]."
             )
         formats = config.quantize.enabled and method.chooses_formats(compare)
         if method.searches:
@@ -198,8 +204,8 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
     sources = {method.source for method in methods}
     if compare.search_plans and (compare.search_plans < 2 or PLANS not in sources):
         raise ConfigError(
-            "compare.search_plans must be 0, or at least 2 where compare.methods searches plans. Got "
-            f"{compare.search_plans}."
+            f"compare.search_plans must be 0, or at least 2 where '{PLANS}/{SEARCH}' or '{PLANS}/{RACE}' takes part. "
+            f"Got {compare.search_plans}."
         )
     for short, name in ALLOCATORS.items():
         own = LABELER if short == "threshold" else f"{LABELER}/{short}"

@@ -19,6 +19,7 @@ from compress.task import evaluate
 from experiments.board_runner import SEARCHES, BoardRunner
 from experiments.boards import Board, BoardSettings, board_network
 from experiments.no_regret import board_key, fit_for, unlike
+from experiments.regret import is_derived
 from experiments.subject import PARTS
 from experiments.who_predicts import SPLITS, assert_disjoint, held_out, seen_with
 from experiments.worker_pool import run_pieces
@@ -94,9 +95,10 @@ def judge_boards(
     boards: Sequence[Board], settings: BoardSettings, folder: Path, workers: int,
     on_board: Callable[[int, int], None] | None = None,
 ) -> list[DamageRow]:  # fmt: skip
-    """The plans of all methods but the races (whose winners are among the others) on all boards, with the first seed;
-    what is there is kept."""
-    quiet = replace(settings, methods=tuple(m for m in settings.methods if not (m in SEARCHES and m.endswith("/race"))))
+    """The plans of all methods but those that take what others found, on all boards, with the first seed; what is there
+    is kept."""
+    own = (m for m in settings.methods if not (is_derived(m) or (m in SEARCHES and m.endswith("/race"))))
+    quiet = replace(settings, methods=tuple(own))
     for board in boards:
         fit_for(board, quiet, folder)
     pieces = [(board, quiet, str(folder)) for board in boards]

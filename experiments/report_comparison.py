@@ -99,7 +99,7 @@ def _choice(run: RunFiles) -> str:
 
 
 def _searched_after(run: RunFiles) -> str:
-    """That plans were measured before others were searched, which no other method had."""
+    """That plans were measured before others were searched, which the labeler of whole plans alone had."""
     count = pick(run.manifest, "config", "compare", "search_plans")
     return (
         f" {count} random plans were repaired and measured before, to correct the labeler of whole plans."

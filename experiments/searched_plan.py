@@ -16,7 +16,7 @@ from autolabel.allocators import LearnedSearchAllocator
 from autolabel.competence import Verdict
 from autolabel.few_shot import OTHERS, AdaptedPlanLabeler, adapt_labeler
 from autolabel.learning import join_scores
-from autolabel.plan_formula import FORMULA_PREFIX, PlanFormula
+from autolabel.plan_formula import PlanFormula
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_race import PlanRace, choose_entrants
 from autolabel.plan_sampling import sample_plans
@@ -55,22 +55,19 @@ def told_competence(plans: Iterable[CompressionPlan]) -> list[str]:
         found = plan.provenance.get("competence")
         if found is not None:
             told.setdefault(f"This network lies {found['told']}.", []).append(_told_search(plan))
-        elif "unlike" in plan.provenance:  # of a folder that was begun by an earlier version
-            told[f"This network lies {plan.provenance['unlike']}."] = []
     return [" ".join([where, *dict.fromkeys(texts)]) for where, texts in told.items()]
 
 
 def _told_search(plan: CompressionPlan) -> str:
-    search, judge = plan.provenance.get("search"), plan.provenance["plan_labeler"]
     measured = (plan.provenance.get("search_plans") or {}).get("measured")
     corrected = f", corrected by {measured} measured plans of this network," if measured else ""
     if "race" in plan.provenance:
         return f"Two favourites of it{corrected} raced with one of a formula and with plans of criteria."
-    # A folder that was begun by an earlier version may hold a formula's.
-    whose = f"The favourite of {judge}" if judge.startswith(FORMULA_PREFIX) else f"Its favourite{corrected}"
+    search = plan.provenance["search"]
     return (
-        f"{whose} out of {search['judged']:,} plans has a score of {search['score']:.2f} (0 is the mean of random "
-        f"plans, in their standard deviations, lower is better); its members differ by {search['spread']:.2f}."
+        f"Its favourite{corrected} out of {search['judged']:,} plans has a score of {search['score']:.2f} (0 is the "
+        "mean of random plans, in their standard deviations, lower is better); its members differ by "
+        f"{search['spread']:.2f}."
     )
 
 

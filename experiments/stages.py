@@ -21,7 +21,7 @@ from compress.files import read_json, write_atomic, write_json
 from compress.finetuning import finetune_
 from compress.packed_artifact import pack_artifact
 from compress.plan import CompressionPlan
-from experiments.compared_methods import LABELER, RACE, Method
+from experiments.compared_methods import LABELER, RACE, SEARCHES_VERSION, Method
 from experiments.comparison import Comparison
 from experiments.components import OPTIONAL
 from experiments.config_names import names_of
@@ -249,7 +249,8 @@ class Experiment(Teaching):
         trained = ["finetune"] if compare.finetune_epochs or compare.trial_steps or races else []
         trained += ["distillation"] if trained and self.config.distillation is not None else []
         tried = ["quantizer", "sparsify", *OPTIONAL] if compare.trial_steps else []
-        return self._settings(*names, *trained, *tried)
+        searches = {"searches": SEARCHES_VERSION} if any(Method(name).searches for name in compare.methods) else {}
+        return searches | self._settings(*names, *trained, *tried)
 
     def train_dense(self) -> None:
         """Train the dense model where the experiment says so, and keep its weights."""

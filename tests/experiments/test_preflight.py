@@ -13,7 +13,7 @@ from experiments.components import build_components
 from experiments.config import ConfigError, load_config
 from experiments.preflight import check_settings
 from experiments.run_dir import RunDir
-from experiments.settings import Config
+from experiments.settings import CompareSettings, Config
 from experiments.stage_settings import stage_settings
 from experiments.stages import Experiment
 from experiments.tracker import RunInfo
@@ -29,6 +29,26 @@ def configured(*overrides):
 
 def names(*overrides):
     return [method.name for method in methods_of(*configured(*overrides))]
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize(
+    ("overrides", "searched", "labels"),
+    [
+        ((), True, True),
+        (("budget.macs=null", "budget.weight_bytes=null", "budget.coded_bytes=0.1"), False, True),
+        (("constraints.round_to=8",), False, True),
+        (("measure.sample=0",), True, False),
+    ],
+)
+def test_of_the_default_methods_those_take_part_that_suit_the_run(earlier, overrides, searched, labels):
+    # Those of an earlier version too: its folders hold them by name.
+    given = [name for name in CompareSettings().methods if not (earlier and name == "refit_loss/search")]
+    found = names(f"compare.methods=[{','.join(given)}]", *overrides)
+    assert ("plans/search" in found) == searched
+    assert ("refit_loss/search" in found) == (searched and not earlier)
+    assert ("labeler/mac" in found) == labels
+    assert "taylor/mac" in found
 
 
 @pytest.mark.parametrize(
@@ -51,7 +71,7 @@ def names(*overrides):
         ),
         ("compare.methods=[plans/search] constraints.round_to=8", "a search of plans needs constraints.round_to=1"),
         ("compare.search_plans=1 compare.methods=[plans/search]", "compare.search_plans must be 0, or at least 2"),
-        ("compare.search_plans=8", "at least 2 where compare.methods searches plans"),
+        ("compare.search_plans=8", "at least 2 where 'plans/search' or"),
         ("compare.finetune_methods=[fisher]", "compare.finetune_methods: 'fisher' is not compared"),
         ("compare.choose_after=finetuned", "compare.choose_after must be one of"),
         ("compare.choose_after=fine_tuned", "needs every method fine-tuned"),

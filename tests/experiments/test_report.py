@@ -454,6 +454,7 @@ def test_a_formula_that_wins_the_comparison_is_named(run):
     [
         ("plans/search", "a search of whole plans"),
         ("plans/race", "a race of whole plans"),
+        ("refit_loss/search", "a formula-led search of whole plans"),
         ("random/uniform", "chance"),
     ],
 )
