@@ -38,6 +38,7 @@ from compress.errors import ArtifactError, DataError
 from compress.files import write_json
 from compress.prunable_weights import prunable_weights
 from compress.splitting import find_splits
+from experiments import report as report_files
 from experiments import run as command
 from experiments.coded_table import CodedRow, collect_coded
 from experiments.compared_methods import Method
@@ -100,13 +101,16 @@ def call(*arguments, module="experiments.run"):
 
 
 @contextlib.contextmanager
-def here(*arguments):
+def here(*arguments, figures=False):
     """The command line with these arguments in this process, which it leaves as it was: nothing to import again."""
     # It sets these for its own process.
     deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("default")
         patch.setattr(sys, "argv", ["autolabel", *map(str, arguments)])
+        if not figures:
+            # The fixture `run` draws them; elsewhere they would take a third of the time.
+            patch.setattr(report_files, "write_figures", lambda files: {})
         try:
             yield command.main
         finally:
@@ -118,8 +122,8 @@ def here(*arguments):
                     handler.close()
 
 
-def call_here(*arguments):
-    with here(*arguments) as main:
+def call_here(*arguments, figures=False):
+    with here(*arguments, figures=figures) as main:
         main()
 
 
@@ -319,7 +323,7 @@ def test_channels_and_ranks_are_chosen_in_one_solve(tmp_path):
              "quantize.activation_bits=null", "allocator.always_quantize=false"]  # fmt: skip
     methods = "compare.methods=[labeler/knapsack,criterion/bits,criterion/uniform_bits]"
     call_here(*SHORT, *ranks, methods, "budget.macs=0.4", "budget.weight_bytes=null", "seeds=[0]",
-              "measure.plans=0", "train.epochs=10", f"hydra.run.dir={tmp_path}")  # fmt: skip
+              "measure.plans=0", "train.epochs=10", f"hydra.run.dir={tmp_path}", figures=True)  # fmt: skip
     plans = {
         path.name.split("_0.")[0]: CompressionPlan.load(path) for path in tmp_path.glob("comparison/*/*.plan.json")
     }
