@@ -106,7 +106,7 @@ def auto_compress(
         example_inputs: inputs of the forward, batch first.
         budget: upper bounds; refused before any work if no plan can meet them.
         label: batches that damage is measured on; None takes the second half of `calibration`.
-        validation: batches that choose among them, and stop fine-tuning; None takes `label`.
+        validation: batches that choose among the plans of all methods, and stop fine-tuning; None takes `label`.
         labeler: None for gradient-boosted trees.
         sample: how many units are measured; None for all, 0 for none: a search of whole plans (without `bits`, and
             where MACs or weight bytes are the only bound) and formulas make the plans from statistics.

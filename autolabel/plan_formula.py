@@ -7,8 +7,6 @@ import numpy as np
 from autolabel.plan_summary import PlanSummary
 from compress.errors import CompressError
 
-FORMULA_PREFIX = "formula:"
-
 
 @dataclass(frozen=True)
 class PlanFormula:
@@ -24,7 +22,7 @@ class PlanFormula:
     @property
     def name(self) -> str:
         """For tables and plans."""
-        return f"{FORMULA_PREFIX}{self.column}"
+        return f"formula:{self.column}"
 
     def values(self, summary: PlanSummary) -> np.ndarray:
         """`(n_plans,)`. Raises CompressError if these plans were summarised without the column."""

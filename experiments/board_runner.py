@@ -39,11 +39,11 @@ from experiments.subject import Subject
 log = logging.getLogger(__name__)
 # Whose favourites: the labeler's, a formula's, and those of both, as in the product.
 LABELER, FORMULA, BOTH = "labeler", "refit_loss", "both"
-LEADERS = (FORMULA, LABELER, BOTH)
-SEARCHES = tuple(f"{leader}/{way}" for leader in LEADERS for way in ("search", "race"))
+JUDGES = (FORMULA, LABELER, BOTH)
+SEARCHES = tuple(f"{judge}/{way}" for judge in JUDGES for way in ("search", "race"))
 # Of plans that are trained to the end, the one that loses least on validation examples: of those that came into the
 # last round of a race, and of all that are compared.
-FINALS: Mapping[str, str] = {f"{leader}/finals": f"{leader}/race" for leader in LEADERS}
+FINALS: Mapping[str, str] = {f"{judge}/finals": f"{judge}/race" for judge in JUDGES}
 ALL_FINALS = "all/finals"
 CRITERIA: Mapping[str, Callable[[int], Any]] = {
     "magnitude": lambda seed: MagnitudeCriterion(),
@@ -108,8 +108,8 @@ class BoardRunner:
         names = [name for name in self.settings.methods if name not in (*SEARCHES, *FINALS, ALL_FINALS)]
         formulas = {name: self._formula(name) for name in names}
         found = {name: (mask, self._feature_macs(name)) for name, mask in formulas.items()}
-        for leader in LEADERS:
-            found |= self._searched(leader, formulas)
+        for judge in JUDGES:
+            found |= self._searched(judge, formulas)
         return found
 
     def _trained(self, mask: np.ndarray, name: str) -> tuple[float, float, float]:

@@ -141,7 +141,7 @@ def _named(config: Config) -> list[Method]:
         kept = [name for name in names if suits or not Method(name).searches]
         if kept != names:
             log.info("No plans are searched: that needs %s.", _SEARCH_NEEDS)
-        names = [name for name in kept if config.measure.sample != 0 or Method(name).source != LABELER]
+        names = [name for name in kept if config.measure.removals or Method(name).source != LABELER]
     return [Method(name) for name in names]
 
 
@@ -173,7 +173,7 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
                 f"compare.methods: plans are searched as '{PLANS}/{SEARCH}', '{REFIT_LOSS}/{SEARCH}' or "
                 f"'{PLANS}/{RACE}'. Got {method.name!r}."
             )
-        if method.source == LABELER and config.measure.sample == 0:
+        if method.source == LABELER and not config.measure.removals:
             raise ConfigError(
                 f"compare.methods: {method.name!r} learns from measured removals, of which measure.sample=0 has none. "
                 "Leave it out, such as by compare.methods=[plans/search,refit_loss/search,second_order/mac]."

@@ -49,10 +49,14 @@ def check_settings(config: Config, parts: Components) -> None:
     for name in ("images", "batch_size"):
         _at_least(f"measure.{name}", getattr(measure, name), 1)
     _at_least("measure.sample", measure.sample, 0)
-    labels = measure.sample != 0
-    _require("measure.sampling", labels or measure.sampling != ACTIVE,
+    _require("measure.sampling", measure.removals or measure.sampling != ACTIVE,
              "'uniform' or 'stratified' with measure.sample=0", measure.sampling)  # fmt: skip
-    _require("front", labels or not config.front, "empty with measure.sample=0: it adds labels of units", config.front)
+    _require(
+        "front",
+        measure.removals or not config.front,
+        "empty with measure.sample=0: it adds labels of units",
+        config.front,
+    )
     _at_least("measure.plans", measure.plans, 0)
     joint, widths = quantize.joint_plans, set(getattr(parts.oracles["layer_choice"], "bits", quantize.bits))
     _require("quantize.joint_plans", joint == 0 or (joint >= 10 and quantize.enabled and len(widths) > 1),

@@ -54,6 +54,11 @@ class MeasureSettings:
     sampling: str = "stratified"
     plans: int = 0
 
+    @property
+    def removals(self) -> bool:
+        """Whether any removal is measured, and labels of units are learned."""
+        return self.sample != 0
+
 
 @dataclass
 class ConstraintSettings:

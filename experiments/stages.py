@@ -123,7 +123,7 @@ class Experiment(Teaching):
         )
         active = self.config.measure.sampling == ACTIVE
         known = (*self.parts.baselines.values(), *CRITERIA.values())
-        labels = [] if self.config.measure.sample == 0 else ["labels.npz"]
+        labels = ["labels.npz"] if self.config.measure.removals else []
         learned = ["labels.npz", "held_out.npz", "labeler.json", "group_steps.json", "explanations.json", "labeler"]
         if labels:
             stage(
@@ -332,7 +332,7 @@ class Experiment(Teaching):
 
     def comparison(self) -> Comparison:
         """The comparison of methods on the labels that were learned, if there are any."""
-        labels = LabelTable.load(self.run_dir.path / "labels.npz") if self.config.measure.sample != 0 else None
+        labels = LabelTable.load(self.run_dir.path / "labels.npz") if self.config.measure.removals else None
         formats = LabelTable.load(self.run_dir.path / "layer_labels.npz") if self.quantizes else None
         joint = JointDamage.load(self.run_dir.path / JOINT_FILE) if self.config.quantize.joint_plans else None
         return Comparison(self, labels, formats, joint)
