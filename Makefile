@@ -20,13 +20,14 @@ export WANDB_ERROR_REPORTING := false
 
 setup: $(READY)
 
+# Compiling all that is installed took as long as installing it; what is imported is compiled then.
 # The marker is newer than both files after a complete install, so that a second call costs nothing.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed. Got $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt torch
-	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e ".[$(EXTRAS)]"
+	$(BIN)/python -m pip install --no-compile $(PIP_ARGS) -c constraints.txt torch
+	$(BIN)/python -m pip install --no-compile $(PIP_ARGS) -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@
 
 demo: $(READY)

@@ -19,8 +19,7 @@ from compress.errors import TraceError, first_line
 from compress.size_limits import SizeLimit, exported_limits
 
 # What a forward, or the capture of it, may raise: everything but errors of this process (memory, interrupts).
-FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError,
-            torch._dynamo.exc.TorchDynamoException)  # fmt: skip
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
 _TORCH = str(Path(torch.__file__).parent)
 
 

@@ -1,6 +1,27 @@
-"""The order of the test files, and a garbage collector that leaves alone what was imported."""
+"""The order of the test files, and what is done once for all of them."""
 
+import functools
 import gc
+
+import pytest
+from torch.onnx._internal.exporter import _registration as translations
+
+
+@pytest.fixture(scope="session", autouse=True)
+def translations_are_listed_once():
+    """torch lists all of its translations to ONNX anew for each export, which takes as long as a small net's export."""
+    listed = functools.cache(translations.ONNXRegistry.from_torchlib)
+
+    def from_torchlib(*arguments, **options):
+        registry = translations.ONNXRegistry()
+        vars(registry).update(vars(listed(*arguments, **options)))
+        # An export adds its own to the lists.
+        registry.functions = {target: list(found) for target, found in registry.functions.items()}
+        return registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(translations.ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
+        yield
 
 
 def pytest_collection_modifyitems(items):
