@@ -171,8 +171,13 @@ def auto_compress(
     elif search_plans:
         _LOG.warning("No plans are searched, and none measured: that needs MACs or weight bytes alone, and no bits.")
     inputs = [tuple(task.inputs(batch)) for batch in calibration]
-    losses, repaired = {}, {}
+    losses: dict[str, float] = {}
+    repaired: dict[str, tuple[Any, ...]] = {}
     for name, plan in plans.items():
+        twin = next((other for other in repaired if _alike(plans[other], plan)), None)
+        if twin is not None:
+            losses[name], repaired[name] = losses[twin], (plan, *repaired[twin][1:])
+            continue
         small = apply_plan(structure, plan)
         pruned = evaluate(small, task, validation)
         recover_(small, structure, inputs, plan=plan, seed=seed)
@@ -234,6 +239,11 @@ def _search(
     }
     told |= found[SEARCHED].provenance | {"competence": verdict.record()}
     return found | {SEARCHED: replace(found[SEARCHED], provenance=told)}
+
+
+def _alike(first: CompressionPlan, second: CompressionPlan) -> bool:
+    """Whether two plans make the same model, whoever made them."""
+    return first.remove_channels == second.remove_channels and first.layer_formats == second.layer_formats
 
 
 def _split(calibration: list[Batch], label: Sequence[Batch] | None) -> tuple[list[Batch], list[Batch]]:

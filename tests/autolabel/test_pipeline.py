@@ -99,6 +99,20 @@ def test_without_labels_plans_are_searched_for_the_labeler_and_a_formula(trained
     assert "competence" not in found["refit_loss/search"].provenance
 
 
+def test_equal_plans_of_two_methods_are_repaired_once(trained, monkeypatch):
+    repaired, repair = [], pipeline.recover_
+    monkeypatch.setattr(pipeline, "recover_", lambda *a, **k: (repaired.append(k["plan"]), repair(*a, **k)))
+    # Both searches ask the labeler that ships.
+    monkeypatch.setattr(pipeline, "PlanFormula", pipeline.load_plan_labeler)
+    train, calibration = make_data(2, 2), make_data(4, 3)
+    result = autolabel.auto_compress(trained, TASK, train, calibration, calibration[0][0], Budget(macs=0.5), sample=0,
+                                     epochs=0)  # fmt: skip
+    assert result.validation["plans/search"] == result.validation["refit_loss/search"]
+    distinct = {tuple(sorted(plan.remove_channels.items())) for plan in repaired}
+    assert len(repaired) == len(distinct) < len(result.validation)
+    assert result.stages["recovered"][1] == min(result.validation.values())
+
+
 def test_a_few_measured_plans_correct_what_other_networks_taught(trained, monkeypatch, caplog):
     plans, search = [], pipeline._search
     monkeypatch.setattr(pipeline, "_search", lambda *a: plans.append(search(*a)) or plans[-1])

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -13,14 +14,14 @@ from autolabel.label_bank import LabelBank
 from autolabel.plan_board import boards_of
 from autolabel.plan_oracle import MOMENTS, PlanOracle
 from autolabel.plan_race import PlanRace
-from autolabel.pretrained import PRETRAINED
+from autolabel.pretrained import PRETRAINED, load_competence, load_plan_labeler
 from compress.errors import ArtifactError, CompressError
 from compress.files import read_json
 from compress.task import ClassificationTask
-from experiments import no_regret, plan_damages
+from experiments import board_networks, no_regret, plan_damages
 from experiments.bank_building import BankSettings, build_bank
 from experiments.board_runner import BoardRunner
-from experiments.boards import BoardSettings, trained_boards, zoo_boards
+from experiments.boards import BoardSettings, board_network, trained_boards, zoo_boards
 from experiments.config import ConfigError
 from experiments.data import load_digits
 from experiments.figure_style import figure_style, render_file_svg
@@ -54,6 +55,14 @@ METHODS = (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_repairs():
+    """What is tested holds after any number of steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(board_networks, "RepairSettings", functools.partial(RepairSettings, images=64, steps=8))
+        yield
+
+
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     base = Recipe("mlp-digits-000", "mlp", "digits", 1, 12, 2, "relu", "none", "adamw", 0.01, 0.0, 2, 64, 0.5)
@@ -78,7 +87,7 @@ def bank(zoo, tmp_path_factory):
 
 
 def settings_of(zoo, bank):
-    return BoardSettings(str(zoo), str(bank), "labeler/ridge", METHODS, PlanRace((1, 2)), 2, 1)
+    return BoardSettings(str(zoo), bank and str(bank), "labeler/ridge", METHODS, PlanRace((1, 2)), 2, 1)
 
 
 def test_a_labeler_saw_nothing_like_its_board(zoo, bank, tmp_path, monkeypatch):
@@ -148,6 +157,23 @@ def test_every_method_has_a_row_and_nothing_is_done_twice(zoo, bank, tmp_path, m
     with pytest.raises(TypeError):
         # Other settings are measured anew.
         run_board(board, 1, dataclasses.replace(settings, candidates=1), str(tmp_path))
+
+
+def test_of_both_searches_the_plan_that_loses_less_after_its_repair_is_taken(zoo, tmp_path):
+    board = zoo_boards(zoo, 1, [0.5])[-1]
+    settings = dataclasses.replace(settings_of(zoo, None), searches=3, methods=("both/search", "both/race"))
+    runner = BoardRunner(board, board_network(board, settings), 0, settings, load_plan_labeler(), load_competence(),
+                         tmp_path)  # fmt: skip
+    plans = runner.plans()
+    assert list(plans) == ["both/search", "both/race"]
+    # The labeler searches twice and the formula once, as in the product.
+    assert sorted(runner._favourites) == [("blend", 0), ("blend", 1), ("formula:refitted_loss_sum", 0)]
+    masks = [plans["both/search"][0], np.zeros(len(runner.subject.structure.units), dtype=bool)]
+    # What loses nothing is better, wherever it stands.
+    for two in (masks, masks[::-1]):
+        best, macs = runner._best_repaired(two, 7.0)
+        assert not best.any()
+        assert macs > 7
 
 
 def test_finals_take_the_plan_that_ends_best_on_validation_examples():

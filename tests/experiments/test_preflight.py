@@ -1,11 +1,14 @@
 """What is refused in the first second, and what a comparison compares."""
 
 import dataclasses
+import functools
 import logging
+import re
 import warnings
 
 import pytest
 from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
 from autolabel.conformal import CalibrationWarning
 from experiments.compared_methods import methods_of
@@ -21,9 +24,17 @@ from experiments.trackers.null import NullTracker
 from experiments.warning_log import collected_warnings
 
 
-def configured(*overrides):
+@functools.cache
+def composed(*choices):
+    """What these choices of files come to: composing takes longer than what is tested."""
     with initialize_config_module("conf", version_base="1.3"):
-        config = load_config(compose("config", overrides=["experiment=quickstart", "debug=fast", *overrides]))
+        return compose("config", overrides=["experiment=quickstart", "debug=fast", *choices])
+
+
+def configured(*overrides):
+    values = [override for override in overrides if re.match(r"[a-z_]+\.[a-z_.]+=", override)]
+    choices = [override for override in overrides if override not in values]
+    config = load_config(OmegaConf.merge(composed(*choices), OmegaConf.from_dotlist(values)))
     return config, build_components(config)
 
 
