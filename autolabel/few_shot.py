@@ -1,22 +1,13 @@
 """A plan labeler's scores, corrected by a few plans that were measured on the network itself."""
 
-import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from autolabel.plan_board import normal_scores, plan_matrix
 from autolabel.plan_labeler import PlanLabeler
-from autolabel.plan_oracle import PlanBench, PlanOracle
-from autolabel.plan_sampling import sample_plans
-from autolabel.plan_summary import PlanSummarizer, PlanSummary, join_summaries
-from compress.allocator import Constraints
+from autolabel.plan_summary import PlanSummary, join_summaries
 from compress.errors import CompressError
-
-# Measured plans that correct a labeler at the least, and random ones that plans are compared with, as in a search.
-_FEWEST, OTHERS = 2, 60
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,58 +46,6 @@ class AdaptedPlanLabeler:
         known = self.labeler.predict(compared)[0]
         standard = (score - known.mean()) / max(float(known.std()), 1e-9)
         return adapt(standard, whole, np.arange(n), self.losses, reference=compared)[n:], spread[n:]
-
-
-def correct_labeler(
-    labeler: PlanLabeler, summarizer: PlanSummarizer, bench: PlanBench, size: str, fraction: float, count: int,
-    constraints: Constraints, seed: int,
-) -> tuple[PlanLabeler | AdaptedPlanLabeler, float]:  # fmt: skip
-    """The labeler, corrected by random plans of this network that are repaired and measured now.
-
-    Args:
-        labeler: who judges.
-        summarizer: of the network.
-        bench: its repair, and the batches that losses are measured on, as the only part of `judged`.
-        size, fraction, constraints: of the plans, see `sample_plans`.
-        count: how many are measured.
-        seed: of plans and repair.
-
-    Returns:
-        It and the MACs that measuring took. Where fewer than two plans can be measured, the labeler is as it was.
-    """
-    (part,) = bench.judged
-    drawn, others = (
-        sample_plans(bench.structure.units, bench.costs, summarizer.scores, size, fraction, n, seed=seed + i,
-                     constraints=constraints).removed
-        for i, n in enumerate((count, OTHERS))
-    )  # fmt: skip
-    oracle, losses, macs = PlanOracle(moments=("refitted",), seed=seed), [], 0.0
-    for mask in drawn:
-        (outcome,) = oracle.measure(bench, mask)
-        losses.append(outcome.loss[part])
-        macs += outcome.training_macs
-    return adapt_labeler(labeler, summarizer, drawn, losses, others), macs
-
-
-def adapt_labeler(
-    labeler: PlanLabeler, summarizer: PlanSummarizer, drawn: np.ndarray, losses: Sequence[float], others: np.ndarray
-) -> PlanLabeler | AdaptedPlanLabeler:
-    """The labeler, corrected by those plans whose losses are finite; as it was where these are fewer than two.
-
-    Args:
-        labeler, summarizer: who judges, and of which network.
-        drawn: `(n_plans, n_units)` bool, plans that were measured.
-        losses: theirs.
-        others: random plans to compare with, see `AdaptedPlanLabeler`.
-    """
-    sound = np.isfinite(losses)
-    if sound.sum() < _FEWEST:
-        _LOG.warning(
-            "Only %d of %d plans could be measured: the plan labeler is left as it is.", sound.sum(), len(drawn)
-        )
-        return labeler
-    plans, compared = (summarizer.summarize(masks) for masks in (drawn[sound], others))
-    return AdaptedPlanLabeler(labeler, plans, np.array(losses)[sound], compared)
 
 
 def adapt(

@@ -11,7 +11,6 @@ from torch import fx, nn
 
 from autolabel.allocators import LearnedSearchAllocator
 from autolabel.call_checks import check_numbers, check_parts, check_removable, evaluate_dense
-from autolabel.few_shot import AdaptedPlanLabeler, correct_labeler
 from autolabel.labeler import Labeler
 from autolabel.labelers import GBDTLabeler
 from autolabel.learning import Learned, join_scores, learn_labels
@@ -19,7 +18,7 @@ from autolabel.measuring import measure
 from autolabel.oracles import LayerChoiceOracle, RemovalOracle
 from autolabel.plan_criteria import plan_criteria
 from autolabel.plan_formula import PlanFormula
-from autolabel.plan_oracle import PlanBench
+from autolabel.plan_oracle import PlanBench, PlanOracle, RepairedLoss
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import PlanSummarizer
 from autolabel.pretrained import load_competence, load_plan_labeler
@@ -110,8 +109,8 @@ def auto_compress(
         labeler: None for gradient-boosted trees.
         sample: how many units are measured; None for all, 0 for none: a search of whole plans (without `bits`, and
             where MACs or weight bytes are the only bound) and formulas make the plans from statistics.
-        search_plans: how many random plans of the budget's size are repaired and measured on `label` first, to correct
-            what was learned on other networks.
+        search_plans: how many plans each of both searches repairs and measures on `label`; what they lose corrects
+            whoever judges, and the plan that loses least is taken. 0 runs none.
         allocator, constraints: who spends the budget, within what.
         bits: widths that layers may be stored in, e.g. `(8, 4)`; empty keeps float32.
         epochs, lr: of fine-tuning with distillation; 0 epochs leaves it out.
@@ -215,30 +214,25 @@ def _search(
     structure: Structure, task: Task, calibration: Sequence[Batch], label: Sequence[Batch], measured: int,
     statistics: Statistics, costs: CostTable, budget: Budget, constraints: Constraints, seed: int,
 ) -> dict[str, CompressionPlan]:  # fmt: skip
-    """The favourites of the labeler that ships, corrected where plans are to be measured, and of a formula."""
+    """The favourites of the labeler that ships and of a formula, among plans of which some may be measured."""
     sensitivity = collect_output_sensitivity(structure, task, calibration[:_SENSITIVITY_BATCHES], seed=seed)
     summarizer = PlanSummarizer(statistics, sensitivity, costs, plan_criteria())
     nothing = np.zeros((1, len(structure.units)), dtype=bool)
     verdict = load_competence().judge(summarizer.summarize(nothing))
-    labeler, told = load_plan_labeler(), {}
-    if measured:
-        ((size, bound),) = budget.absolute(costs.dense).items()
-        bench = PlanBench(
-            structure, costs, task, calibration, lambda epoch: (), {"label": label}, structure.traced.module
-        )
-        labeler, macs = correct_labeler(
-            labeler, summarizer, bench, size, bound / costs.dense[size], measured, constraints, seed
-        )
-        used = len(labeler.losses) if isinstance(labeler, AdaptedPlanLabeler) else 0
-        told = {"search_plans": {"measured": used, "forward_macs": macs}}
-    found = {
-        name: LearnedSearchAllocator(summarizer, judge, PlanSearch(seed=seed)).allocate(
+    bench = PlanBench(structure, costs, task, calibration, lambda epoch: (), {"label": label}, structure.traced.module)
+    found = {}
+    for name, judge in ((SEARCHED, load_plan_labeler()), (BY_FORMULA, PlanFormula())):
+        measure = RepairedLoss(bench, PlanOracle(seed=seed), "label")
+        search = PlanSearch(measured=measured, seed=seed)
+        plan = LearnedSearchAllocator(summarizer, judge, search, measure=measure).allocate(
             structure.units, None, costs, budget, constraints
         )
-        for name, judge in {SEARCHED: labeler, BY_FORMULA: PlanFormula()}.items()
-    }
-    told |= found[SEARCHED].provenance | {"competence": verdict.record()}
-    return found | {SEARCHED: replace(found[SEARCHED], provenance=told)}
+        told: dict[str, Any] = {"competence": verdict.record()} if name == SEARCHED else {}
+        if measured:
+            used = plan.provenance["search"]["measured"]
+            told |= {"search_plans": {"measured": used, "forward_macs": measure.forward_macs}}
+        found[name] = replace(plan, provenance={**plan.provenance, **told})
+    return found
 
 
 def _alike(first: CompressionPlan, second: CompressionPlan) -> bool:

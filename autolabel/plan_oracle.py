@@ -1,7 +1,7 @@
 """The oracle of whole plans: what a network loses at once, after the refit, after a few steps and after fine-tuning."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -133,3 +133,32 @@ class PlanOracle:
     def _look(self, moment: str, bench: PlanBench, small: Any, macs: float) -> PlanOutcome:
         found = {part: evaluate(small, bench.task, batches) for part, batches in bench.judged.items()}
         return PlanOutcome(moment, {p: v[1] for p, v in found.items()}, {p: v[0] for p, v in found.items()}, macs)
+
+
+class RepairedLoss:
+    """What plans lose after their repair, on one part of the data; each plan is measured once.
+
+    Args:
+        bench: of the network.
+        oracle: whose repair it is.
+        part: of `bench.judged`; others are not looked at.
+
+    Attributes:
+        forward_macs: of repairs and judgements, for every plan that was asked about.
+    """
+
+    def __init__(self, bench: PlanBench, oracle: PlanOracle, part: str) -> None:
+        self._bench = replace(bench, judged={part: bench.judged[part]})
+        self._oracle, self._part = replace(oracle, moments=("refitted",)), part
+        self._judged = sum(len(bench.task.inputs(batch)[0]) for batch in bench.judged[part])
+        self._known: dict[bytes, PlanOutcome] = {}
+        self.forward_macs = 0.0
+
+    def __call__(self, removed: np.ndarray) -> float:
+        """Mean loss per example of the plan that removes units where `removed` (`(n_units,)` bool) is True."""
+        key = removed.tobytes()
+        if key not in self._known:
+            (self._known[key],) = self._oracle.measure(self._bench, removed)
+        outcome = self._known[key]
+        self.forward_macs += outcome.training_macs + self._judged * self._bench.costs.total(removed)[0]
+        return outcome.loss[self._part]

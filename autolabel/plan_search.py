@@ -1,18 +1,23 @@
-"""Searches plans of one size with a plan labeler: hundreds are summarised and judged, none is run."""
+"""Searches plans of one size with a plan labeler: hundreds are summarised and judged; none is run, or a few are."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from autolabel.few_shot import AdaptedPlanLabeler
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_sampling import PlanDraw, sample_plans
-from autolabel.plan_summary import PlanSummarizer
+from autolabel.plan_summary import PlanSummarizer, PlanSummary
 from compress.allocator import Constraints
-from compress.errors import BudgetError
+from compress.errors import BudgetError, CompressError
 
 # Shares of groups are multiplied by up to about e to this power when a plan is changed.
 _STEP = 0.5
+# Plans that are measured before the labeler is corrected, and how many then have children, for how many rounds.
+_BATCH, _PARENTS, _ROUNDS = 8, 12, 3
+# Measured plans that correct a labeler at the least.
+_FEWEST = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +28,8 @@ class FoundPlan:
         removed: `(n_units,)` bool.
         score, spread: what the labeler says of it, among random plans of the same size (0 is the middle, lower better).
         n_judged: plans that were judged on the way.
-        history: best score after every round.
+        history: best score after every round before plans were measured.
+        losses: of the plans that were measured, in this order; empty where none was.
     """
 
     removed: np.ndarray
@@ -31,6 +37,28 @@ class FoundPlan:
     spread: float
     n_judged: int
     history: tuple[float, ...]
+    losses: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """A plan and what it was made from.
+
+    Attributes:
+        mask: `(n_units,)` bool, what it removes.
+        shares, order: `(n_groups,)` how much each group keeps relative to others, and which importance orders it.
+        score, spread: what the judge said of it.
+    """
+
+    mask: np.ndarray
+    shares: np.ndarray
+    order: np.ndarray
+    score: float
+    spread: float
+
+    @property
+    def key(self) -> bytes:
+        return self.mask.tobytes()
 
 
 @dataclass(frozen=True)
@@ -40,12 +68,20 @@ class PlanSearch:
     The labeler is asked for a pessimistic score, its mean plus `caution` standard deviations over its ensemble: a
     search finds the plans that a labeler is wrong about, and there its members disagree.
 
+    With `measured` plans it goes on: those that the labeler likes best are repaired and measured, what they lost
+    corrects the labeler (see `AdaptedPlanLabeler`), their children are judged anew, and so on. The plan that lost least
+    is taken.
+
     Args:
         population: plans that live on after each round.
         rounds, children: how many rounds, and new plans in each.
         caution: see above.
         reference: random plans that all others are compared with.
+        measured: plans that are measured at most.
         seed: of everything random.
+
+    Raises:
+        CompressError: if one plan is to be measured, or less than none.
     """
 
     population: int = 24
@@ -53,16 +89,26 @@ class PlanSearch:
     children: int = 72
     caution: float = 1.0
     reference: int = 60
+    measured: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.measured < 0 or self.measured == 1:
+            raise CompressError(f"PlanSearch measures no plan, or at least 2. Got measured={self.measured}.")
 
     def run(
         self, summarizer: PlanSummarizer, labeler: PlanLabeler, size: str, fraction: float,
         constraints: Constraints | None = None, on_round: Callable[[int, int], None] | None = None,
-        orders: Mapping[str, np.ndarray] | None = None,
+        orders: Mapping[str, np.ndarray] | None = None, measure: Callable[[np.ndarray], float] | None = None,
     ) -> FoundPlan:  # fmt: skip
         """The best plan that costs at most `fraction` of the dense network.
 
-        `orders` are more importances, `(n_removable,)`, that may order the units of a group; a labeler's, for instance.
+        Args:
+            summarizer, labeler: who judges, and of which network.
+            size, fraction, constraints: of the plans.
+            on_round: called with the rounds done, or rounds and measured plans, and all of them.
+            orders: more importances, `(n_removable,)`, that may order the units of a group; a labeler's, for instance.
+            measure: gives what a plan, `(n_units,)` bool, loses after its repair. Needed where plans are measured.
 
         Raises:
             BudgetError: if no plan does.
@@ -78,47 +124,133 @@ class PlanSearch:
                 f"No random plan comes near {fraction:.3g} of the dense {size}, which a search compares its plans "
                 "with: units are few and large. Take an allocator that adds damages."
             )
-        known = summarizer.summarize(random.removed)
         draw = PlanDraw(units, costs, size, constraints)
-        bound = fraction * draw.dense
-        names = sorted(scores)
-        ranks = np.stack([draw.rank_from_top(scores[name]) for name in names])
-        rng = np.random.default_rng([self.seed, 11])
-        n_groups = len(draw.sizes)
-        shares = np.exp(0.5 * rng.standard_normal((self.children, n_groups)))
-        shares[: len(names)] = 1.0
-        order = np.repeat(rng.integers(0, len(names), self.children)[:, None], n_groups, axis=1)
-        order[: len(names)] = np.arange(len(names))[:, None]
-        best: dict[bytes, tuple[float, float, np.ndarray, np.ndarray, np.ndarray]] = {}
-        history, judged = [], 0
+        breeding = _Breeding(
+            self, summarizer, summarizer.summarize(random.removed), draw, fraction * draw.dense, scores
+        )
+        whole, history = self.rounds + self.measured, []
+        shares, order = breeding.founders()
+        alive: list[_Candidate] = []
         for number in range(self.rounds):
-            masks = np.stack([
-                draw.descend(share[draw.group] / ranks[which[draw.group], np.arange(ranks.shape[1])], bound)
-                for share, which in zip(shares, order, strict=True)
-            ])  # fmt: skip
-            score, spread = labeler.predict(summarizer.summarize(masks), known)
-            judged += len(masks)
-            for i, mask in enumerate(masks):
-                rated = float(score[i] + self.caution * spread[i])
-                best.setdefault(mask.tobytes(), (rated, float(spread[i]), mask, shares[i], order[i]))
-            alive = sorted(best.values(), key=lambda found: found[0])[: self.population]
-            best = {found[2].tobytes(): found for found in alive}
-            history.append(alive[0][0])
-            shares, order = self._children(alive, rng, len(names))
+            alive = breeding.survivors(labeler, shares, order, alive)
+            history.append(alive[0].score + self.caution * alive[0].spread)
+            shares, order = breeding.children(alive)
             if on_round is not None:
-                on_round(number + 1, self.rounds)
-        rated, spread_, mask, _, _ = alive[0]
-        return FoundPlan(mask, rated - self.caution * spread_, spread_, judged, tuple(history))
+                on_round(number + 1, whole)
+        if not self.measured:
+            best = alive[0]
+            return FoundPlan(best.mask, best.score, best.spread, breeding.n_judged, tuple(history))
+        if measure is None:
+            raise CompressError("A search that measures plans needs the 'measure' parameter.")
+        tried: dict[bytes, tuple[float, _Candidate]] = {}
+        # Also what single criteria would do: the search may have left them early.
+        waiting = [*alive[: (_BATCH + 1) // 2], *breeding.single_orders(labeler)[: _BATCH // 2], *alive]
+        while True:
+            new = [c for c in {c.key: c for c in waiting}.values() if c.key not in tried]
+            for candidate in new[: min(_BATCH, self.measured - len(tried))]:
+                tried[candidate.key] = measure(candidate.mask), candidate
+                if on_round is not None:
+                    on_round(self.rounds + len(tried), whole)
+            order_of_loss = sorted(tried.values(), key=lambda pair: (not np.isfinite(pair[0]), pair[0]))
+            if not new or len(tried) >= self.measured:
+                break
+            parents = [candidate for _, candidate in order_of_loss[:_PARENTS]]
+            judge, waiting = breeding.corrected(labeler, list(tried.values())), []
+            for _ in range(_ROUNDS):
+                shares, order = breeding.children(waiting or parents)
+                waiting = breeding.survivors(judge, shares, order, waiting, tried)
+        best = order_of_loss[0][1]
+        # In the units of plans that were never measured.
+        score, spread = (float(value[0]) for value in labeler.predict(
+            summarizer.summarize(best.mask[None]), breeding.known))  # fmt: skip
+        losses = tuple(loss for loss, _ in tried.values())
+        return FoundPlan(best.mask, score, spread, breeding.n_judged, tuple(history), losses)
 
-    def _children(self, alive: list, rng: np.random.Generator, n_orders: int) -> tuple[np.ndarray, np.ndarray]:
+
+class _Breeding:
+    """Makes plans of one network and one size, and lets a judge choose among them.
+
+    Args:
+        search: whose settings count.
+        summarizer, known: of the network, and the random plans that all others are compared with.
+        draw, bound: makes plans, and what they may cost.
+        scores: name -> `(n_removable,)` importances that may order the units of a group.
+    """
+
+    def __init__(
+        self, search: PlanSearch, summarizer: PlanSummarizer, known: PlanSummary, draw: PlanDraw, bound: float,
+        scores: Mapping[str, np.ndarray],
+    ) -> None:  # fmt: skip
+        self.search, self.summarizer, self.known = search, summarizer, known
+        self._draw, self._bound = draw, bound
+        self._ranks = np.stack([draw.rank_from_top(scores[name]) for name in sorted(scores)])
+        self._rng = np.random.default_rng([search.seed, 11])
+        self.n_judged = 0
+
+    def founders(self) -> tuple[np.ndarray, np.ndarray]:
+        """Shares and orders of the first plans: first each order alone with equal shares, then random ones."""
+        n_groups, n_orders, children = len(self._draw.sizes), len(self._ranks), self.search.children
+        shares = np.exp(0.5 * self._rng.standard_normal((children, n_groups)))
+        shares[:n_orders] = 1.0
+        order = np.repeat(self._rng.integers(0, n_orders, children)[:, None], n_groups, axis=1)
+        order[:n_orders] = np.arange(n_orders)[:, None]
+        return shares, order
+
+    def single_orders(self, judge: PlanLabeler | AdaptedPlanLabeler) -> list[_Candidate]:
+        """The plan of each order alone, the one that the judge likes best first."""
+        n_groups, n_orders = len(self._draw.sizes), len(self._ranks)
+        order = np.repeat(np.arange(n_orders)[:, None], n_groups, axis=1)
+        return sorted(self._judged(judge, np.ones((n_orders, n_groups)), order), key=self._rated)
+
+    def survivors(
+        self, judge: PlanLabeler | AdaptedPlanLabeler, shares: np.ndarray, order: np.ndarray, alive: list[_Candidate],
+        tried: Collection[bytes] = (),
+    ) -> list[_Candidate]:  # fmt: skip
+        """The best of new plans and of those that live, without those that were tried."""
+        found = {candidate.key: candidate for candidate in alive}
+        for candidate in self._judged(judge, shares, order):
+            if candidate.key not in tried:
+                found.setdefault(candidate.key, candidate)
+        return sorted(found.values(), key=self._rated)[: self.search.population]
+
+    def corrected(
+        self, labeler: PlanLabeler, tried: list[tuple[float, _Candidate]]
+    ) -> PlanLabeler | AdaptedPlanLabeler:
+        """The labeler, corrected by the measured plans whose losses are finite, where these are enough."""
+        sound = [(loss, candidate.mask) for loss, candidate in tried if np.isfinite(loss)]
+        if len(sound) < _FEWEST:
+            return labeler
+        plans = self.summarizer.summarize(np.stack([mask for _, mask in sound]))
+        return AdaptedPlanLabeler(labeler, plans, np.array([loss for loss, _ in sound]), self.known)
+
+    def children(self, alive: list[_Candidate]) -> tuple[np.ndarray, np.ndarray]:
         """Shares and orders of new plans: two parents each, mixed group by group, then changed a little."""
-        parents = rng.integers(0, len(alive), (self.children, 2))
-        mother = np.stack([alive[i][3] for i in parents[:, 0]]), np.stack([alive[i][4] for i in parents[:, 0]])
-        father = np.stack([alive[i][3] for i in parents[:, 1]]), np.stack([alive[i][4] for i in parents[:, 1]])
+        rng, count = self._rng, self.search.children
+        parents = rng.integers(0, len(alive), (count, 2))
+        mother, father = (
+            (np.stack([alive[i].shares for i in side]), np.stack([alive[i].order for i in side])) for side in parents.T
+        )
         mixed = rng.random(mother[0].shape) < 0.3
         shares = np.where(mixed, father[0], mother[0])
         order = np.where(mixed, father[1], mother[1])
         changed = rng.random(shares.shape) < 0.4
         shares = shares * np.exp(np.where(changed, _STEP * rng.standard_normal(shares.shape), 0.0))
         switched = rng.random(shares.shape) < 0.1
-        return shares, np.where(switched, rng.integers(0, n_orders, shares.shape), order)
+        return shares, np.where(switched, rng.integers(0, len(self._ranks), shares.shape), order)
+
+    def _judged(
+        self, judge: PlanLabeler | AdaptedPlanLabeler, shares: np.ndarray, order: np.ndarray
+    ) -> list[_Candidate]:
+        """The plans and what the judge says of them."""
+        draw, ranks = self._draw, self._ranks
+        masks = np.stack([
+            draw.descend(share[draw.group] / ranks[which[draw.group], np.arange(ranks.shape[1])], self._bound)
+            for share, which in zip(shares, order, strict=True)
+        ])  # fmt: skip
+        score, spread = judge.predict(self.summarizer.summarize(masks), self.known)
+        self.n_judged += len(masks)
+        parts = zip(masks, shares, order, score.tolist(), spread.tolist(), strict=True)
+        return [_Candidate(*part) for part in parts]
+
+    def _rated(self, candidate: _Candidate) -> float:
+        return candidate.score + self.search.caution * candidate.spread

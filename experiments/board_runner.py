@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from itertools import count, takewhile
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from autolabel.competence import Competence
 from autolabel.plan_formula import PlanFormula
 from autolabel.plan_labeler import PlanLabeler
+from autolabel.plan_oracle import RepairedLoss
 from autolabel.plan_race import brief_training, choose_entrants
 from autolabel.plan_sampling import PlanDraw
 from autolabel.plan_search import PlanSearch
@@ -27,20 +28,21 @@ from compress.criteria import (
     TaylorCriterion,
 )
 from compress.criterion import score_units
+from compress.errors import CompressError
 from compress.scores import Scores
 from compress.task import evaluate
 from experiments.board_networks import BoardNetwork
-from experiments.boards import Board, BoardSettings
+from experiments.boards import BOTH, FORMULA, LABELER, Board, BoardSettings
 from experiments.compared_methods import Method
 from experiments.regret import DENSE
 from experiments.seeding import derive_seed
 from experiments.subject import Subject
 
 log = logging.getLogger(__name__)
-# Whose favourites: the labeler's, a formula's, and those of both, as in the product.
-LABELER, FORMULA, BOTH = "labeler", "refit_loss", "both"
 JUDGES = (FORMULA, LABELER, BOTH)
-SEARCHES = tuple(f"{judge}/{way}" for judge in JUDGES for way in ("search", "race"))
+# The favourite of searches, what loses least of the plans that one search repairs and measures, the winner of a race.
+WAYS = ("search", "measured", "race")
+SEARCHES = tuple(f"{judge}/{way}" for judge in JUDGES for way in WAYS)
 # Of plans that are trained to the end, the one that loses least on validation examples: of those that came into the
 # last round of a race, and of all that are compared.
 FINALS: Mapping[str, str] = {f"{judge}/finals": f"{judge}/race" for judge in JUDGES}
@@ -63,20 +65,21 @@ class BoardRunner:
 
     Args:
         board, network, seed, settings: what is compared.
-        labeler, competence: who leads, and which networks it knows.
+        labeler, competence: who leads, and which networks it knows; None where no method asks for it.
         folder: of downloaded and trained networks.
         done: plans that were found and trainings that were judged before a kill, and from now on.
     """
 
     def __init__(
-        self, board: Board, network: BoardNetwork, seed: int, settings: BoardSettings, labeler: PlanLabeler,
-        competence: Competence, folder: Path, done: MutableMapping[str, list[float]] | None = None,
+        self, board: Board, network: BoardNetwork, seed: int, settings: BoardSettings, labeler: PlanLabeler | None,
+        competence: Competence | None, folder: Path, done: MutableMapping[str, list[float]] | None = None,
     ) -> None:  # fmt: skip
         self.board, self.seed, self.settings, self.labeler = board, seed, settings, labeler
         self._done = {} if done is None else done
         self._scores: dict[str, Scores] = {}
         self._favourites: dict[tuple[str, int], np.ndarray] = {}
         self._brief: dict[tuple[bytes, int], tuple[float, float]] = {}
+        self._best_measured: dict[str, tuple[np.ndarray, float, float]] = {}
         model, data, task = network.load(folder / "networks")
         repair = network.repair
         self.subject = Subject(model, data, repair, derive_seed(board.name, seed), task, deal=seed)
@@ -86,7 +89,7 @@ class BoardRunner:
         small = board.fraction < 1.1 * least
         self.fraction = least + board.fraction * (1 - least) if small else board.fraction
         nothing = np.zeros((1, len(self.subject.structure.units)), dtype=bool)
-        self.verdict = competence.judge(self.subject.summarizer.summarize(nothing))
+        self.verdict = competence and competence.judge(self.subject.summarizer.summarize(nothing))
 
     def rows(self) -> list[dict[str, Any]]:
         """One row for each method, and one of the dense network."""
@@ -135,7 +138,7 @@ class BoardRunner:
             "board": board.name, "network": board.network, "task": board.task, "budget": f"macs={self.fraction:.4f}",
             "method": method, "seed": self.seed, "metric": round(metric, 4),
             "higher_is_better": self.subject.task.higher_is_better, "label_cost_forward_macs": round(macs),
-            "competence": round(self.verdict.distance / self.verdict.limit, 3),
+            "competence": self.verdict and round(self.verdict.distance / self.verdict.limit, 3),
         }  # fmt: skip
 
     def _feature_macs(self, name: str) -> float:
@@ -159,53 +162,85 @@ class BoardRunner:
         return plan.removed_mask(subject.structure.units)
 
     def _searched(self, name: str, formulas: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, float]]:
+        """What a judge's searches and races come to, as far as it is asked for."""
+        wanted = [f"{name}/{way}" for way in WAYS if f"{name}/{way}" in self.settings.methods]
+        missing = {way.removeprefix(f"{name}/") for way in wanted if way not in self._done}
+        if "measured" in missing:
+            judges = (LABELER, FORMULA) if name == BOTH else (name,)
+            tried = [self._measured(self._leader(judge)) for judge in judges]
+            mask, _, _ = min(tried, key=lambda found: (not np.isfinite(found[1]), found[1]))
+            self._note(f"{name}/measured", mask, self._features + sum(macs for _, _, macs in tried))
+        if missing - {"measured"}:
+            self._search_and_race(name, formulas, missing)
+        return {way: self._noted(way) for way in wanted}
+
+    @property
+    def _features(self) -> float:
+        """MACs of the statistics that a search needs."""
+        return self.subject.statistics.forward_macs + self.subject.summarizer.forward_macs
+
+    def _search_and_race(self, name: str, formulas: Mapping[str, np.ndarray], missing: Collection[str]) -> None:
         """The favourite of several searches, and the winner among their favourites and the criteria's liked best; of
         both the better repaired one of two, and the winner among favourites of both."""
-        subject, settings = self.subject, self.settings
-        wanted = [way for way in (f"{name}/search", f"{name}/race") if way in settings.methods]
-        if not set(wanted) <= self._done.keys():
-            leader = PlanFormula() if name == FORMULA else self.labeler
-            searches = [(leader, number) for number in range(settings.searches)]
+        subject, settings, leader = self.subject, self.settings, self._leader(name)
+        searches = [(leader, number) for number in range(settings.searches)]
+        if name == BOTH:
+            # Of each its first one, then the labeler's others.
+            searches = [searches[0], (PlanFormula(), 0), *searches[1:-1]]
+        found = [self._favourite(judge, number) for judge, number in searches]
+        # All of them compared with one another: each search knows its own random plans only.
+        entrants = choose_entrants(leader, subject.summarizer, found, list(formulas.values()), settings.candidates)
+        if "race" in missing:
+            result = settings.race.scaled(subject.settings.steps / 128).run(self._brief_training, entrants)
+            macs = self._features + result.forward_macs
+            last = np.flatnonzero(np.isfinite(result.losses[-1])) if result.losses else []
+            for number, i in enumerate(last if len(last) else [result.winner]):
+                self._note(f"{name}/race finalist {number}", entrants[i], macs)
+            self._note(f"{name}/race", entrants[result.winner], macs)
+        if "search" in missing:
             if name == BOTH:
-                # Of each its first one, then the labeler's others.
-                searches = [searches[0], (PlanFormula(), 0), *searches[1:-1]]
-            found = [self._favourite(judge, number) for judge, number in searches]
-            # All of them compared with one another: each search knows its own random plans only.
-            entrants = choose_entrants(leader, subject.summarizer, found, list(formulas.values()), settings.candidates)
-            features = subject.statistics.forward_macs + subject.summarizer.forward_macs
-            if f"{name}/race" in wanted:
-                result = settings.race.scaled(subject.settings.steps / 128).run(self._brief_training, entrants)
-                macs = features + result.forward_macs
-                last = np.flatnonzero(np.isfinite(result.losses[-1])) if result.losses else []
-                for number, i in enumerate(last if len(last) else [result.winner]):
-                    self._note(f"{name}/race finalist {number}", entrants[i], macs)
-                self._note(f"{name}/race", entrants[result.winner], macs)
-            if f"{name}/search" in wanted:
-                if name == BOTH:
-                    self._note(f"{name}/search", *self._best_repaired(found[:2], features))
-                else:
-                    self._note(f"{name}/search", entrants[0], features)
-        return {way: self._noted(way) for way in wanted}
+                self._note(f"{name}/search", *self._best_repaired(found[:2], self._features))
+            else:
+                self._note(f"{name}/search", entrants[0], self._features)
+
+    def _leader(self, judge: str) -> PlanLabeler | PlanFormula:
+        if judge == FORMULA:
+            return PlanFormula()
+        if self.labeler is None:
+            raise CompressError(f"A labeler is needed for the plans of {judge!r}.")
+        return self.labeler
+
+    def _repaired_loss(self) -> RepairedLoss:
+        return RepairedLoss(self.subject.bench, self.subject.oracle, "validation")
 
     def _best_repaired(self, masks: Sequence[np.ndarray], macs: float) -> tuple[np.ndarray, float]:
         """The plan that loses least on validation examples after its repair, and the MACs that all of it took."""
-        subject = self.subject
-        bench = replace(subject.bench, judged={"validation": subject.bench.judged["validation"]})
-        judged = sum(len(subject.task.inputs(batch)[0]) for batch in bench.judged["validation"])
-        losses = []
-        for mask in masks:
-            (outcome,) = replace(subject.oracle, moments=("refitted",)).measure(bench, mask)
-            losses.append(outcome.loss["validation"])
-            macs += outcome.training_macs + judged * bench.costs.total(mask)[0]
-        return masks[int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))], macs
+        measure = self._repaired_loss()
+        losses = np.array([measure(mask) for mask in masks])
+        return masks[int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))], macs + measure.forward_macs
+
+    def _measured(self, leader: PlanLabeler | PlanFormula) -> tuple[np.ndarray, float, float]:
+        """Of the plans that a search measures, the one that loses least after its repair; its loss, and the MACs."""
+        if leader.name not in self._best_measured:
+            measure, search = self._repaired_loss(), replace(self._search(0), measured=self.settings.measured)
+            found = search.run(
+                self.subject.summarizer, leader, "macs", self.fraction, self.subject.settings.constraints,
+                measure=measure,
+            )  # fmt: skip
+            losses = np.array(found.losses)
+            least = float(np.min(np.where(np.isfinite(losses), losses, np.inf)))
+            self._best_measured[leader.name] = found.removed, least, measure.forward_macs
+        return self._best_measured[leader.name]
+
+    def _search(self, number: int) -> PlanSearch:
+        return replace(SEARCH, seed=derive_seed(f"{self.board.name}/{number}", self.seed))
 
     def _favourite(self, leader: PlanLabeler | PlanFormula, number: int) -> np.ndarray:
         if (leader.name, number) not in self._favourites:
-            search = replace(SEARCH, seed=derive_seed(f"{self.board.name}/{number}", self.seed))
             limits = self.subject.settings.constraints
-            self._favourites[leader.name, number] = search.run(
-                self.subject.summarizer, leader, "macs", self.fraction, limits
-            ).removed
+            self._favourites[leader.name, number] = (
+                self._search(number).run(self.subject.summarizer, leader, "macs", self.fraction, limits).removed
+            )
         return self._favourites[leader.name, number]
 
     def _brief_training(self, mask: np.ndarray, steps: int) -> tuple[float, float]:

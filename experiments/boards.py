@@ -9,6 +9,9 @@ from compress.errors import CompressError
 from experiments.board_networks import BOARD_NETWORKS, BoardNetwork, zoo_network
 from experiments.zoo import read_rows
 
+# Whose favourites: the labeler's, a formula's, and those of both, as in the product.
+LABELER, FORMULA, BOTH = "labeler", "refit_loss", "both"
+
 
 @dataclass(frozen=True)
 class Board:
@@ -39,12 +42,13 @@ class BoardSettings:
 
     Attributes:
         zoo, bank: folder and file. Without a bank the labeler that ships with the package is judged, on boards of which
-            it saw nothing alike.
+            it saw nothing alike, or none.
         labeler: name out of `LABELERS`, fitted anew for each board without what the board's network is like.
         methods: formulas with their allocators, see `Method`, and those of `experiments.board_runner`.
         race: how candidates are raced; its steps are for a fine-tuning of 128 steps, and scale with it.
         candidates: distinct formula plans that enter a race, those that its leader (labeler or formula) likes best.
         searches: independent searches, whose favourites enter the race.
+        measured: plans that a search repairs and measures, for methods that do.
         seed: of the choice of boards.
     """
 
@@ -55,7 +59,13 @@ class BoardSettings:
     race: PlanRace
     candidates: int
     searches: int
+    measured: int = 64
     seed: int = 0
+
+    @property
+    def learned(self) -> bool:
+        """Whether any method asks for the labeler."""
+        return any(method.startswith((f"{LABELER}/", f"{BOTH}/")) for method in self.methods)
 
 
 def zoo_boards(zoo: str | Path, per_family: int, fractions: Sequence[float]) -> list[Board]:

@@ -34,7 +34,7 @@ STAGES = ("pruned", "recovered", "fine_tuned", "tried")
 _DEFAULT = CompareSettings().methods
 _DEFAULTS = (_DEFAULT, [name for name in _DEFAULT if name != f"{REFIT_LOSS}/{SEARCH}"])
 # What `searches` means by whose favourites: folders that were begun by another meaning compare anew.
-SEARCHES_VERSION = 2
+SEARCHES_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -202,10 +202,10 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
                 "quantize.joint_plans, and a method that ends in /mac or /knapsack and may choose formats."
             )
     sources = {method.source for method in methods}
-    if compare.search_plans and (compare.search_plans < 2 or PLANS not in sources):
+    if compare.search_plans and (compare.search_plans < 2 or not any(method.searches for method in methods)):
         raise ConfigError(
-            f"compare.search_plans must be 0, or at least 2 where '{PLANS}/{SEARCH}' or '{PLANS}/{RACE}' takes part. "
-            f"Got {compare.search_plans}."
+            f"compare.search_plans must be 0, or at least 2 where '{PLANS}/{SEARCH}', '{REFIT_LOSS}/{SEARCH}' or "
+            f"'{PLANS}/{RACE}' takes part. Got {compare.search_plans}."
         )
     for short, name in ALLOCATORS.items():
         own = LABELER if short == "threshold" else f"{LABELER}/{short}"

@@ -105,12 +105,11 @@ def run_board(board: Board, seed: int, settings: BoardSettings, folder: str) -> 
         if found.get("key") == key:
             return found["rows"]
     torch.use_deterministic_algorithms(True, warn_only=True)
-    labeler = fit_for(board, settings, Path(folder))
+    labeler = fit_for(board, settings, Path(folder)) if settings.learned else None
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     done = RowLog(path.with_name(f"{path.stem}.{digest[:12]}.jsonl"), digest, (), ())
-    rows = BoardRunner(
-        board, network, seed, settings, load_plan_labeler(labeler), load_competence(labeler), Path(folder), done.notes
-    ).rows()
+    judges = (load_plan_labeler(labeler), load_competence(labeler)) if labeler else (None, None)
+    rows = BoardRunner(board, network, seed, settings, *judges, Path(folder), done.notes).rows()
     made = {"commit": str(describe_code().get("commit", "")), "versions": library_versions()}
     write_json(path, {"key": key, "made": made, "rows": rows})
     done.path.unlink()
@@ -122,7 +121,7 @@ def run_boards(
     on_row: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Rows of all boards and seeds, what is there being kept."""
-    for board in boards:
+    for board in boards if settings.learned else ():
         fit_for(board, settings, folder)
     pieces = [(board, seed, settings, str(folder)) for seed in seeds for board in boards]
     found: dict[int, list[dict[str, Any]]] = {}

@@ -99,13 +99,9 @@ def _choice(run: RunFiles) -> str:
 
 
 def _searched_after(run: RunFiles) -> str:
-    """That plans were measured before others were searched, which the labeler of whole plans alone had."""
+    """How many plans the searches of whole plans measured, which other methods did not."""
     count = pick(run.manifest, "config", "compare", "search_plans")
-    return (
-        f" {count} random plans were repaired and measured before, to correct the labeler of whole plans."
-        if count
-        else ""
-    )
+    return f" Each search of whole plans repaired and measured {count} of them." if count else ""
 
 
 def _unspent(methods: list[Mapping[str, Any]]) -> str:

@@ -1,5 +1,6 @@
 """Plans that a labeler of whole plans or a formula likes best, or that win a race, and formats chosen around them."""
 
+import contextlib
 import hashlib
 import logging
 import math
@@ -14,12 +15,10 @@ from filelock import FileLock
 
 from autolabel.allocators import LearnedSearchAllocator
 from autolabel.competence import Verdict
-from autolabel.few_shot import OTHERS, AdaptedPlanLabeler, adapt_labeler
 from autolabel.learning import join_scores
 from autolabel.plan_formula import PlanFormula
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_race import PlanRace, choose_entrants
-from autolabel.plan_sampling import sample_plans
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import PlanSummarizer
 from autolabel.pretrained import load_competence, load_plan_labeler
@@ -60,20 +59,21 @@ def told_competence(plans: Iterable[CompressionPlan]) -> list[str]:
 
 def _told_search(plan: CompressionPlan) -> str:
     measured = (plan.provenance.get("search_plans") or {}).get("measured")
-    corrected = f", corrected by {measured} measured plans of this network," if measured else ""
     if "race" in plan.provenance:
-        return f"Two favourites of it{corrected} raced with one of a formula and with plans of criteria."
+        chosen = f" of its searches, which repaired and measured {measured} plans each," if measured else " of it"
+        return f"Two favourites{chosen} raced with one of a formula and with plans of criteria."
     search = plan.provenance["search"]
+    chosen = f"What lost least of {measured} plans that were repaired and measured," if measured else "Its favourite"
     return (
-        f"Its favourite{corrected} out of {search['judged']:,} plans has a score of {search['score']:.2f} (0 is the "
+        f"{chosen} out of {search['judged']:,} plans has a score of {search['score']:.2f} (0 is the "
         "mean of random plans, in their standard deviations, lower is better); its members differ by "
         f"{search['spread']:.2f}."
     )
 
 
 class PlanFinder:
-    """Finds plans of the budget's size. No label of a removal is measured for them; `compare.search_plans` random plans
-    may be, which then correct the labeler.
+    """Finds plans of the budget's size. No label of a removal is measured for them; each search may measure
+    `compare.search_plans` whole plans after their repair.
 
     Args:
         experiment: with structure, costs, budget and constraints.
@@ -81,7 +81,7 @@ class PlanFinder:
         seed: of searches and trainings.
         formats: damages of layers' formats. With them a plan is found for the MACs, and one solve over what it removes
             and over all formats meets the other bounds; units that need not go then may come back.
-        label: batches that those plans are measured on.
+        label: batches that whole plans are measured on.
         folder: of what was tried, so that killed work goes on.
     """
 
@@ -96,9 +96,10 @@ class PlanFinder:
         budget = experiment.parts.budget
         self._size = budget if formats is None else Budget(macs=budget.macs)
         self._found: dict[tuple[int, str], CompressionPlan] = {}
+        self._measuring_macs = 0.0
 
     def search(self, by_formula: bool = False) -> CompressionPlan:
-        """The labeler's or a formula's favourite among hundreds of plans; nothing is run but plans that correct it."""
+        """The labeler's or a formula's favourite among hundreds of plans, or what loses least of those it measures."""
         found = self._with_formats(self._favourite(0, PlanFormula() if by_formula else self._labeler))
         return found if by_formula else self._told(found)
 
@@ -137,7 +138,7 @@ class PlanFinder:
             result = race.run(train, [plan.removed_mask(units) for plan in plans], on_plan)
         if result.losses and not np.isfinite(result.losses[-1]).any():
             log.warning("No plan of the race outlived its training: the first favourite takes its place.")
-        features = self._features_macs + self._summarizer.forward_macs
+        features = self._features_macs + self._summarizer.forward_macs + self._measuring_macs
         log.info("The race of %d plans took %.3g MACs.", len(plans), result.forward_macs)
         told = {
             "entrants": len(plans), "winner": result.winner, "steps": list(race.steps),
@@ -145,31 +146,14 @@ class PlanFinder:
             "losses": [[float(x) if np.isfinite(x) else None for x in row] for row in result.losses],
         }  # fmt: skip
         winner = plans[result.winner]
-        own = {"allocator": "race", "plan_labeler": self._labeler.name, "race": told}
+        own: dict[str, Any] = {"allocator": "race", "plan_labeler": self._labeler.name, "race": told}
+        if count := self.experiment.config.compare.search_plans:
+            own["search_plans"] = {"measured": count, "forward_macs": features}
         return self._told(replace(winner, provenance={**winner.provenance, **own}))
 
     @cached_property
-    def _labeler(self) -> PlanLabeler | AdaptedPlanLabeler:
-        """The plan labeler, corrected by plans of this network where some are to be measured and can be."""
-        experiment, count = self.experiment, self.experiment.config.compare.search_plans
-        labeler = load_plan_labeler(experiment.config.plan_labeler)
-        if not count:
-            return labeler
-        drawn = self._random_plans(count, self.seed + 1)
-        # Several methods search, perhaps in several processes: the first one measures.
-        with FileLock(self._folder / f"search_plans_{self.seed}.lock"), progress("measuring plans") as on_plan:
-            losses, macs = measure_plans(experiment, drawn, self._label, on_plan, self._notes("search_plans"))
-        self._features_macs += macs
-        return adapt_labeler(labeler, self._summarizer, drawn, losses, self._random_plans(OTHERS, 0))
-
-    def _random_plans(self, count: int, seed: int) -> np.ndarray:
-        """`(n_plans, n_units)` bool of the budget's size; there may be fewer."""
-        costs = self.experiment.costs
-        ((size, bound),) = self._size.absolute(costs.dense).items()
-        return sample_plans(
-            self.experiment.structure.units, costs, self._summarizer.scores, size, bound / costs.dense[size], count,
-            seed=seed, constraints=self.experiment.parts.constraints,
-        ).removed  # fmt: skip
+    def _labeler(self) -> PlanLabeler:
+        return load_plan_labeler(self.experiment.config.plan_labeler)
 
     def _notes(self, name: str) -> Notes:
         """Numbers of this seed that outlive a kill."""
@@ -184,26 +168,34 @@ class PlanFinder:
         return found
 
     def _told(self, plan: CompressionPlan) -> CompressionPlan:
-        """The plan, which says whether the labeler knows networks like this one, and by how many it was corrected."""
-        labeler = self._labeler
-        told: dict[str, Any] = {"competence": self._verdict.record()}
-        if self.experiment.config.compare.search_plans:
-            used = len(labeler.losses) if isinstance(labeler, AdaptedPlanLabeler) else 0
-            told["search_plans"] = {"measured": used, "forward_macs": self._features_macs}
-        return replace(plan, provenance={**plan.provenance, **told})
+        """The plan, which says whether the labeler knows networks like this one."""
+        return replace(plan, provenance={**plan.provenance, "competence": self._verdict.record()})
 
-    def _favourite(self, number: int, judge: PlanLabeler | AdaptedPlanLabeler | PlanFormula) -> CompressionPlan:
-        """What the search of this number finds for a judge."""
-        if (number, judge.name) not in self._found:
-            experiment = self.experiment
-            with progress("searching plans") as on_round:
-                search = LearnedSearchAllocator(
-                    self._summarizer, judge, PlanSearch(seed=self.seed + 1000 * number), on_round
-                )
-                self._found[number, judge.name] = search.allocate(
-                    experiment.structure.units, None, experiment.costs, self._size, experiment.parts.constraints
-                )
-        return self._found[number, judge.name]
+    def _favourite(self, number: int, judge: PlanLabeler | PlanFormula) -> CompressionPlan:
+        """What the search of this number finds for a judge, after some plans were measured if that is asked for."""
+        if (number, judge.name) in self._found:
+            return self._found[number, judge.name]
+        experiment, count = self.experiment, self.experiment.config.compare.search_plans
+        search, spent = PlanSearch(seed=self.seed + 1000 * number, measured=count), [0.0]
+        # Several methods search, perhaps in several processes: what one measures the others know.
+        shared = FileLock(self._folder / f"search_plans_{self.seed}.lock") if count else contextlib.nullcontext()
+        with shared, progress("searching plans") as on_round:
+            known = self._notes("search_plans") if count else None
+
+            def measure(mask: np.ndarray) -> float:
+                (loss,), macs = measure_plans(experiment, mask[None], self._label, known=known)
+                spent[0] += macs
+                return loss
+
+            found = LearnedSearchAllocator(self._summarizer, judge, search, on_round, measure).allocate(
+                experiment.structure.units, None, experiment.costs, self._size, experiment.parts.constraints
+            )
+        if count:
+            told = {"measured": found.provenance["search"]["measured"], "forward_macs": self._features_macs + spent[0]}
+            found = replace(found, provenance={**found.provenance, "search_plans": told})
+        self._measuring_macs += spent[0]
+        self._found[number, judge.name] = found
+        return found
 
     def _formula_masks(self) -> list[np.ndarray]:
         """What each criterion removes below one threshold, and per cost."""

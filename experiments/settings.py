@@ -102,11 +102,11 @@ class CompareSettings:
     format of all layers. `"plans/search"` is the favourite of a labeler of whole plans among hundreds of them,
     `"refit_loss/search"` that of a formula (the error in nats that a refit leaves), and `"plans/race"` the winner of
     brief trainings among two favourites of the labeler, one of the formula, and plans of criteria (an eighth and three
-    eighths of the fine-tuning's steps: two to three fine-tunings and eleven repairs in all). `search_plans` random
-    plans of the budget's size are repaired and measured before, to correct the labeler for this network (0: it judges
-    by what it learned from others). By default both searches take part wherever the budget suits them. `formats_for`
-    names those of these ways that may choose formats and ranks of layers, e.g. `["knapsack", "bits"]`; the others leave
-    every layer as it is (empty: all may).
+    eighths of the fine-tuning's steps: two to three fine-tunings and eleven repairs in all). Each search repairs
+    `search_plans` of the plans it likes and measures them: what they lose corrects the labeler or formula, so that it
+    likes others, and the plan that loses least is taken (0: nothing is run). By default both searches take part
+    wherever the budget suits them. `formats_for` names those of these ways that may choose formats and ranks of layers,
+    e.g. `["knapsack", "bits"]`; the others leave every layer as it is (empty: all may).
     If the labeler takes part, but not with the configured allocator, it joins with that; and the configured criterion,
     if it does not, per MAC. The plan is that of the method with the lowest validation loss after `choose_after`.
 

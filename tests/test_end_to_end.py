@@ -828,15 +828,17 @@ def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(t
     assert plan.removed_mask(units).any()
     assert plan.predicted_damage is None
     assert plan.predicted_cost["macs"] <= macs * read(run / "costs.json")["dense_macs"] * (1 + 1e-9)
-    # Three other plans were repaired and measured first.
+    # Three plans were repaired and measured on the way.
     assert plan.provenance["plan_labeler"] == ("blend" if formats else "blend+3")
     (path,) = run.glob("comparison/*/refit_loss-search_0.plan.json")
     formula = CompressionPlan.load(path)
-    assert formula.provenance["plan_labeler"] == "formula:refitted_loss_sum"
+    assert formula.provenance["plan_labeler"] == "formula:refitted_loss_sum" + "+3" * (not formats)
     assert "competence" not in formula.provenance
     assert formula.removed_mask(units).any()
     notes = [path.read_text() for path in run.glob("comparison/*/search_plans_0.jsonl")]
-    assert [text.count("after repair of") for text in notes] == ([] if formats else [3])
+    # What both like is measured once.
+    counts = [text.count("after repair of") for text in notes]
+    assert counts == [] if formats else 3 <= counts[0] <= 6
     assert plan.provenance.get("search_plans", {}).get("measured") == (None if formats else 3)
     assert plan.provenance["search"]["judged"] > 500
     assert widened == [True, True] * formats
@@ -845,10 +847,10 @@ def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(t
     assert not (run / "labels.npz").exists()
     assert "no labeler.json" in report
     assert "within the labeler&#x27;s competence" in report
-    corrected = "" if formats else ", corrected by 3 measured plans of this network,"
-    assert re.search(rf"Its favourite{corrected} out of [\d,]+ plans has a score of -\d", report)
+    chosen = "Its favourite" if formats else "What lost least of 3 plans that were repaired and measured,"
+    assert re.search(rf"{chosen} out of [\d,]+ plans has a score of -\d", report)
     assert re.search(r"its members differ by \d", report)
-    assert ("3 random plans were repaired and measured" in report) == (not formats)
+    assert ("Each search of whole plans repaired and measured 3 of them" in report) == (not formats)
     assert bool(plan.layer_formats) == formats
     if formats:
         assert plan.predicted_cost["weight_bytes"] <= 0.07 * read(run / "costs.json")["dense_weight_bytes"]

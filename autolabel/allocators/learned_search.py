@@ -28,6 +28,7 @@ class LearnedSearchAllocator:
         labeler: a fitted plan labeler.
         search: how to search.
         on_round: called with the number of rounds done and of all.
+        measure: what a plan, `(n_units,)` bool, loses after its repair, for a search that measures plans.
     """
 
     name = "learned_search"
@@ -36,6 +37,7 @@ class LearnedSearchAllocator:
     labeler: PlanLabeler
     search: PlanSearch = field(default_factory=PlanSearch)
     on_round: Callable[[int, int], None] | None = None
+    measure: Callable[[np.ndarray], float] | None = None
 
     def allocate(
         self, units: UnitTable, scores: Scores | None, costs: CostTable, budget: Budget, constraints: Constraints
@@ -54,14 +56,17 @@ class LearnedSearchAllocator:
             raise CompressError("The units to allocate are not those that the plan summarizer knows.")
         dense = {"macs": costs.dense_macs, "weight_bytes": costs.dense_weight_bytes}[size]
         found = self.search.run(self.summarizer, self.labeler, size, bound / dense, constraints, self.on_round,
-                                self._orders(scores))  # fmt: skip
+                                self._orders(scores), self.measure)  # fmt: skip
+        n_measured = len(found.losses)
+        corrected = f"+{n_measured}" if n_measured else ""
         macs, weight_bytes = costs.total(found.removed)
         return CompressionPlan.removing(
             units, [units.ids[row] for row in np.flatnonzero(found.removed)],
             predicted_cost={"macs": macs, "weight_bytes": weight_bytes},
             provenance={
-                "allocator": self.name, "plan_labeler": self.labeler.name, "seed": self.search.seed,
-                "search": {"score": found.score, "spread": found.spread, "judged": found.n_judged},
+                "allocator": self.name, "plan_labeler": self.labeler.name + corrected, "seed": self.search.seed,
+                "search": {"score": found.score, "spread": found.spread, "judged": found.n_judged,
+                           "measured": n_measured},
             },
         )  # fmt: skip
 

@@ -31,18 +31,20 @@ class NoRegretJob:
 
     Args:
         zoo, bank: folder of the zoo and file of the label bank measured on it. `bank: null` judges the labeler that
-            ships with the package, on trained networks whose data its zoo has nothing of; no zoo is needed then.
+            ships with the package, on trained networks whose data its zoo has nothing of; no zoo is needed then. Where
+            no method asks for a labeler, none is needed.
         labeler: name out of `LABELERS`.
         per_family: zoo networks of each family, each for another task.
         trained: networks that no zoo has, out of `BOARD_NETWORKS`.
         fractions, trained_fractions: of the dense MACs; zoo networks have one each, trained ones all.
         methods: formulas with their allocators (`"taylor/mac"`), and what a formula (`"refit_loss/search"`,
             `"refit_loss/race"`) or the labeler (`"labeler/search"`, `"labeler/race"`) likes best; `"both/search"` takes
-            that favourite of the two that loses less after its repair, `"both/race"` is a race of favourites of both.
+            that favourite of the two that loses less after its repair, `"both/race"` is a race of favourites of both,
+            and `".../measured"` what loses least of `measured` plans that a search repairs.
             `"labeler/finals"` and its like train the last round of the race to the end, `"all/finals"` takes all
             methods that are not finals; the plan that ends best on validation examples is theirs.
         seeds: of data, repair and training; none measures the damage of the plans alone.
-        race_steps, candidates, searches: see `PlanRace` and `BoardSettings`.
+        race_steps, candidates, searches, measured: see `PlanRace` and `BoardSettings`.
         damages: whether the damage of the plans is predicted too, for which more plans of each board are repaired and
             measured.
         workers: processes.
@@ -65,6 +67,7 @@ class NoRegretJob:
         race_steps: Sequence[int] = (16, 48),
         candidates: int = 5,
         searches: int = 3,
+        measured: int = 64,
         damages: bool = True,
         workers: int = 2,
     ) -> None:
@@ -73,7 +76,7 @@ class NoRegretJob:
         self.seeds, self.damages, self.workers = tuple(seeds), damages, workers
         self.settings = BoardSettings(
             str(zoo or ""), None if bank is None else str(bank), labeler, tuple(methods), PlanRace(tuple(race_steps)),
-            candidates, searches,
+            candidates, searches, measured,
         )  # fmt: skip
 
     def check(self, config: Config) -> None:
@@ -87,6 +90,8 @@ class NoRegretJob:
         if self.settings.searches < 1 or self.settings.candidates < 0:
             found = self.settings.searches, self.settings.candidates
             raise ConfigError(f"job.searches must be at least 1, and job.candidates at least 0. Got {found}.")
+        if self.settings.measured < 2:
+            raise ConfigError(f"job.measured must be at least 2. Got {self.settings.measured}.")
         methods = self.settings.methods
         for name in set(methods) - {*SEARCHES, ALL_FINALS}:
             if name in FINALS:
@@ -100,8 +105,10 @@ class NoRegretJob:
             boards = trained_boards(self.trained, self.trained_fractions)
         except CompressError as error:
             raise ConfigError(f"job.trained: {error}") from error
-        if self.settings.bank is None:
+        if self.settings.bank is None and self.settings.learned:
             self._check_released(boards)
+        elif self.settings.bank is None and self.damages:
+            raise ConfigError("job.damages needs job.bank, or a labeler's method in job.methods. Or job.damages=false.")
 
     def _check_released(self, boards: Sequence[Board]) -> None:
         """The labeler that ships with the package is the one that is asked for, and saw nothing like the boards."""

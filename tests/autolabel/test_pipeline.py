@@ -113,7 +113,7 @@ def test_equal_plans_of_two_methods_are_repaired_once(trained, monkeypatch):
     assert result.stages["recovered"][1] == min(result.validation.values())
 
 
-def test_a_few_measured_plans_correct_what_other_networks_taught(trained, monkeypatch, caplog):
+def test_both_searches_measure_a_few_plans(trained, monkeypatch, caplog):
     plans, search = [], pipeline._search
     monkeypatch.setattr(pipeline, "_search", lambda *a: plans.append(search(*a)) or plans[-1])
     calibration, judged = make_data(4, 3), make_data(2, 5)
@@ -122,11 +122,11 @@ def test_a_few_measured_plans_correct_what_other_networks_taught(trained, monkey
                                 sample=0, search_plans=4, epochs=0)  # fmt: skip
         autolabel.auto_compress(trained, TASK, [], calibration, calibration[0][0], Budget(macs=0.5, weight_bytes=0.9),
                                 label=judged, sample=0, search_plans=4, epochs=0)  # fmt: skip
-    plan = plans[0]["plans/search"]
-    assert len(plans) == 1
-    assert plan.provenance["plan_labeler"] == "blend+4"
-    assert plan.provenance["search_plans"]["measured"] == 4
-    assert plan.provenance["search_plans"]["forward_macs"] > 0
+    (found,) = plans
+    assert [plan.provenance["plan_labeler"] for plan in found.values()] == ["blend+4", "formula:refitted_loss_sum+4"]
+    for plan in found.values():
+        assert plan.provenance["search_plans"]["measured"] == 4
+        assert plan.provenance["search_plans"]["forward_macs"] > 0
     assert "No plans are searched, and none measured" in caplog.text
 
 

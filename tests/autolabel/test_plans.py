@@ -302,6 +302,13 @@ class KeepsTheFirst:
         return -kept, np.zeros(len(kept))
 
 
+class AmongThemselves(KeepsTheFirst):
+    """The same, also where plans are compared with one another."""
+
+    def predict(self, summary, reference=None):
+        return super().predict(summary, summary if reference is None else reference)
+
+
 @pytest.mark.parametrize("size", ["macs", "weight_bytes"])
 def test_a_search_finds_the_favourite_within_the_size(case, sensitivity, size):
     structure, costs, statistics = case
@@ -325,6 +332,42 @@ def test_a_search_finds_the_favourite_within_the_size(case, sensitivity, size):
     assert rounds[-1] == (6, 6)
     again = search.run(summarizer, KeepsTheFirst(), size, 0.6, constraints)
     np.testing.assert_array_equal(again.removed, found.removed)
+
+
+def test_a_search_measures_what_it_likes_and_takes_what_loses_least(case, sensitivity):
+    structure, costs, statistics = case
+    summarizer = PlanSummarizer(statistics, sensitivity, costs, CRITERIA)
+    groups, limits, asked, rounds = structure.units.group, Constraints(floor=0.2), [], []
+
+    def measure(removed):
+        # The opposite of what the labeler says, with a plan that breaks.
+        asked.append(removed.tobytes())
+        return float("nan") if len(asked) == 2 else -float(removed[groups == "0:out"].sum())
+
+    search = PlanSearch(rounds=3, children=24, population=8, reference=12, measured=16, seed=1)
+    arguments = summarizer, AmongThemselves(), "macs", 0.6, limits
+    found = search.run(*arguments, lambda *done: rounds.append(done), measure=measure)
+    assert len(asked) == len(set(asked)) == len(found.losses) == 16
+    assert rounds == [(i, 19) for i in range(1, 20)]
+    assert measure(found.removed) == np.nanmin(found.losses)
+    assert costs.total(found.removed)[0] <= 0.6 * costs.dense_macs
+    # It came to plans that the labeler alone likes least, and sooner than by asking for its favourites alone.
+    unmeasured = dataclasses.replace(search, measured=0).run(*arguments)
+    assert unmeasured.losses == ()
+    assert measure(found.removed) < measure(unmeasured.removed)
+    assert np.nanmin(found.losses[8:]) < np.nanmin(found.losses[:8])
+    # Nothing random is left out of the seed, and fewer plans are the first ones.
+    asked.clear()
+    fewer = dataclasses.replace(search, measured=10).run(*arguments, measure=measure)
+    np.testing.assert_array_equal(fewer.losses, found.losses[:10])
+    # All that lose nothing finite: the labeler's favourite.
+    broken = dataclasses.replace(search, measured=4).run(*arguments, measure=lambda removed: float("nan"))
+    np.testing.assert_array_equal(broken.removed, unmeasured.removed)
+    for wrong in (-1, 1):
+        with pytest.raises(CompressError, match="no plan, or at least 2"):
+            PlanSearch(measured=wrong)
+    with pytest.raises(CompressError, match="'measure' parameter"):
+        search.run(*arguments)
 
 
 def bench_of(case):

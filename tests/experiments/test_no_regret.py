@@ -43,10 +43,13 @@ METHODS = (
     "taylor/mac",
     "random/uniform",
     "refit_loss/search",
+    "refit_loss/measured",
     "refit_loss/race",
     "labeler/search",
+    "labeler/measured",
     "labeler/race",
     "both/search",
+    "both/measured",
     "both/race",
     "refit_loss/finals",
     "labeler/finals",
@@ -87,7 +90,7 @@ def bank(zoo, tmp_path_factory):
 
 
 def settings_of(zoo, bank):
-    return BoardSettings(str(zoo), bank and str(bank), "labeler/ridge", METHODS, PlanRace((1, 2)), 2, 1)
+    return BoardSettings(str(zoo), bank and str(bank), "labeler/ridge", METHODS, PlanRace((1, 2)), 2, 1, 3)
 
 
 def test_a_labeler_saw_nothing_like_its_board(zoo, bank, tmp_path, monkeypatch):
@@ -130,6 +133,9 @@ def test_every_method_has_a_row_and_nothing_is_done_twice(zoo, bank, tmp_path, m
     metric = {row["method"]: row["metric"] for row in rows}
     assert metric["both/search"] in (metric["labeler/search"], metric["refit_loss/search"])
     assert cost["labeler/search"] < cost["both/search"] < cost["both/race"]
+    # Who measures pays for it, and both measure twice.
+    assert cost["labeler/search"] < cost["labeler/measured"] < cost["both/measured"]
+    assert metric["both/measured"] in (metric["labeler/measured"], metric["refit_loss/measured"])
     (competence,) = {row["competence"] for row in rows}
     assert competence > 0
     assert {row["seed"] for row in rows} == {1}
@@ -240,6 +246,20 @@ def test_the_job_writes_its_tables(zoo, bank, tmp_path, monkeypatch):
     ]
 
 
+def test_formulas_alone_need_no_labeler(zoo, tmp_path):
+    methods = ("magnitude", "refit_loss/search", "refit_loss/measured")
+    job = NoRegretJob(str(zoo), None, methods, per_family=1, fractions=(0.5,), searches=1, measured=4, damages=False,
+                      workers=1)  # fmt: skip
+    job.check(Config())
+    board = zoo_boards(zoo, 1, [0.5])[-1]
+    rows = run_board(board, 0, job.settings, str(tmp_path))
+    assert [row["method"] for row in rows] == ["dense", *methods]
+    assert {row["competence"] for row in rows} == {None}
+    assert not (tmp_path / "labelers").exists()
+    with pytest.raises(ConfigError, match=r"Or job\.damages=false"):
+        NoRegretJob(str(zoo), None, methods, per_family=1).check(Config())
+
+
 def row(board, method, seed, metric, better=True, cost=0):
     return {"board": board, "method": method, "seed": seed, "metric": metric, "higher_is_better": better,
             "label_cost_forward_macs": cost}  # fmt: skip
@@ -292,11 +312,18 @@ def test_ranks_and_distances_by_hand():
         ({"methods": ("best",)}, "no scores are called 'best'"),
         ({"methods": ("taylor/best",)}, "must end in one of"),
         ({"methods": ("labeler/finals",)}, "job.methods: 'labeler/finals' trains the last round of 'labeler/race'"),
+        ({"measured": 1}, "job.measured must be at least 2"),
         ({"trained": ("vgg",)}, "No board network is called 'vgg'"),
-        ({"bank": None}, "job.labeler must be 'labeler/blend', which ships"),
-        ({"bank": None, "labeler": "labeler/blend"}, "job.per_family must be 0"),
+        ({"bank": None, "methods": ("labeler/search",)}, "job.labeler must be 'labeler/blend', which ships"),
+        ({"bank": None, "labeler": "labeler/blend", "methods": ("both/race",)}, "job.per_family must be 0"),
         (
-            {"bank": None, "labeler": "labeler/blend", "per_family": 0, "trained": ("resnet20", "lenet5")},
+            {
+                "bank": None,
+                "labeler": "labeler/blend",
+                "per_family": 0,
+                "trained": ("resnet20", "lenet5"),
+                "methods": ("labeler/measured",),
+            },
             "saw data of 'lenet5'",
         ),
     ],

@@ -82,7 +82,7 @@ def test_of_the_default_methods_those_take_part_that_suit_the_run(earlier, overr
         ),
         ("compare.methods=[plans/search] constraints.round_to=8", "a search of plans needs constraints.round_to=1"),
         ("compare.search_plans=1 compare.methods=[plans/search]", "compare.search_plans must be 0, or at least 2"),
-        ("compare.search_plans=8", "at least 2 where 'plans/search' or"),
+        ("compare.search_plans=8", "at least 2 where 'plans/search', 'refit_loss/search' or"),
         ("compare.finetune_methods=[fisher]", "compare.finetune_methods: 'fisher' is not compared"),
         ("compare.choose_after=finetuned", "compare.choose_after must be one of"),
         ("compare.choose_after=fine_tuned", "needs every method fine-tuned"),
