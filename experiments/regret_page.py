@@ -35,6 +35,10 @@ _TRAINED = """The labeler is the one that ships with the package, which saw noth
 of the seven methods that came last above (`results/no_regret/trained_resnet20.csv`): 128 steps at a rate of 0.005,
 since at 0.02 the training of some plans broke. MiniLM has one seed, with the labeler that shipped then
 (`made_trained_minilm_*.json`), so that small differences say nothing there; its boards are in the last table alone."""
+_MEASURED = """`.../measured` goes on where `.../search` ends: plans that it likes are repaired and measured on
+validation examples, eight at a time; what they lose corrects the judge (a Gaussian process over the numbers of plans),
+their children are judged anew, and the plan that loses least after the repair is taken. No plan is trained
+(`compare.search_plans` in a run). All methods here ran anew on one machine, so that numbers differ from those above."""
 _WITHIN, _RANK = 0.8, 1.5
 
 
@@ -51,8 +55,17 @@ def read_rows(path: str | Path) -> list[dict[str, str]]:
     return rows
 
 
-def write_page(rows: Sequence[Mapping[str, Any]], command: str, trained: Sequence[Mapping[str, Any]] = ()) -> str:
-    """A Markdown page: all methods over all boards, then each board; then trained networks, by themselves."""
+def write_page(
+    rows: Sequence[Mapping[str, Any]], command: str, trained: Sequence[Mapping[str, Any]] = (),
+    measured: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> str:  # fmt: skip
+    """A Markdown page: all methods over all boards, then each board; then trained networks, by themselves.
+
+    Args:
+        rows, command: of the boards, and what made them.
+        trained: rows of trained networks.
+        measured: what they are -> rows of boards on which searches that measure plans took part.
+    """
     found = summarize(rows)
     boards, overall = found["boards"], found["overall"]
     least, most = (bound(board["seeds"] for board in boards) for bound in (min, max))
@@ -70,6 +83,15 @@ def write_page(rows: Sequence[Mapping[str, Any]], command: str, trained: Sequenc
             found = summarize([row for row in trained if row["board"] in several])
             page += [*_method_table(found["overall"]), *_pairs(found["boards"]), ""]
         page += _board_table(summarize(trained)["boards"])
+    if measured:
+        page += ["", "## Searches that measure plans", "", _MEASURED]
+    for what, own in (measured or {}).items():
+        found = summarize(own)
+        page += ["", what, "", *_method_table(found["overall"])]
+        for name in found["overall"]:
+            other = name.replace("/measured", "/search")
+            if name != other and other in found["overall"]:
+                page += ["", f"`{name}` {_compared(found['boards'], name, other)}"]
     return "\n".join([*page, ""])
 
 

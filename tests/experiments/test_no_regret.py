@@ -370,6 +370,13 @@ def test_the_page_tells_methods_by_rank_and_every_board(tmp_path):
     assert page.index("## Boards") < page.index("## Trained networks")
     assert "| taylor | 2.00 (2.0 to 2.0) | 0 % | 0 % | 2.00 | 2.00 | 0 |" in own
     assert "| a | 99.00 | 92.50 labeler/race (0.71) | 92.50 (rank 1) | 94.50 (rank 1) |" in own
+    # Searches that measure beside those that do not.
+    measured = [row("c", m, 0, v) for m, v in {"dense": 99, "labeler/search": 90, "labeler/measured": 92}.items()]
+    own = write_page(rows, "`command`", (), {"A title:": measured})
+    own = own[own.index("## Searches that measure plans") :]
+    assert "\nA title:\n" in own
+    assert "| labeler/measured | 1.00 (1.0 to 1.0) | 100 % | - | 0.00 | 0.00 | 0 |" in own
+    assert "`labeler/measured` is 2.00 points (2.00 to 2.00)" in own
     page = write_page(rows, "`command`")
     with figure_style():
         svg = render_file_svg(draw_regret(rows)).decode()
