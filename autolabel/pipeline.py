@@ -110,7 +110,8 @@ def auto_compress(
         sample: how many units are measured; None for all, 0 for none: a search of whole plans (without `bits`, and
             where MACs or weight bytes are the only bound) and formulas make the plans from statistics.
         search_plans: how many plans each of both searches repairs and measures on `label`; what they lose corrects
-            whoever judges, and the plan that loses least is taken. 0 runs none.
+            whoever judges, and the plan that loses least is taken. 0 runs none. Without `validation` of its own such a
+            plan then competes on examples that it was chosen on.
         allocator, constraints: who spends the budget, within what.
         bits: widths that layers may be stored in, e.g. `(8, 4)`; empty keeps float32.
         epochs, lr: of fine-tuning with distillation; 0 epochs leaves it out.
@@ -220,9 +221,12 @@ def _search(
     nothing = np.zeros((1, len(structure.units)), dtype=bool)
     verdict = load_competence().judge(summarizer.summarize(nothing))
     bench = PlanBench(structure, costs, task, calibration, lambda epoch: (), {"label": label}, structure.traced.module)
-    found = {}
+    # As many rows as in the repair that plans get afterwards.
+    oracle = PlanOracle(max_rows=100_000, seed=seed)
+    known: dict[str, list[float]] = {}
+    features, found = statistics.forward_macs + sensitivity.forward_macs, {}
     for name, judge in ((SEARCHED, load_plan_labeler()), (BY_FORMULA, PlanFormula())):
-        measure = RepairedLoss(bench, PlanOracle(seed=seed), "label")
+        measure = RepairedLoss(bench, oracle, "label", known)
         search = PlanSearch(measured=measured, seed=seed)
         plan = LearnedSearchAllocator(summarizer, judge, search, measure=measure).allocate(
             structure.units, None, costs, budget, constraints
@@ -230,7 +234,7 @@ def _search(
         told: dict[str, Any] = {"competence": verdict.record()} if name == SEARCHED else {}
         if measured:
             used = plan.provenance["search"]["measured"]
-            told |= {"search_plans": {"measured": used, "forward_macs": measure.forward_macs}}
+            told |= {"search_plans": {"measured": used, "forward_macs": features + measure.forward_macs}}
         found[name] = replace(plan, provenance={**plan.provenance, **told})
     return found
 

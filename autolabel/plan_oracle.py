@@ -1,6 +1,9 @@
 """The oracle of whole plans: what a network loses at once, after the refit, after a few steps and after fine-tuning."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -10,13 +13,14 @@ from torch import nn
 
 from compress.application import slice_model
 from compress.costs import CostTable
-from compress.errors import CompressError
+from compress.errors import CompressError, DataError
 from compress.finetuning import finetune_
 from compress.plan import CompressionPlan
 from compress.recovery import recover_
 from compress.structure import Structure
 from compress.task import Batch, Task, evaluate
 
+_LOG = logging.getLogger(__name__)
 MOMENTS = ("at_once", "refitted", "briefly_tuned", "finetuned")
 
 
@@ -142,23 +146,33 @@ class RepairedLoss:
         bench: of the network.
         oracle: whose repair it is.
         part: of `bench.judged`; others are not looked at.
+        known: loss and MACs of plans that were measured before, by name; what is measured is added.
 
     Attributes:
         forward_macs: of repairs and judgements, for every plan that was asked about.
     """
 
-    def __init__(self, bench: PlanBench, oracle: PlanOracle, part: str) -> None:
+    def __init__(
+        self, bench: PlanBench, oracle: PlanOracle, part: str, known: MutableMapping[str, list[float]] | None = None
+    ) -> None:
         self._bench = replace(bench, judged={part: bench.judged[part]})
         self._oracle, self._part = replace(oracle, moments=("refitted",)), part
         self._judged = sum(len(bench.task.inputs(batch)[0]) for batch in bench.judged[part])
-        self._known: dict[bytes, PlanOutcome] = {}
+        self._known = {} if known is None else known
         self.forward_macs = 0.0
 
     def __call__(self, removed: np.ndarray) -> float:
-        """Mean loss per example of the plan that removes units where `removed` (`(n_units,)` bool) is True."""
-        key = removed.tobytes()
-        if key not in self._known:
-            (self._known[key],) = self._oracle.measure(self._bench, removed)
-        outcome = self._known[key]
-        self.forward_macs += outcome.training_macs + self._judged * self._bench.costs.total(removed)[0]
-        return outcome.loss[self._part]
+        """Mean loss per example of the plan that removes units where `removed` (`(n_units,)` bool) is True; infinite if
+        its repair breaks."""
+        name = f"after repair of {hashlib.sha256(removed.tobytes()).hexdigest()}"
+        if name not in self._known:
+            macs = self._judged * self._bench.costs.total(removed)[0]
+            try:
+                (outcome,) = self._oracle.measure(self._bench, removed)
+                self._known[name] = [outcome.loss[self._part], macs + outcome.training_macs]
+            except DataError as error:
+                _LOG.warning("A plan cannot be repaired: %s", error)
+                self._known[name] = [math.inf, macs]
+        loss, macs = self._known[name]
+        self.forward_macs += macs
+        return loss

@@ -1,5 +1,6 @@
 """Searches plans of one size with a plan labeler: hundreds are summarised and judged; none is run, or a few are."""
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -12,9 +13,12 @@ from autolabel.plan_summary import PlanSummarizer, PlanSummary
 from compress.allocator import Constraints
 from compress.errors import BudgetError, CompressError
 
+_LOG = logging.getLogger(__name__)
+# Of searches that measure: one number more where they find others.
+MEASURED_VERSION = 1
 # Shares of groups are multiplied by up to about e to this power when a plan is changed.
 _STEP = 0.5
-# Plans that are measured before the labeler is corrected, and how many then have children, for how many rounds.
+# Plans that are measured at most before the labeler is corrected, how many then have children, for how many rounds.
 _BATCH, _PARENTS, _ROUNDS = 8, 12, 3
 # Measured plans that correct a labeler at the least.
 _FEWEST = 2
@@ -68,9 +72,9 @@ class PlanSearch:
     The labeler is asked for a pessimistic score, its mean plus `caution` standard deviations over its ensemble: a
     search finds the plans that a labeler is wrong about, and there its members disagree.
 
-    With `measured` plans it goes on: those that the labeler likes best are repaired and measured, what they lost
-    corrects the labeler (see `AdaptedPlanLabeler`), their children are judged anew, and so on. The plan that lost least
-    is taken.
+    With `measured` plans it goes on: those that the labeler likes best, also among the plans of single criteria, are
+    repaired and measured, what they lost corrects the labeler (see `AdaptedPlanLabeler`), their children are judged
+    anew, and so on, at least four times. The plan that lost least is taken.
 
     Args:
         population: plans that live on after each round.
@@ -113,6 +117,8 @@ class PlanSearch:
         Raises:
             BudgetError: if no plan does.
         """
+        if self.measured and measure is None:
+            raise CompressError("A search that measures plans needs the 'measure' parameter.")
         constraints = constraints or Constraints()
         units, costs = summarizer.statistics.units, summarizer.costs
         scores = {**summarizer.scores, **(orders or {})}
@@ -137,17 +143,16 @@ class PlanSearch:
             shares, order = breeding.children(alive)
             if on_round is not None:
                 on_round(number + 1, whole)
-        if not self.measured:
+        if not self.measured or measure is None:
             best = alive[0]
             return FoundPlan(best.mask, best.score, best.spread, breeding.n_judged, tuple(history))
-        if measure is None:
-            raise CompressError("A search that measures plans needs the 'measure' parameter.")
         tried: dict[bytes, tuple[float, _Candidate]] = {}
         # Also what single criteria would do: the search may have left them early.
-        waiting = [*alive[: (_BATCH + 1) // 2], *breeding.single_orders(labeler)[: _BATCH // 2], *alive]
+        batch = min(_BATCH, max(_FEWEST, self.measured // 4))
+        waiting = [*alive[: (batch + 1) // 2], *breeding.single_orders(labeler)[: batch // 2], *alive]
         while True:
             new = [c for c in {c.key: c for c in waiting}.values() if c.key not in tried]
-            for candidate in new[: min(_BATCH, self.measured - len(tried))]:
+            for candidate in new[: min(batch, self.measured - len(tried))]:
                 tried[candidate.key] = measure(candidate.mask), candidate
                 if on_round is not None:
                     on_round(self.rounds + len(tried), whole)
@@ -159,7 +164,9 @@ class PlanSearch:
             for _ in range(_ROUNDS):
                 shares, order = breeding.children(waiting or parents)
                 waiting = breeding.survivors(judge, shares, order, waiting, tried)
-        best = order_of_loss[0][1]
+        loss, best = order_of_loss[0]
+        if not np.isfinite(loss):
+            _LOG.warning("None of %d measured plans has a finite loss: the labeler's favourite is taken.", len(tried))
         # In the units of plans that were never measured.
         score, spread = (float(value[0]) for value in labeler.predict(
             summarizer.summarize(best.mask[None]), breeding.known))  # fmt: skip

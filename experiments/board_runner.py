@@ -211,7 +211,7 @@ class BoardRunner:
         return self.labeler
 
     def _repaired_loss(self) -> RepairedLoss:
-        return RepairedLoss(self.subject.bench, self.subject.oracle, "validation")
+        return RepairedLoss(self.subject.bench, self.subject.oracle, "validation", self._done)
 
     def _best_repaired(self, masks: Sequence[np.ndarray], macs: float) -> tuple[np.ndarray, float]:
         """The plan that loses least on validation examples after its repair, and the MACs that all of it took."""

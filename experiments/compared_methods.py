@@ -34,7 +34,7 @@ STAGES = ("pruned", "recovered", "fine_tuned", "tried")
 _DEFAULT = CompareSettings().methods
 _DEFAULTS = (_DEFAULT, [name for name in _DEFAULT if name != f"{REFIT_LOSS}/{SEARCH}"])
 # What `searches` means by whose favourites: folders that were begun by another meaning compare anew.
-SEARCHES_VERSION = 3
+SEARCHES_VERSION = 2
 
 
 @dataclass(frozen=True)

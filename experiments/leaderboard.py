@@ -37,8 +37,8 @@ formula are the parts of the blend; groups of columns, networks to learn from, a
 model (*without labels but refitted* learns from the loss after the repair, *after_repair* from the mean over the three
 moments after it). *Change* is that of the mean of families to the whole labeler's."""
 _SHOTS = """Eight random plans of the judged network are measured, after the repair or after the whole fine-tuning, and
-correct what a labeler says of the others (`compare.search_plans` does so with plans that it likes). Regret is over all
-plans, measured ones too."""
+correct what a labeler says of the others (a search with `compare.search_plans` is corrected so by plans that it likes).
+Regret is over all plans, measured ones too."""
 _STORED = """The following is about layers that are stored in 2 to 8 bits, or with a half to a tenth of their weights,
 one at a time and all at once, each in a way drawn at random. *fisher_error*: squared error of the weights times half
 the diagonal of the empirical Fisher matrix; *weight_error*: squared error as a part of the layer's energy;

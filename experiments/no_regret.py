@@ -15,6 +15,7 @@ from autolabel.label_bank import LabelBank
 from autolabel.plan_board import PlanBoard, boards_of
 from autolabel.plan_labeler_files import INDEX_FILE
 from autolabel.plan_oracle import MOMENTS
+from autolabel.plan_search import MEASURED_VERSION
 from autolabel.plan_summary import FEATURES_VERSION
 from autolabel.pretrained import CARD_FILE, PRETRAINED, load_competence, load_plan_labeler
 from autolabel.row_log import RowLog
@@ -88,8 +89,13 @@ def _hidden(board: Board) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def board_key(board: Board, settings: BoardSettings) -> dict[str, Any]:
     """All that the plans of a board and what becomes of them depend on, as JSON gives it back."""
+    own = {**asdict(settings), "zoo": "", "bank": bank_hash(settings) if settings.learned or settings.bank else ""}
+    if any(method.endswith("/measured") for method in settings.methods):
+        own["measured_search"] = MEASURED_VERSION
+    else:
+        del own["measured"]
     return _plain({
-        "board": asdict(board), "settings": {**asdict(settings), "zoo": "", "bank": bank_hash(settings)},
+        "board": asdict(board), "settings": own,
         "search": asdict(SEARCH), "repair": asdict(board_network(board, settings).repair),
         "features": FEATURES_VERSION,
         "weights": read_row(settings.zoo, board.network)["weights_sha256"] if board.zoo else "",

@@ -97,7 +97,7 @@ def judge_boards(
 ) -> list[DamageRow]:  # fmt: skip
     """The plans of all methods but those that take what others found, on all boards, with the first seed; what is there
     is kept."""
-    own = (m for m in settings.methods if not (is_derived(m) or (m in SEARCHES and m.endswith("/race"))))
+    own = (m for m in settings.methods if not (is_derived(m) or (m in SEARCHES and not m.endswith("/search"))))
     quiet = replace(settings, methods=tuple(own))
     for board in boards:
         fit_for(board, quiet, folder)

@@ -1,6 +1,8 @@
 """What a plan will do after its repair, predicted from other plans of its size that are repaired and measured."""
 
 import hashlib
+import logging
+import math
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,11 +11,12 @@ import numpy as np
 
 from autolabel.plan_sampling import sample_plans
 from autolabel.pretrained import load_plan_damage
-from compress.errors import BudgetError
+from compress.errors import BudgetError, DataError
 from compress.plan import CompressionPlan
 from compress.task import evaluate
 from experiments.workbench import Workbench
 
+log = logging.getLogger(__name__)
 COVERAGE = 0.9
 _FEWEST = 2
 
@@ -44,8 +47,11 @@ def predict_recovered(
         return {"skipped": "there are no other plans of its size"}
     label = bench.batches("label", limit=bench.config.measure.images)
     dense_loss = evaluate(bench.model, bench.task, label)[1]
-    damages, spent = measure_plans(bench, drawn, label, on_plan)
-    damages = [damage - dense_loss for damage in damages]
+    losses, spent = measure_plans(bench, drawn, label, on_plan)
+    sound = np.isfinite(losses)
+    if sound.sum() < _FEWEST:
+        return {"skipped": "other plans of its size cannot be repaired"}
+    drawn, damages = drawn[sound], [loss - dense_loss for loss in losses if math.isfinite(loss)]
     found = model.predict(
         summarizer.summarize(np.concatenate([drawn, removed[None]])), dense_loss, range(len(drawn)), damages
     )
@@ -60,25 +66,35 @@ def measure_plans(
     bench: Workbench, drawn: np.ndarray, label: Sequence[Any], on_plan: Callable[[int, int], None] | None = None,
     known: MutableMapping[str, list[float]] | None = None,
 ) -> tuple[list[float], float]:  # fmt: skip
-    """Loss of each plan after its repair, and the forward MACs that the repairs took.
+    """Loss of each plan after its repair, infinite where that breaks, and the forward MACs that all of it took.
 
     Args:
         drawn: `(n_plans, n_units)` bool.
         label: batches that losses are measured on.
         on_plan: called with the plans done and all of them.
-        known: losses of what was measured before, by plan; what is measured is added.
+        known: losses, and MACs of the repair, of what was measured before, by plan; what is measured is added.
     """
     structure, costs = bench.structure, bench.costs
-    known, inputs = {} if known is None else known, bench.recovery_inputs()
+    known = {} if known is None else known
+    inputs: list[tuple[Any, ...]] = []
+    judged = sum(len(bench.task.inputs(batch)[0]) for batch in label)
     losses, spent = [], 0.0
     for number, mask in enumerate(drawn, start=1):
         name = f"after repair of {hashlib.sha256(mask.tobytes()).hexdigest()}"
+        own = costs.total(mask)[0]
         if name not in known:
+            inputs = inputs or bench.recovery_inputs()
+            repair = (costs.dense_macs + own) * sum(len(batch[0]) for batch in inputs)
             ids = [structure.units.ids[row] for row in np.flatnonzero(mask)]
-            small = bench.repaired(CompressionPlan.removing(structure.units, ids), inputs)
-            known[name] = [evaluate(small, bench.task, label)[1]]
-        losses.append(known[name][0])
-        spent += (costs.dense_macs + costs.total(mask)[0]) * sum(len(batch[0]) for batch in inputs)
+            try:
+                small = bench.repaired(CompressionPlan.removing(structure.units, ids), inputs)
+                known[name] = [evaluate(small, bench.task, label)[1], repair]
+            except DataError as error:
+                log.warning("A plan cannot be repaired: %s", error)
+                known[name] = [math.inf, repair]
+        loss, repair = known[name]
+        losses.append(loss)
+        spent += repair + own * judged
         if on_plan is not None:
             on_plan(number, len(drawn))
     return losses, spent

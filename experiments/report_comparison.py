@@ -101,7 +101,7 @@ def _choice(run: RunFiles) -> str:
 def _searched_after(run: RunFiles) -> str:
     """How many plans the searches of whole plans measured, which other methods did not."""
     count = pick(run.manifest, "config", "compare", "search_plans")
-    return f" Each search of whole plans repaired and measured {count} of them." if count else ""
+    return f" Each search of whole plans repaired and measured up to {count} of them." if count else ""
 
 
 def _unspent(methods: list[Mapping[str, Any]]) -> str:

@@ -60,8 +60,8 @@ def told_competence(plans: Iterable[CompressionPlan]) -> list[str]:
 def _told_search(plan: CompressionPlan) -> str:
     measured = (plan.provenance.get("search_plans") or {}).get("measured")
     if "race" in plan.provenance:
-        chosen = f" of its searches, which repaired and measured {measured} plans each," if measured else " of it"
-        return f"Two favourites{chosen} raced with one of a formula and with plans of criteria."
+        more = f", after searches that repaired and measured {measured} plans" if measured else ""
+        return f"Two favourites of it raced with one of a formula and with plans of criteria{more}."
     search = plan.provenance["search"]
     chosen = f"What lost least of {measured} plans that were repaired and measured," if measured else "Its favourite"
     return (
@@ -91,12 +91,11 @@ class PlanFinder:
     ) -> None:  # fmt: skip
         self.experiment, self.seed, self.formats = experiment, seed, formats
         self._label, self._folder = label, folder
-        self._features_macs = statistics.forward_macs
         self._summarizer: PlanSummarizer = experiment.plan_summarizer(statistics, list(batches), seed)
+        self._features_macs = statistics.forward_macs + self._summarizer.forward_macs
         budget = experiment.parts.budget
         self._size = budget if formats is None else Budget(macs=budget.macs)
         self._found: dict[tuple[int, str], CompressionPlan] = {}
-        self._measuring_macs = 0.0
 
     def search(self, by_formula: bool = False) -> CompressionPlan:
         """The labeler's or a formula's favourite among hundreds of plans, or what loses least of those it measures."""
@@ -110,7 +109,10 @@ class PlanFinder:
         """
         units = self.experiment.structure.units
         searches = ((0, self._labeler), (0, PlanFormula()), (1, self._labeler))
-        favourites = [self._favourite(number, judge).removed_mask(units) for number, judge in searches]
+        found = [self._favourite(number, judge) for number, judge in searches]
+        favourites = [plan.removed_mask(units) for plan in found]
+        measured = [plan.provenance["search_plans"] for plan in found if "search_plans" in plan.provenance]
+        chosen_macs = self._features_macs + sum(told["forward_macs"] - self._features_macs for told in measured)
         likely = choose_entrants(self._labeler, self._summarizer, favourites, self._formula_masks(), _FORMULAS)
         entrants: dict[bytes, CompressionPlan] = {}
         for mask in likely:
@@ -138,17 +140,16 @@ class PlanFinder:
             result = race.run(train, [plan.removed_mask(units) for plan in plans], on_plan)
         if result.losses and not np.isfinite(result.losses[-1]).any():
             log.warning("No plan of the race outlived its training: the first favourite takes its place.")
-        features = self._features_macs + self._summarizer.forward_macs + self._measuring_macs
         log.info("The race of %d plans took %.3g MACs.", len(plans), result.forward_macs)
         told = {
             "entrants": len(plans), "winner": result.winner, "steps": list(race.steps),
-            "forward_macs": features + result.forward_macs,
+            "forward_macs": chosen_macs + result.forward_macs,
             "losses": [[float(x) if np.isfinite(x) else None for x in row] for row in result.losses],
         }  # fmt: skip
         winner = plans[result.winner]
         own: dict[str, Any] = {"allocator": "race", "plan_labeler": self._labeler.name, "race": told}
-        if count := self.experiment.config.compare.search_plans:
-            own["search_plans"] = {"measured": count, "forward_macs": features}
+        if measured:
+            own["search_plans"] = {"measured": sum(told["measured"] for told in measured), "forward_macs": chosen_macs}
         return self._told(replace(winner, provenance={**winner.provenance, **own}))
 
     @cached_property
@@ -176,24 +177,25 @@ class PlanFinder:
         if (number, judge.name) in self._found:
             return self._found[number, judge.name]
         experiment, count = self.experiment, self.experiment.config.compare.search_plans
-        search, spent = PlanSearch(seed=self.seed + 1000 * number, measured=count), [0.0]
-        # Several methods search, perhaps in several processes: what one measures the others know.
-        shared = FileLock(self._folder / f"search_plans_{self.seed}.lock") if count else contextlib.nullcontext()
-        with shared, progress("searching plans") as on_round:
-            known = self._notes("search_plans") if count else None
+        whose = "formula" if isinstance(judge, PlanFormula) else "labeler"
+        name, spent = f"search_{whose}_{number}", [0.0]
+        # Two methods may want the same search, perhaps in two processes: the first one measures.
+        lock = FileLock(self._folder / f"{name}_{self.seed}.lock") if count else contextlib.nullcontext()
+        with lock, progress("searching plans") as on_round:
+            known = self._notes(name) if count else None
 
             def measure(mask: np.ndarray) -> float:
                 (loss,), macs = measure_plans(experiment, mask[None], self._label, known=known)
                 spent[0] += macs
                 return loss
 
+            search = PlanSearch(seed=self.seed + 1000 * number, measured=count)
             found = LearnedSearchAllocator(self._summarizer, judge, search, on_round, measure).allocate(
                 experiment.structure.units, None, experiment.costs, self._size, experiment.parts.constraints
             )
         if count:
             told = {"measured": found.provenance["search"]["measured"], "forward_macs": self._features_macs + spent[0]}
             found = replace(found, provenance={**found.provenance, "search_plans": told})
-        self._measuring_macs += spent[0]
         self._found[number, judge.name] = found
         return found
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from autolabel.active_sampling import ACTIVE
 from autolabel.features.criteria import CRITERIA
 from autolabel.joint_damage import JointDamage
+from autolabel.plan_search import MEASURED_VERSION
 from autolabel.tables import LabelTable
 from compress.artifact import load_artifact
 from compress.artifact_files import MANIFEST, PACKED, drop_files, register_file
@@ -250,6 +251,8 @@ class Experiment(Teaching):
         trained += ["distillation"] if trained and self.config.distillation is not None else []
         tried = ["quantizer", "sparsify", *OPTIONAL] if compare.trial_steps else []
         searches = {"searches": SEARCHES_VERSION} if any(Method(name).searches for name in compare.methods) else {}
+        if searches and compare.search_plans:
+            searches["measured_search"] = MEASURED_VERSION
         return searches | self._settings(*names, *trained, *tried)
 
     def train_dense(self) -> None:

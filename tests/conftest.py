@@ -4,12 +4,16 @@ import functools
 import gc
 
 import pytest
-from torch.onnx._internal.exporter import _registration as translations
 
 
 @pytest.fixture(scope="session", autouse=True)
 def translations_are_listed_once():
     """torch lists all of its translations to ONNX anew for each export, which takes as long as a small net's export."""
+    try:
+        from torch.onnx._internal.exporter import _registration as translations
+    except ImportError:  # where torch keeps them elsewhere, tests take longer
+        yield
+        return
     listed = functools.cache(translations.ONNXRegistry.from_torchlib)
 
     def from_torchlib(*arguments, **options):

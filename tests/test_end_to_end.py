@@ -835,10 +835,11 @@ def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(t
     assert formula.provenance["plan_labeler"] == "formula:refitted_loss_sum" + "+3" * (not formats)
     assert "competence" not in formula.provenance
     assert formula.removed_mask(units).any()
-    notes = [path.read_text() for path in run.glob("comparison/*/search_plans_0.jsonl")]
-    # What both like is measured once.
-    counts = [text.count("after repair of") for text in notes]
-    assert counts == [] if formats else 3 <= counts[0] <= 6
+    notes = sorted(run.glob("comparison/*/search_*_0_0.jsonl"))
+    assert [path.name for path in notes] == (
+        [] if formats else ["search_formula_0_0.jsonl", "search_labeler_0_0.jsonl"]
+    )
+    assert all(path.read_text().count("after repair of") == 3 for path in notes)
     assert plan.provenance.get("search_plans", {}).get("measured") == (None if formats else 3)
     assert plan.provenance["search"]["judged"] > 500
     assert widened == [True, True] * formats
@@ -850,7 +851,7 @@ def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(t
     chosen = "Its favourite" if formats else "What lost least of 3 plans that were repaired and measured,"
     assert re.search(rf"{chosen} out of [\d,]+ plans has a score of -\d", report)
     assert re.search(r"its members differ by \d", report)
-    assert ("Each search of whole plans repaired and measured 3 of them" in report) == (not formats)
+    assert ("Each search of whole plans repaired and measured up to 3 of them" in report) == (not formats)
     assert bool(plan.layer_formats) == formats
     if formats:
         assert plan.predicted_cost["weight_bytes"] <= 0.07 * read(run / "costs.json")["dense_weight_bytes"]

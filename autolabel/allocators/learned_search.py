@@ -27,7 +27,7 @@ class LearnedSearchAllocator:
         summarizer: of the network; its costs and units are the ones to allocate.
         labeler: a fitted plan labeler.
         search: how to search.
-        on_round: called with the number of rounds done and of all.
+        on_round: called with the rounds done, or rounds and measured plans, and all of them.
         measure: what a plan, `(n_units,)` bool, loses after its repair, for a search that measures plans.
     """
 

@@ -1,6 +1,7 @@
 """Plans as data: sampling them at one size, summarising them in numbers, measuring what becomes of them, the bank."""
 
 import dataclasses
+import logging
 
 import numpy as np
 import pytest
@@ -14,16 +15,16 @@ from autolabel import reader_errors
 from autolabel.allocators import LearnedSearchAllocator
 from autolabel.label_bank import TABLES, LabelBank, merge_banks
 from autolabel.plan_board import AFTER_REPAIR, boards_of, normal_scores, plan_matrix
-from autolabel.plan_oracle import MOMENTS, PlanBench, PlanOracle
+from autolabel.plan_oracle import MOMENTS, PlanBench, PlanOracle, RepairedLoss
 from autolabel.plan_race import PlanRace, brief_training
 from autolabel.plan_sampling import sample_plans
-from autolabel.plan_search import PlanSearch
+from autolabel.plan_search import PlanSearch, _Breeding
 from autolabel.plan_summary import PlanSummarizer, PlanSummary
 from compress.allocator import Allocator, Constraints
 from compress.budget import Budget
 from compress.counting import unit_costs
 from compress.criteria import FisherCriterion, MagnitudeCriterion, TaylorCriterion
-from compress.errors import ArtifactError, BudgetError, CompressError
+from compress.errors import ArtifactError, BudgetError, CompressError, DataError
 from compress.output_sensitivity import collect_output_sensitivity
 from compress.scores import Scores
 from compress.statistics import collect_statistics
@@ -334,7 +335,7 @@ def test_a_search_finds_the_favourite_within_the_size(case, sensitivity, size):
     np.testing.assert_array_equal(again.removed, found.removed)
 
 
-def test_a_search_measures_what_it_likes_and_takes_what_loses_least(case, sensitivity):
+def test_a_search_measures_what_it_likes_and_takes_what_loses_least(case, sensitivity, monkeypatch, caplog):
     structure, costs, statistics = case
     summarizer = PlanSummarizer(statistics, sensitivity, costs, CRITERIA)
     groups, limits, asked, rounds = structure.units.group, Constraints(floor=0.2), [], []
@@ -344,6 +345,11 @@ def test_a_search_measures_what_it_likes_and_takes_what_loses_least(case, sensit
         asked.append(removed.tobytes())
         return float("nan") if len(asked) == 2 else -float(removed[groups == "0:out"].sum())
 
+    def again(removed):
+        return float("nan") if removed.tobytes() == asked[1] else -float(removed[groups == "0:out"].sum())
+
+    corrected, correct = [], _Breeding.corrected
+    monkeypatch.setattr(_Breeding, "corrected", lambda *a: (corrected.append(correct(*a)), corrected[-1])[1])
     search = PlanSearch(rounds=3, children=24, population=8, reference=12, measured=16, seed=1)
     arguments = summarizer, AmongThemselves(), "macs", 0.6, limits
     found = search.run(*arguments, lambda *done: rounds.append(done), measure=measure)
@@ -351,18 +357,23 @@ def test_a_search_measures_what_it_likes_and_takes_what_loses_least(case, sensit
     assert rounds == [(i, 19) for i in range(1, 20)]
     assert measure(found.removed) == np.nanmin(found.losses)
     assert costs.total(found.removed)[0] <= 0.6 * costs.dense_macs
-    # It came to plans that the labeler alone likes least, and sooner than by asking for its favourites alone.
+    # It came to plans that the labeler alone likes least.
     unmeasured = dataclasses.replace(search, measured=0).run(*arguments)
     assert unmeasured.losses == ()
     assert measure(found.removed) < measure(unmeasured.removed)
-    assert np.nanmin(found.losses[8:]) < np.nanmin(found.losses[:8])
-    # Nothing random is left out of the seed, and fewer plans are the first ones.
-    asked.clear()
-    fewer = dataclasses.replace(search, measured=10).run(*arguments, measure=measure)
-    np.testing.assert_array_equal(fewer.losses, found.losses[:10])
+    # After every fourth plan the judge is another one, which knows all of them that did not break.
+    assert [len(judge.losses) for judge in corrected] == [3, 7, 11]
+    np.testing.assert_array_equal(corrected[-1].losses, [loss for loss in found.losses[:12] if np.isfinite(loss)])
+    np.testing.assert_array_equal(found.losses, search.run(*arguments, measure=again).losses)
+    # Few plans are enough for a correction.
+    corrected.clear()
+    dataclasses.replace(search, measured=3).run(*arguments, measure=again)
+    assert [len(judge.losses) for judge in corrected] == [2]
     # All that lose nothing finite: the labeler's favourite.
-    broken = dataclasses.replace(search, measured=4).run(*arguments, measure=lambda removed: float("nan"))
+    with caplog.at_level(logging.WARNING):
+        broken = dataclasses.replace(search, measured=4).run(*arguments, measure=lambda removed: float("nan"))
     np.testing.assert_array_equal(broken.removed, unmeasured.removed)
+    assert "None of 4 measured plans has a finite loss" in caplog.text
     for wrong in (-1, 1):
         with pytest.raises(CompressError, match="no plan, or at least 2"):
             PlanSearch(measured=wrong)
@@ -397,6 +408,24 @@ def test_the_race_is_won_by_the_least_loss_of_the_last_round(case):
             assert outcome.loss["validation"] == (first if steps == 1 else second)[i]
             spent += outcome.training_macs + 64 * costs.total(plans[i])[0]
     assert found.forward_macs == pytest.approx(spent)
+
+
+def test_a_plan_whose_repair_breaks_loses_all(case, monkeypatch):
+    bench, known = bench_of(case), {}
+    nothing = np.zeros(len(case[0].units), dtype=bool)
+    one = nothing.copy()
+    one[0] = True
+    measure = RepairedLoss(bench, PlanOracle(), "validation", known)
+    (outcome,) = PlanOracle(moments=("refitted",)).measure(bench, one)
+    assert measure(one) == outcome.loss["validation"]
+    macs = outcome.training_macs + 64 * case[1].total(one)[0]
+    assert measure.forward_macs == pytest.approx(macs)
+    # It is not measured again, by another either, but paid for.
+    monkeypatch.setattr(PlanOracle, "measure", lambda *a: (_ for _ in ()).throw(DataError("not finite")))
+    again = RepairedLoss(bench, PlanOracle(), "validation", known)
+    assert (again(one), again.forward_macs) == (measure(one), pytest.approx(macs))
+    assert again(nothing) == float("inf")
+    assert len(known) == 2
 
 
 def test_a_race_without_rivals_costs_nothing(case):

@@ -152,6 +152,24 @@ def test_every_method_has_a_row_and_nothing_is_done_twice(zoo, bank, tmp_path, m
     monkeypatch.setattr(PlanOracle, "measure", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         run_board(board, 1, settings, str(tmp_path / "killed"))
+    # Or, before that, the repair in hand.
+    repaired = []
+
+    def dies_at_the_third_repair(oracle, bench, mask, *arguments, **settings):
+        if oracle.moments == ("refitted",):
+            repaired.append(mask.tobytes())
+            if len(repaired) == 3:
+                raise KeyboardInterrupt
+        return measure(oracle, bench, mask, *arguments, **settings)
+
+    monkeypatch.setattr(PlanOracle, "measure", dies_at_the_third_repair)
+    other = dataclasses.replace(board, fraction=0.6)
+    with pytest.raises(KeyboardInterrupt):
+        run_board(other, 1, settings, str(tmp_path / "early"))
+    run_board(other, 1, settings, str(tmp_path / "early"))
+    assert len(repaired) > 3
+    assert repaired[2] == repaired[3]
+    assert len(set(repaired)) == len(repaired) - 1
     monkeypatch.setattr(PlanOracle, "measure", lambda oracle, bench, mask, *a, **k: (
         measured.append(mask.tobytes()), measure(oracle, bench, mask, *a, **k))[1])  # fmt: skip
     monkeypatch.setattr(PlanRace, "run", None)
@@ -411,7 +429,9 @@ def test_the_labeler_that_ships_is_judged_without_zoo_and_bank(tmp_path, monkeyp
     rows = run_board(board, 0, settings, str(tmp_path))
     assert [row["method"] for row in rows] == ["dense", *METHODS]
     damages = judge_boards([board], settings, tmp_path, 1)
-    assert len(damages) == len(MEASURED) * sum(not is_derived(name) and not name.endswith("/race") for name in METHODS)
+    assert len(damages) == len(MEASURED) * sum(
+        not is_derived(name) and not name.endswith(("/measured", "/race")) for name in METHODS
+    )
 
 
 def _digits():
