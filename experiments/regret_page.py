@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from compress.errors import ArtifactError
+from compress.files import read_json
 from experiments.figure_style import FAINT, SERIES, dots_and_mean, new_figure, plain_rows
 from experiments.regret import compare_pair, is_derived, summarize
 
@@ -53,6 +54,15 @@ def read_rows(path: str | Path) -> list[dict[str, str]]:
     if not rows or "board" not in rows[0]:
         raise ArtifactError(f"{path} is not a table of boards.")
     return rows
+
+
+def read_measured(folder: str | Path) -> dict[str, list[dict[str, str]]]:
+    """What made them -> rows of boards on which searches that measure plans took part, of all such files in a folder."""
+    found = {}
+    for path in sorted(Path(folder).glob("measured_*.csv")):
+        made = read_json(path.with_name(f"made_{path.stem}.json"))
+        found[f"`results/no_regret/{path.name}` (`{made['command']}`):"] = read_rows(path)
+    return found
 
 
 def write_page(

@@ -58,10 +58,7 @@ def _boards() -> list[dict[str, str]]:
 def _no_regret() -> str:
     paths = sorted((RESULTS / "no_regret").glob("trained_*.csv"))
     trained = [row for path in paths for row in regret_page.read_rows(path)]
-    measured = {}
-    for path in sorted((RESULTS / "no_regret").glob("measured_*.csv")):
-        made = json.loads(path.with_name(f"made_{path.stem}.json").read_text())
-        measured[f"`results/no_regret/{path.name}` (`{made['command']}`):"] = regret_page.read_rows(path)
+    measured = regret_page.read_measured(RESULTS / "no_regret")
     return regret_page.write_page(_boards(), _command("no_regret"), trained, measured)
 
 
