@@ -56,9 +56,8 @@ def _boards() -> list[dict[str, str]]:
 
 
 def _no_regret() -> str:
-    paths = sorted((RESULTS / "no_regret").glob("trained_*.csv"))
-    trained = [row for path in paths for row in regret_page.read_rows(path)]
-    measured = regret_page.read_measured(RESULTS / "no_regret")
+    folder = RESULTS / "no_regret"
+    trained, measured = regret_page.read_trained(folder), regret_page.read_measured(folder)
     return regret_page.write_page(_boards(), _command("no_regret"), trained, measured)
 
 

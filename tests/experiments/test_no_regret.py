@@ -388,6 +388,10 @@ def test_the_page_tells_methods_by_rank_and_every_board(tmp_path):
     assert page.index("## Boards") < page.index("## Trained networks")
     assert "| taylor | 2.00 (2.0 to 2.0) | 0 % | 0 % | 2.00 | 2.00 | 0 |" in own
     assert "| a | 99.00 | 92.50 labeler/race (0.71) | 92.50 (rank 1) | 94.50 (rank 1) |" in own
+    # What lacks a seed of its board is left out.
+    some = write_page(rows, "`command`", [*rows, row("a", "fisher", 0, 99)])
+    assert some == write_page(rows, "`command`", rows)
+    assert "fisher" not in some
     # Searches that measure beside those that do not.
     measured = [row("c", m, 0, v) for m, v in {"dense": 99, "labeler/search": 90, "labeler/measured": 92}.items()]
     own = write_page(rows, "`command`", (), {"A title:": measured})
