@@ -37,10 +37,13 @@ seven methods that came last above (`results/no_regret/trained_*.csv`). ResNet-2
 0.005, since at 0.02 the training of some plans broke. MiniLM has one seed, so that small differences say nothing there;
 its boards are in the last table alone. Methods that were not measured with all seeds of a board are left out: of
 ResNet-20 `both/*`, which has the last seed alone."""
-_MEASURED = """`.../measured` goes on where `.../search` ends: plans that it likes are repaired and measured on
-validation examples, eight at a time; what they lose corrects the judge (a Gaussian process over the numbers of plans),
-their children are judged anew, and the plan that loses least after the repair is taken. No plan is trained
-(`compare.search_plans` in a run). All methods here ran anew on one machine, so that numbers differ from those above."""
+_MEASURED = """`.../measured` goes on where one search ends (`.../search` is the best of three): plans that it likes, at
+first also those of single criteria, are repaired and measured on validation examples, eight at a time; what they lose
+corrects the judge (a Gaussian process over the numbers of plans), their children are judged anew, and the plan that
+loses least after the repair is taken. 64 plans are measured (`job.measured`), none is trained; their repairs are the
+label cost. A run does so on label examples (`compare.search_plans`). All methods here ran anew, on networks that were
+built again on another machine; boards of the zoo are the same networks at other budgets, without the labeler, which
+would need a bank."""
 _WITHIN, _RANK = 0.8, 1.5
 
 
@@ -106,9 +109,9 @@ def write_page(
         found = summarize(own)
         page += ["", what, "", *_method_table(found["overall"])]
         for name in found["overall"]:
-            other = name.replace("/measured", "/search")
-            if name != other and other in found["overall"]:
-                page += ["", f"`{name}` {_compared(found['boards'], name, other)}"]
+            others = [name.replace("/measured", way) for way in ("/search", "/race")]
+            page += [text for other in others if name.endswith("/measured") and other in found["overall"]
+                     for text in ("", f"`{name}` {_compared(found['boards'], name, other)}")]  # fmt: skip
     return "\n".join([*page, ""])
 
 
