@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -18,7 +19,7 @@ from autolabel.measuring import measure
 from autolabel.oracles import LayerChoiceOracle, RemovalOracle
 from autolabel.plan_criteria import plan_criteria
 from autolabel.plan_formula import PlanFormula
-from autolabel.plan_oracle import PlanBench, PlanOracle, RepairedLoss
+from autolabel.plan_oracle import PlanBench, PlanOracle, RepairedLoss, loss_and_macs
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import PlanSummarizer
 from autolabel.pretrained import load_competence, load_plan_labeler
@@ -222,11 +223,11 @@ def _search(
     verdict = load_competence().judge(summarizer.summarize(nothing))
     bench = PlanBench(structure, costs, task, calibration, lambda epoch: (), {"label": label}, structure.traced.module)
     # As many rows as in the repair that plans get afterwards.
-    oracle = PlanOracle(max_rows=100_000, seed=seed)
+    oracle = PlanOracle(moments=("refitted",), max_rows=100_000, seed=seed)
     known: dict[str, list[float]] = {}
     features, found = statistics.forward_macs + sensitivity.forward_macs, {}
     for name, judge in ((SEARCHED, load_plan_labeler()), (BY_FORMULA, PlanFormula())):
-        measure = RepairedLoss(bench, oracle, "label", known)
+        measure = RepairedLoss(partial(loss_and_macs, bench, oracle, "label"), known)
         search = PlanSearch(measured=measured, seed=seed)
         plan = LearnedSearchAllocator(summarizer, judge, search, measure=measure).allocate(
             structure.units, None, costs, budget, constraints

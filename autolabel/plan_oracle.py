@@ -139,40 +139,42 @@ class PlanOracle:
         return PlanOutcome(moment, {p: v[1] for p, v in found.items()}, {p: v[0] for p, v in found.items()}, macs)
 
 
+def loss_and_macs(bench: PlanBench, oracle: PlanOracle, part: str, removed: np.ndarray) -> tuple[float, float]:
+    """Mean loss of a plan on one part of the data at the oracle's only moment; MACs of getting there and of judging."""
+    # Others are not looked at: their examples must not choose.
+    (outcome,) = oracle.measure(replace(bench, judged={part: bench.judged[part]}), removed)
+    judged = sum(len(bench.task.inputs(batch)[0]) for batch in bench.judged[part])
+    return outcome.loss[part], outcome.training_macs + judged * bench.costs.total(removed)[0]
+
+
 class RepairedLoss:
-    """What plans lose after their repair, on one part of the data; each plan is measured once.
+    """What plans lose after their repair; each plan is measured once, and costs everyone who asks.
 
     Args:
-        bench: of the network.
-        oracle: whose repair it is.
-        part: of `bench.judged`; others are not looked at.
-        known: loss and MACs of plans that were measured before, by name; what is measured is added.
+        measure: `(n_units,)` bool, what a plan removes -> its loss after the repair, and the MACs that both took.
+        known: the same of plans that were measured before, by name; what is measured is added.
 
     Attributes:
-        forward_macs: of repairs and judgements, for every plan that was asked about.
+        forward_macs: of all plans that were asked about, but those whose repair broke.
     """
 
     def __init__(
-        self, bench: PlanBench, oracle: PlanOracle, part: str, known: MutableMapping[str, list[float]] | None = None
+        self,
+        measure: Callable[[np.ndarray], tuple[float, float]],
+        known: MutableMapping[str, list[float]] | None = None,
     ) -> None:
-        self._bench = replace(bench, judged={part: bench.judged[part]})
-        self._oracle, self._part = replace(oracle, moments=("refitted",)), part
-        self._judged = sum(len(bench.task.inputs(batch)[0]) for batch in bench.judged[part])
-        self._known = {} if known is None else known
+        self._measure, self._known = measure, {} if known is None else known
         self.forward_macs = 0.0
 
     def __call__(self, removed: np.ndarray) -> float:
-        """Mean loss per example of the plan that removes units where `removed` (`(n_units,)` bool) is True; infinite if
-        its repair breaks."""
+        """The loss of a plan; infinite if its repair breaks."""
         name = f"after repair of {hashlib.sha256(removed.tobytes()).hexdigest()}"
         if name not in self._known:
-            macs = self._judged * self._bench.costs.total(removed)[0]
             try:
-                (outcome,) = self._oracle.measure(self._bench, removed)
-                self._known[name] = [outcome.loss[self._part], macs + outcome.training_macs]
+                self._known[name] = list(self._measure(removed))
             except DataError as error:
                 _LOG.warning("A plan cannot be repaired: %s", error)
-                self._known[name] = [math.inf, macs]
+                self._known[name] = [math.inf, 0.0]
         loss, macs = self._known[name]
         self.forward_macs += macs
         return loss

@@ -7,7 +7,7 @@ import numpy as np
 
 from autolabel.plan_formula import PlanFormula
 from autolabel.plan_labeler import PlanLabeler
-from autolabel.plan_oracle import PlanBench, PlanOracle
+from autolabel.plan_oracle import PlanBench, PlanOracle, loss_and_macs
 from autolabel.plan_summary import PlanSummarizer
 from compress.errors import CompressError
 
@@ -98,13 +98,10 @@ class PlanRace:
 
 def brief_training(bench: PlanBench, oracle: PlanOracle, part: str = "validation") -> BriefTraining:
     """What a race does to a plan on a bench, judged on one part of its data."""
-    # Others are not looked at: their examples must not choose.
-    bench = replace(bench, judged={part: bench.judged[part]})
-    judged = sum(len(bench.task.inputs(batch)[0]) for batch in bench.judged[part])
 
     def train(removed: np.ndarray, steps: int) -> tuple[float, float]:
-        (outcome,) = replace(oracle, moments=("briefly_tuned",), brief_steps=steps).measure(bench, removed)
-        return outcome.loss[part], outcome.training_macs + judged * bench.costs.total(removed)[0]
+        briefly = replace(oracle, moments=("briefly_tuned",), brief_steps=steps)
+        return loss_and_macs(bench, briefly, part, removed)
 
     return train
 

@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from autolabel.competence import Competence
 from autolabel.plan_formula import PlanFormula
 from autolabel.plan_labeler import PlanLabeler
-from autolabel.plan_oracle import RepairedLoss
+from autolabel.plan_oracle import RepairedLoss, loss_and_macs
 from autolabel.plan_race import brief_training, choose_entrants
 from autolabel.plan_sampling import PlanDraw
 from autolabel.plan_search import PlanSearch
@@ -211,7 +212,8 @@ class BoardRunner:
         return self.labeler
 
     def _repaired_loss(self) -> RepairedLoss:
-        return RepairedLoss(self.subject.bench, self.subject.oracle, "validation", self._done)
+        refitted = replace(self.subject.oracle, moments=("refitted",))
+        return RepairedLoss(partial(loss_and_macs, self.subject.bench, refitted, "validation"), self._done)
 
     def _best_repaired(self, masks: Sequence[np.ndarray], macs: float) -> tuple[np.ndarray, float]:
         """The plan that loses least on validation examples after its repair, and the MACs that all of it took."""

@@ -1,7 +1,5 @@
 """What a plan will do after its repair, predicted from other plans of its size that are repaired and measured."""
 
-import hashlib
-import logging
 import math
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import replace
@@ -9,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from autolabel.plan_oracle import RepairedLoss
 from autolabel.plan_sampling import sample_plans
 from autolabel.pretrained import load_plan_damage
-from compress.errors import BudgetError, DataError
+from compress.errors import BudgetError
 from compress.plan import CompressionPlan
 from compress.task import evaluate
 from experiments.workbench import Workbench
 
-log = logging.getLogger(__name__)
 COVERAGE = 0.9
 _FEWEST = 2
 
@@ -47,7 +45,11 @@ def predict_recovered(
         return {"skipped": "there are no other plans of its size"}
     label = bench.batches("label", limit=bench.config.measure.images)
     dense_loss = evaluate(bench.model, bench.task, label)[1]
-    losses, spent = measure_plans(bench, drawn, label, on_plan)
+    measure, losses = repaired_loss(bench, label), []
+    for number, mask in enumerate(drawn, start=1):
+        losses.append(measure(mask))
+        if on_plan is not None:
+            on_plan(number, len(drawn))
     sound = np.isfinite(losses)
     if sound.sum() < _FEWEST:
         return {"skipped": "other plans of its size cannot be repaired"}
@@ -58,43 +60,26 @@ def predict_recovered(
     low, high = found.interval(COVERAGE)
     return {
         "nats": float(found.nats[-1]), "low": float(low[-1]), "high": float(high[-1]), "coverage": COVERAGE,
-        "measured": len(drawn), "measured_damages": [float(damage) for damage in damages], "forward_macs": spent,
+        "measured": len(drawn), "measured_damages": [float(damage) for damage in damages],
+        "forward_macs": measure.forward_macs,
     }  # fmt: skip
 
 
-def measure_plans(
-    bench: Workbench, drawn: np.ndarray, label: Sequence[Any], on_plan: Callable[[int, int], None] | None = None,
-    known: MutableMapping[str, list[float]] | None = None,
-) -> tuple[list[float], float]:  # fmt: skip
-    """Loss of each plan after its repair, infinite where that breaks, and the forward MACs that all of it took.
-
-    Args:
-        drawn: `(n_plans, n_units)` bool.
-        label: batches that losses are measured on.
-        on_plan: called with the plans done and all of them.
-        known: losses, and MACs of the repair, of what was measured before, by plan; what is measured is added.
-    """
+def repaired_loss(
+    bench: Workbench, label: Sequence[Any], known: MutableMapping[str, list[float]] | None = None
+) -> RepairedLoss:
+    """What plans lose on `label` after the repair that the run does; `known` as in `RepairedLoss`."""
     structure, costs = bench.structure, bench.costs
-    known = {} if known is None else known
     inputs: list[tuple[Any, ...]] = []
     judged = sum(len(bench.task.inputs(batch)[0]) for batch in label)
-    losses, spent = [], 0.0
-    for number, mask in enumerate(drawn, start=1):
-        name = f"after repair of {hashlib.sha256(mask.tobytes()).hexdigest()}"
-        own = costs.total(mask)[0]
-        if name not in known:
-            inputs = inputs or bench.recovery_inputs()
-            repair = (costs.dense_macs + own) * sum(len(batch[0]) for batch in inputs)
-            ids = [structure.units.ids[row] for row in np.flatnonzero(mask)]
-            try:
-                small = bench.repaired(CompressionPlan.removing(structure.units, ids), inputs)
-                known[name] = [evaluate(small, bench.task, label)[1], repair]
-            except DataError as error:
-                log.warning("A plan cannot be repaired: %s", error)
-                known[name] = [math.inf, repair]
-        loss, repair = known[name]
-        losses.append(loss)
-        spent += repair + own * judged
-        if on_plan is not None:
-            on_plan(number, len(drawn))
-    return losses, spent
+
+    def measure(removed: np.ndarray) -> tuple[float, float]:
+        # Not before a plan is there that nobody measured yet.
+        inputs[:] = inputs or bench.recovery_inputs()
+        ids = [structure.units.ids[row] for row in np.flatnonzero(removed)]
+        small = bench.repaired(CompressionPlan.removing(structure.units, ids), inputs)
+        own = costs.total(removed)[0]
+        macs = (costs.dense_macs + own) * sum(len(batch[0]) for batch in inputs) + own * judged
+        return evaluate(small, bench.task, label)[1], macs
+
+    return RepairedLoss(measure, known)

@@ -33,7 +33,7 @@ from compress.plan import CompressionPlan
 from compress.scores import Scores
 from compress.statistics import Statistics
 from experiments.compared_methods import ADDING
-from experiments.plan_prediction import measure_plans
+from experiments.plan_prediction import repaired_loss
 from experiments.progress import progress
 
 if TYPE_CHECKING:
@@ -178,23 +178,20 @@ class PlanFinder:
             return self._found[number, judge.name]
         experiment, count = self.experiment, self.experiment.config.compare.search_plans
         whose = "formula" if isinstance(judge, PlanFormula) else "labeler"
-        name, spent = f"search_{whose}_{number}", [0.0]
+        name = f"search_{whose}_{number}"
         # Two methods may want the same search, perhaps in two processes: the first one measures.
         lock = FileLock(self._folder / f"{name}_{self.seed}.lock") if count else contextlib.nullcontext()
         with lock, progress("searching plans") as on_round:
-            known = self._notes(name) if count else None
-
-            def measure(mask: np.ndarray) -> float:
-                (loss,), macs = measure_plans(experiment, mask[None], self._label, known=known)
-                spent[0] += macs
-                return loss
-
+            measure = repaired_loss(experiment, self._label, self._notes(name) if count else None)
             search = PlanSearch(seed=self.seed + 1000 * number, measured=count)
             found = LearnedSearchAllocator(self._summarizer, judge, search, on_round, measure).allocate(
                 experiment.structure.units, None, experiment.costs, self._size, experiment.parts.constraints
             )
         if count:
-            told = {"measured": found.provenance["search"]["measured"], "forward_macs": self._features_macs + spent[0]}
+            told = {
+                "measured": found.provenance["search"]["measured"],
+                "forward_macs": self._features_macs + measure.forward_macs,
+            }
             found = replace(found, provenance={**found.provenance, "search_plans": told})
         self._found[number, judge.name] = found
         return found

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from autolabel import reader_errors
 from autolabel.allocators import LearnedSearchAllocator
 from autolabel.label_bank import TABLES, LabelBank, merge_banks
 from autolabel.plan_board import AFTER_REPAIR, boards_of, normal_scores, plan_matrix
-from autolabel.plan_oracle import MOMENTS, PlanBench, PlanOracle, RepairedLoss
+from autolabel.plan_oracle import MOMENTS, PlanBench, PlanOracle, RepairedLoss, loss_and_macs
 from autolabel.plan_race import PlanRace, brief_training
 from autolabel.plan_sampling import sample_plans
 from autolabel.plan_search import PlanSearch, _Breeding
@@ -415,14 +416,15 @@ def test_a_plan_whose_repair_breaks_loses_all(case, monkeypatch):
     nothing = np.zeros(len(case[0].units), dtype=bool)
     one = nothing.copy()
     one[0] = True
-    measure = RepairedLoss(bench, PlanOracle(), "validation", known)
-    (outcome,) = PlanOracle(moments=("refitted",)).measure(bench, one)
+    refitted = PlanOracle(moments=("refitted",))
+    measure = RepairedLoss(partial(loss_and_macs, bench, refitted, "validation"), known)
+    (outcome,) = refitted.measure(bench, one)
     assert measure(one) == outcome.loss["validation"]
     macs = outcome.training_macs + 64 * case[1].total(one)[0]
     assert measure.forward_macs == pytest.approx(macs)
     # It is not measured again, by another either, but paid for.
     monkeypatch.setattr(PlanOracle, "measure", lambda *a: (_ for _ in ()).throw(DataError("not finite")))
-    again = RepairedLoss(bench, PlanOracle(), "validation", known)
+    again = RepairedLoss(partial(loss_and_macs, bench, refitted, "validation"), known)
     assert (again(one), again.forward_macs) == (measure(one), pytest.approx(macs))
     assert again(nothing) == float("inf")
     assert len(known) == 2
