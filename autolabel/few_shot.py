@@ -33,11 +33,6 @@ class AdaptedPlanLabeler:
     def __post_init__(self) -> None:
         _check(np.arange(len(self.plans.plan_values)), self.losses)
 
-    @property
-    def name(self) -> str:
-        """For tables and plans."""
-        return f"{self.labeler.name}+{len(self.losses)}"
-
     def predict(self, summary: PlanSummary, reference: PlanSummary | None = None) -> tuple[np.ndarray, np.ndarray]:
         """See `PlanLabeler.predict`."""
         compared = self.others if reference is None else reference

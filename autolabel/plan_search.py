@@ -73,8 +73,8 @@ class PlanSearch:
     search finds the plans that a labeler is wrong about, and there its members disagree.
 
     With `measured` plans it goes on: those that the labeler likes best, also among the plans of single criteria, are
-    repaired and measured, what they lost corrects the labeler (see `AdaptedPlanLabeler`), their children are judged
-    anew, and so on, at least four times. The plan that lost least is taken.
+    repaired and measured. After every quarter of them, or every eighth plan, what they lost corrects the labeler (see
+    `AdaptedPlanLabeler`), and their children are judged anew. The plan that lost least is taken.
 
     Args:
         population: plans that live on after each round.

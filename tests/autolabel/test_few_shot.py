@@ -70,7 +70,6 @@ def test_an_adapted_labeler_judges_plans_by_those_that_were_measured():
     loss = np.exp(-3 * kept[:, 0] - kept[:, 1])
     random = plans(rng.random((30, 2)))
     labeler = AdaptedPlanLabeler(Wrong(), plans(kept[:20]), loss[:20], random)
-    assert labeler.name == "wrong+20"
     others = plans(kept[20:])
     score, spread = labeler.predict(others)
     before = Wrong().predict(others)[0]

@@ -185,11 +185,21 @@ def test_every_method_has_a_row_and_nothing_is_done_twice(zoo, bank, tmp_path, m
 
 def test_of_both_searches_the_plan_that_loses_less_after_its_repair_is_taken(zoo, tmp_path):
     board = zoo_boards(zoo, 1, [0.5])[-1]
-    settings = dataclasses.replace(settings_of(zoo, None), searches=3, methods=("both/search", "both/race"))
+    settings = dataclasses.replace(
+        settings_of(zoo, None), searches=3, methods=("both/search", "both/measured", "both/race")
+    )
     runner = BoardRunner(board, board_network(board, settings), 0, settings, load_plan_labeler(), load_competence(),
                          tmp_path)  # fmt: skip
     plans = runner.plans()
-    assert list(plans) == ["both/search", "both/race"]
+    assert list(plans) == ["both/search", "both/measured", "both/race"]
+    # Of what both measured the plan that lost less.
+    names, units = list(runner._best_measured), len(runner.subject.structure.units)
+    assert names == ["blend", "formula:refitted_loss_sum"]
+    least = min(runner._best_measured.values(), key=lambda found: found[1])
+    assert (plans["both/measured"][0] == least[0]).all()
+    runner._best_measured = {name: (np.eye(units, dtype=bool)[i], float(i), 0.0) for i, name in enumerate(names[::-1])}
+    del runner._done["both/measured"]
+    assert runner._searched("both", {})["both/measured"][0].argmax() == 0
     # The labeler searches twice and the formula once, as in the product.
     assert sorted(runner._favourites) == [("blend", 0), ("blend", 1), ("formula:refitted_loss_sum", 0)]
     masks = [plans["both/search"][0], np.zeros(len(runner.subject.structure.units), dtype=bool)]
