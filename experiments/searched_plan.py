@@ -63,9 +63,13 @@ def _told_search(plan: CompressionPlan) -> str:
         more = f", after searches that repaired and measured {measured} plans" if measured else ""
         return f"Two favourites of it raced with one of a formula and with plans of criteria{more}."
     search = plan.provenance["search"]
-    chosen = f"What lost least of {measured} plans that were repaired and measured," if measured else "Its favourite"
+    chosen = (
+        f"Of {search['judged']:,} plans {measured} were repaired and measured; the one that lost least"
+        if measured
+        else f"Its favourite out of {search['judged']:,} plans"
+    )
     return (
-        f"{chosen} out of {search['judged']:,} plans has a score of {search['score']:.2f} (0 is the "
+        f"{chosen} has a score of {search['score']:.2f} (0 is the "
         "mean of random plans, in their standard deviations, lower is better); its members differ by "
         f"{search['spread']:.2f}."
     )
