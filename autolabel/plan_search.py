@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -143,35 +143,46 @@ class PlanSearch:
             shares, order = breeding.children(alive)
             if on_round is not None:
                 on_round(number + 1, whole)
-        if not self.measured or measure is None:
-            best = alive[0]
-            return FoundPlan(best.mask, best.score, best.spread, breeding.n_judged, tuple(history))
+        best, losses = alive[0], []
+        if measure is not None and self.measured:
+
+            def measured(mask: np.ndarray) -> float:
+                losses.append(measure(mask))
+                if on_round is not None:
+                    on_round(self.rounds + len(losses), whole)
+                return losses[-1]
+
+            best = self._least_measured(breeding, labeler, alive, measured)
+            # In the units of plans that were never measured.
+            score, spread = labeler.predict(summarizer.summarize(best.mask[None]), breeding.known)
+            best = replace(best, score=float(score[0]), spread=float(spread[0]))
+        return FoundPlan(best.mask, best.score, best.spread, breeding.n_judged, tuple(history), tuple(losses))
+
+    def _least_measured(
+        self, breeding: "_Breeding", labeler: PlanLabeler, alive: list[_Candidate],
+        measure: Callable[[np.ndarray], float],
+    ) -> _Candidate:  # fmt: skip
+        """The plan that loses least of those that are measured, beginning with the labeler's favourites."""
         tried: dict[bytes, tuple[float, _Candidate]] = {}
-        # Also what single criteria would do: the search may have left them early.
         batch = min(_BATCH, max(_FEWEST, self.measured // 4))
+        # Also what single criteria would do: the search may have left them early.
         waiting = [*alive[: (batch + 1) // 2], *breeding.single_orders(labeler)[: batch // 2], *alive]
         while True:
             new = [c for c in {c.key: c for c in waiting}.values() if c.key not in tried]
             for candidate in new[: min(batch, self.measured - len(tried))]:
                 tried[candidate.key] = measure(candidate.mask), candidate
-                if on_round is not None:
-                    on_round(self.rounds + len(tried), whole)
-            order_of_loss = sorted(tried.values(), key=lambda pair: (not np.isfinite(pair[0]), pair[0]))
+            ranked = sorted(tried.values(), key=lambda pair: (not np.isfinite(pair[0]), pair[0]))
             if not new or len(tried) >= self.measured:
                 break
-            parents = [candidate for _, candidate in order_of_loss[:_PARENTS]]
+            parents = [candidate for _, candidate in ranked[:_PARENTS]]
             judge, waiting = breeding.corrected(labeler, list(tried.values())), []
             for _ in range(_ROUNDS):
                 shares, order = breeding.children(waiting or parents)
                 waiting = breeding.survivors(judge, shares, order, waiting, tried)
-        loss, best = order_of_loss[0]
+        loss, best = ranked[0]
         if not np.isfinite(loss):
             _LOG.warning("None of %d measured plans has a finite loss: the labeler's favourite is taken.", len(tried))
-        # In the units of plans that were never measured.
-        score, spread = (float(value[0]) for value in labeler.predict(
-            summarizer.summarize(best.mask[None]), breeding.known))  # fmt: skip
-        losses = tuple(loss for loss, _ in tried.values())
-        return FoundPlan(best.mask, score, spread, breeding.n_judged, tuple(history), losses)
+        return best
 
 
 class _Breeding:
