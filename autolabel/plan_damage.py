@@ -1,8 +1,10 @@
 """Damage in nats that a whole plan does, predicted from its summary, and corrected by a few measured plans."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtri
@@ -14,7 +16,7 @@ from compress.files import read_json, write_json
 
 DAMAGE_FILE = "plan_damage.json"
 # Raised with every change of what is learned or how it predicts: stored predictions of another version are made anew.
-MODEL_VERSION = 1
+MODEL_VERSION = 2
 # Smaller damages, in nats, are not told from the noise of measuring: nothing is learned from them.
 SMALLEST = 3e-3
 COLUMNS = (
@@ -29,6 +31,11 @@ _FEWEST_PLANS = 5
 _ROUNDS = 40
 # A network's misfits beyond so many standard deviations do not teach how networks differ.
 _OUTLYING = 2.5
+# Numbers in which the plans of a network hardly differ tell little about how alike they are.
+_LEAST_SPREAD = 0.05
+# Of what the regression leaves: which part may be alike, at which lengths, and how much of it there is.
+_SHARES, _LENGTHS, _SCALES = (0.0, 0.3, 0.5, 0.7), (0.35, 0.5, 0.7, 1.0, 1.5, 2.0), (0.7, 1.0, 1.4, 2.0)
+_ARRAYS, _NUMBERS = ("center", "scale", "weights", "variances"), ("alike", "length", "noise")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +69,9 @@ class PlanDamage:
     What all networks share is a ridge regression on the numbers and their squares. By how much the level, the slope and
     the coefficients of single networks differ from it is learned too, so that a few measured plans of a new network
     correct as much as they can tell (random effects: Laird and Ware 1982, "Random-effects models for longitudinal
-    data", by expectation maximisation).
+    data", by expectation maximisation), and what they were found to do beyond it is expected of plans like them
+    (a Gaussian process: Rasmussen and Williams 2006, chapter 2). All of this is learned from networks whose family the
+    regression had not seen.
 
     Attributes:
         moment: of the damages, out of `autolabel.plan_oracle.MOMENTS`.
@@ -70,7 +79,9 @@ class PlanDamage:
         center, scale: `(n_columns + 1,)` of the numbers and of the logarithm of the dense loss.
         weights: `(2 (n_columns + 1) + 1,)` what networks share: of the numbers, of their squares, the level.
         variances: `(n_columns + 3,)` of what they differ in: level, slope of the prediction, coefficients.
-        noise: variance of the log damage of single plans.
+        alike: variance of what is left and is alike for plans that are alike, see `length`.
+        length: of a Gaussian kernel, in standard deviations of the plans' numbers (root mean square over the numbers).
+        noise: variance of what is left of single plans.
     """
 
     moment: str
@@ -79,6 +90,8 @@ class PlanDamage:
     scale: np.ndarray
     weights: np.ndarray
     variances: np.ndarray
+    alike: float
+    length: float
     noise: float
 
     @classmethod
@@ -94,29 +107,40 @@ class PlanDamage:
             damage = board.loss[moment] - board.dense_loss
             counts = np.isfinite(damage) & (damage > SMALLEST)
             if counts.sum() >= _FEWEST_PLANS:
-                known.append((_numbers(board.summary, board.dense_loss, columns)[counts], np.log(damage[counts])))
+                numbers = _numbers(board.summary, board.dense_loss, columns)[counts]
+                known.append(_Known(board.family, numbers, np.log(damage[counts])))
         if len(known) < 2:
             raise CompressError(
                 f"PlanDamage.fit needs at least two networks with {_FEWEST_PLANS} plans that do damage. "
                 f"Got {len(known)}."
             )
-        values = np.concatenate([numbers for numbers, _ in known])
-        center, scale = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-9)
-        matrix, target = _squares((values - center) / scale), np.concatenate([damage for _, damage in known])
-        penalty = np.full(matrix.shape[1], _PENALTY)
-        penalty[-1] = 0.0
-        weights = np.linalg.solve(matrix.T @ matrix + np.diag(penalty), matrix.T @ target)
-        shared = cls(moment, tuple(columns), center, scale, weights, np.zeros(values.shape[1] + 2), 0.0)
-        effects = []
-        for numbers, damage in known:
-            prior = shared._prior(numbers)
-            effects.append((shared._effects(numbers, prior), damage - prior))
+        # How networks differ from a regression that knows them says too little of how a new one will.
+        effects, apart = [], []
+        for seen, unseen in _folds(known):
+            shared = cls._shared(seen, moment, columns)
+            for network in unseen:
+                prior = shared._prior(network.numbers)
+                effects.append((shared._effects(network.numbers, prior), network.damage - prior))
+                apart.append(shared._apart(network.numbers))
         variances, noise = _spread(effects)
         inside = [(design[ok], rest[ok]) for design, rest in effects
                   for ok in [np.abs(rest - design @ _posterior(design, rest, variances, noise)[0])
                              < _OUTLYING * np.sqrt(noise)]]  # fmt: skip
         variances, _ = _spread(inside)
-        return cls(moment, tuple(columns), center, scale, weights, variances, noise)
+        alike, length, noise = _likeliest(effects, apart, variances, noise)
+        shared = cls._shared(known, moment, columns)
+        return replace(shared, variances=variances, alike=alike, length=length, noise=noise)
+
+    @classmethod
+    def _shared(cls, known: Sequence["_Known"], moment: str, columns: Sequence[str]) -> "PlanDamage":
+        """What these networks share, and nothing of how they differ."""
+        values = np.concatenate([network.numbers for network in known])
+        center, scale = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-9)
+        matrix, target = _squares((values - center) / scale), np.concatenate([network.damage for network in known])
+        penalty = np.full(matrix.shape[1], _PENALTY)
+        penalty[-1] = 0.0
+        weights = np.linalg.solve(matrix.T @ matrix + np.diag(penalty), matrix.T @ target)
+        return cls(moment, tuple(columns), center, scale, weights, np.zeros(values.shape[1] + 2), 0.0, 1.0, 0.0)
 
     def predict(
         self, summary: PlanSummary, dense_loss: float, measured: Sequence[int] = (), damages: Sequence[float] = ()
@@ -140,10 +164,12 @@ class PlanDamage:
         numbers = _numbers(summary, dense_loss, self.columns)
         prior = self._prior(numbers)
         design = self._effects(numbers, prior)
+        common = (design * self.variances) @ design.T + self.alike * _kernel(self._apart(numbers), self.length)
         target = np.log(np.maximum(found, SMALLEST)) - prior[rows]
-        mean, covariance = _posterior(design[rows], target, self.variances, self.noise)
-        variance = self.noise + np.einsum("ij,jk,ik->i", design, covariance, design)
-        return DamagePrediction(np.exp(prior + design @ mean), np.sqrt(variance))
+        among = common[np.ix_(rows, rows)] + self.noise * np.eye(len(rows))
+        explained = np.linalg.solve(among, common[rows])
+        variance = self.noise + common.diagonal() - (common[rows] * explained).sum(axis=0)
+        return DamagePrediction(np.exp(prior + target @ explained), np.sqrt(np.maximum(variance, self.noise)))
 
     def _prior(self, numbers: np.ndarray) -> np.ndarray:
         return _squares((numbers - self.center) / self.scale) @ self.weights
@@ -153,12 +179,19 @@ class PlanDamage:
         values = np.clip((numbers - self.center) / self.scale, -_FAR, _FAR)
         return np.column_stack([np.ones(len(prior)), prior - prior.mean(), values - values.mean(axis=0)])
 
+    def _apart(self, numbers: np.ndarray) -> np.ndarray:
+        """`(n_plans, n_plans)` mean squared differences of the numbers, in standard deviations of these plans."""
+        values = np.clip((numbers - self.center) / self.scale, -_FAR, _FAR)
+        values = (values - values.mean(axis=0)) / np.maximum(values.std(axis=0), _LEAST_SPREAD)
+        norms = (values**2).sum(axis=1)
+        return np.maximum(norms[:, None] + norms - 2 * values @ values.T, 0.0) / values.shape[1]
+
     def save(self, folder: str | Path) -> None:
         """Write it into a folder, as JSON."""
-        arrays = {name: [float(f"{x:.6g}") for x in getattr(self, name)]
-                  for name in ("center", "scale", "weights", "variances")}  # fmt: skip
-        write_json(Path(folder) / DAMAGE_FILE, {"moment": self.moment, "columns": list(self.columns), **arrays,
-                                                "noise": float(f"{self.noise:.6g}")})  # fmt: skip
+        own: dict[str, Any] = {"moment": self.moment, "columns": list(self.columns)}
+        own |= {name: [_rounded(x) for x in getattr(self, name)] for name in _ARRAYS}
+        own |= {name: _rounded(getattr(self, name)) for name in _NUMBERS}
+        write_json(Path(folder) / DAMAGE_FILE, own)
 
     @classmethod
     def load(cls, folder: str | Path) -> "PlanDamage":
@@ -169,14 +202,40 @@ class PlanDamage:
             columns = tuple(map(str, found["columns"]))
             n = len(columns) + 1
             arrays = []
-            for name, length in (("center", n), ("scale", n), ("weights", 2 * n + 1), ("variances", n + 2)):
+            for name, length in zip(_ARRAYS, (n, n, 2 * n + 1, n + 2), strict=True):
                 values = np.array(found[name], dtype=np.float64)
                 if values.shape != (length,) or not np.isfinite(values).all():
                     raise ValueError(f"{name} does not fit the columns")
                 arrays.append(values)
-            return cls(str(found["moment"]), columns, *arrays, float(found["noise"]))
+            return cls(str(found["moment"]), columns, *arrays, *(float(found[name]) for name in _NUMBERS))
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is damaged ({error}). Fit and save it again: experiment=pretrain") from None
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """A network that is learned from: `(n_plans, n_columns + 1)` numbers of its plans, and log damages."""
+
+    family: str
+    numbers: np.ndarray
+    damage: np.ndarray
+
+
+def _folds(known: Sequence[_Known]) -> list[tuple[list[_Known], list[_Known]]]:
+    """Each family, after those that it is judged by: all others. Of one family, or of one network and another, each
+    network by itself."""
+    groups = [network.family for network in known]
+    if len(set(groups)) < 3:
+        groups = list(map(str, range(len(known))))
+    return [
+        ([n for n, own in zip(known, groups, strict=True) if own != name],
+         [n for n, own in zip(known, groups, strict=True) if own == name])
+        for name in dict.fromkeys(groups)
+    ]  # fmt: skip
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 def _numbers(summary: PlanSummary, dense_loss: float, columns: Sequence[str]) -> np.ndarray:
@@ -186,6 +245,26 @@ def _numbers(summary: PlanSummary, dense_loss: float, columns: Sequence[str]) ->
         raise CompressError(f"These plans were summarised without {missing[0]!r}.")
     values = summary.plan_values[:, [summary.plan_names.index(name) for name in columns]].astype(np.float64)
     return np.column_stack([values, np.full(len(values), np.log(max(dense_loss, 1e-3)))])
+
+
+def _kernel(apart: np.ndarray, length: float) -> np.ndarray:
+    return np.exp(-apart / (2 * length**2))
+
+
+def _likeliest(
+    effects: Sequence[tuple[np.ndarray, np.ndarray]], apart: Sequence[np.ndarray], variances: np.ndarray, noise: float
+) -> tuple[float, float, float]:
+    """Variance and length of what is alike, and noise of single plans, under which these plans are likeliest."""
+    best = -np.inf, (0.0, 1.0, noise)
+    linear = [(design * variances) @ design.T for design, _ in effects]
+    for share, length, scale in product(_SHARES, _LENGTHS, _SCALES):
+        alike, own = share * scale * noise, (1 - share) * scale * noise
+        fit = 0.0
+        for common, distance, (_, rest) in zip(linear, apart, effects, strict=True):
+            whole = common + alike * _kernel(distance, length) + own * np.eye(len(rest))
+            fit -= np.linalg.slogdet(whole)[1] + rest @ np.linalg.solve(whole, rest)
+        best = max(best, (fit, (alike, length, own)))
+    return best[1]
 
 
 def _squares(values: np.ndarray) -> np.ndarray:

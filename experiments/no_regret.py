@@ -13,6 +13,7 @@ import torch
 from autolabel.competence import Competence
 from autolabel.label_bank import LabelBank
 from autolabel.plan_board import PlanBoard, boards_of
+from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_labeler_files import INDEX_FILE
 from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_search import MEASURED_VERSION
@@ -67,6 +68,16 @@ def fit_for(board: Board, settings: BoardSettings, folder: Path) -> Path:
     return path
 
 
+def fitted_judges(
+    board: Board, settings: BoardSettings, folder: Path
+) -> tuple[PlanLabeler, Competence] | tuple[None, None]:
+    """The labeler of `fit_for` and the networks that it knows, where a method asks for it."""
+    if not settings.learned:
+        return None, None
+    labeler = fit_for(board, settings, folder)
+    return load_plan_labeler(labeler), load_competence(labeler)
+
+
 def bank_hash(settings: BoardSettings) -> str:
     """SHA-256 of the bank that the labelers are fitted on: of the settings, or of the labeler that ships."""
     if settings.bank is None:
@@ -111,10 +122,9 @@ def run_board(board: Board, seed: int, settings: BoardSettings, folder: str) -> 
         if found.get("key") == key:
             return found["rows"]
     torch.use_deterministic_algorithms(True, warn_only=True)
-    labeler = fit_for(board, settings, Path(folder)) if settings.learned else None
+    judges = fitted_judges(board, settings, Path(folder))
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     done = RowLog(path.with_name(f"{path.stem}.{digest[:12]}.jsonl"), digest, (), ())
-    judges = (load_plan_labeler(labeler), load_competence(labeler)) if labeler else (None, None)
     rows = BoardRunner(board, network, seed, settings, *judges, Path(folder), done.notes).rows()
     made = {"commit": str(describe_code().get("commit", "")), "versions": library_versions()}
     write_json(path, {"key": key, "made": made, "rows": rows})

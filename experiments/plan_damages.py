@@ -13,12 +13,12 @@ from autolabel.label_bank import LabelBank
 from autolabel.plan_board import PlanBoard, boards_of
 from autolabel.plan_damage import MODEL_VERSION, SMALLEST, PlanDamage
 from autolabel.plan_sampling import sample_plans
-from autolabel.pretrained import load_competence, load_plan_damage, load_plan_labeler
+from autolabel.pretrained import load_plan_damage
 from compress.files import read_json, write_json
 from compress.task import evaluate
 from experiments.board_runner import SEARCHES, BoardRunner
 from experiments.boards import Board, BoardSettings, board_network
-from experiments.no_regret import board_key, fit_for, unlike
+from experiments.no_regret import board_key, fit_for, fitted_judges, unlike
 from experiments.regret import is_derived
 from experiments.subject import PARTS
 from experiments.who_predicts import SPLITS, assert_disjoint, held_out, seen_with
@@ -99,7 +99,7 @@ def judge_boards(
     is kept."""
     own = (m for m in settings.methods if not (is_derived(m) or (m in SEARCHES and not m.endswith("/search"))))
     quiet = replace(settings, methods=tuple(own))
-    for board in boards:
+    for board in boards if quiet.learned else ():
         fit_for(board, quiet, folder)
     pieces = [(board, quiet, str(folder)) for board in boards]
     found: dict[int, list[dict[str, Any]]] = {}
@@ -122,11 +122,8 @@ def judge_board(
             return known["rows"]
     torch.use_deterministic_algorithms(True, warn_only=True)
     model = _damage_model(board, settings)
-    fitted = fit_for(board, settings, Path(folder))
-    runner = BoardRunner(
-        board, board_network(board, settings), settings.seed, settings, load_plan_labeler(fitted),
-        load_competence(fitted), Path(folder),
-    )  # fmt: skip
+    network, judges = board_network(board, settings), fitted_judges(board, settings, Path(folder))
+    runner = BoardRunner(board, network, settings.seed, settings, *judges, Path(folder))
     subject = runner.subject
     methods = {name: mask for name, (mask, _) in runner.plans().items()}
     drawn = sample_plans(

@@ -13,10 +13,10 @@ from compress.errors import ArtifactError, CompressError
 COLUMNS = ("x", "y")
 
 
-def summary(values):
+def summary(values, names=COLUMNS):
     values = np.asarray(values, dtype=np.float32)
     n = len(values)
-    return PlanSummary(("g",), (), np.zeros((n, 1, 0), np.float32), COLUMNS, values)
+    return PlanSummary(("g",), (), np.zeros((n, 1, 0), np.float32), names, values)
 
 
 def board(seed, level=0.0, n=40, noise=0.1):
@@ -61,11 +61,30 @@ def test_intervals_hold_before_and_after_measuring():
         predicted.interval(1.0)
 
 
+def test_a_new_family_is_further_off_than_those_that_were_learned_from():
+    names = tuple(f"x{i}" for i in range(8))
+
+    def of_family(number, seed):
+        """Most numbers tell the family, whose level the regression then knows; of another they tell nothing."""
+        family, rng = np.random.default_rng([7, number]), np.random.default_rng([seed, number])
+        values = np.column_stack([np.tile(family.standard_normal(6), (20, 1)), rng.standard_normal((20, 2))])
+        log_damage = values[:, 6] + 2 * family.standard_normal() + 0.1 * rng.standard_normal(20)
+        loss = {"refitted": np.exp(log_damage) + 0.3}
+        return PlanBoard(f"net{number}_{seed}", f"f{number}", "t", summary(values, names), loss, {}, {}, 0.3)
+
+    model, inside = PlanDamage.fit([of_family(f, s) for f in range(6) for s in range(4)], "refitted", names), []
+    for number in range(100, 140):
+        _, predicted, damage = ratios(model, of_family(number, 0), 0)
+        low, high = predicted.interval(0.9)
+        inside += list((low <= damage) & (damage <= high))
+    assert np.mean(inside) > 0.75
+
+
 def test_a_correction_by_hand():
     zeros = np.zeros(3)
     # Nothing is shared but the level e^-1; networks differ in the level alone, with variance 4, plans with variance 1.
     model = PlanDamage("refitted", COLUMNS, zeros, np.ones(3), np.array([0, 0, 0, 0, 0, 0, -1.0]),
-                       np.array([4.0, 0, 0, 0, 0]), 1.0)  # fmt: skip
+                       np.array([4.0, 0, 0, 0, 0]), 0.0, 1.0, 1.0)  # fmt: skip
     plans = summary(np.arange(8).reshape(4, 2))
     before = model.predict(plans, 0.3)
     np.testing.assert_allclose(before.nats, np.exp(-1.0))
@@ -77,6 +96,36 @@ def test_a_correction_by_hand():
     # What is too small to be measured counts as the smallest that can be.
     small = model.predict(plans, 0.3, [0], [-0.5])
     np.testing.assert_allclose(small.nats, np.exp(-1.0 + (np.log(SMALLEST) + 1) / 1.25))
+
+
+def test_what_a_plan_was_found_to_do_is_expected_of_plans_like_it():
+    zeros = np.zeros(3)
+    # Networks differ in nothing; what is left has variance 3 where plans are alike, and 1 of each plan's own.
+    model = PlanDamage("refitted", COLUMNS, zeros, np.ones(3), np.array([0, 0, 0, 0, 0, 0, -1.0]), np.zeros(5),
+                       3.0, 0.5, 1.0)  # fmt: skip
+    plans = summary([[0, 0], [0, 0], [1, 1], [1, 1]])
+    found = model.predict(plans, 0.3, [0], [np.exp(1.0)])
+    # Two of three numbers lie two standard deviations apart: 8/3 on the mean, over 2 * 0.5 squared.
+    like = np.exp(-16 / 3)
+    expected = -1.0 + 2 * np.array([1, 1, like, like]) * 3 / 4
+    np.testing.assert_allclose(np.log(found.nats), expected)
+    np.testing.assert_allclose(found.log_std**2, 1 + 3 - (3 * np.array([1, 1, like, like])) ** 2 / 4)
+
+
+def test_whether_alike_plans_do_alike_is_learned():
+    def waves(seed, height):
+        rng = np.random.default_rng(seed)
+        values = rng.uniform(-1.7, 1.7, (40, 2))
+        damage = np.exp(height * np.sin(4 * values[:, 0] + seed) + 0.1 * rng.standard_normal(40))
+        return PlanBoard(f"net{seed}", "f", "t", summary(values), {"refitted": damage + 0.3}, {}, {}, 0.3)
+
+    smooth, rough = (PlanDamage.fit([waves(i, h) for i in range(12)], "refitted", COLUMNS) for h in (1.0, 0.0))
+    assert smooth.alike > smooth.noise
+    assert smooth.length < 0.6
+    assert rough.alike < 0.01
+    alone = dataclasses.replace(smooth, alike=0.0, noise=smooth.alike + smooth.noise)
+    errors = [np.std([ratios(m, waves(s, 1.0), 30)[0] for s in range(50, 60)]) for m in (smooth, alone)]
+    assert errors[0] < 0.8 * errors[1]
 
 
 def test_what_does_no_damage_teaches_nothing():
