@@ -44,6 +44,7 @@ class BoardSettings:
         zoo, bank: folder and file. Without a bank the labeler that ships with the package is judged, on boards of which
             it saw nothing alike, or none.
         labeler: name out of `LABELERS`, fitted anew for each board without what the board's network is like.
+        truth: moment that it learns.
         methods: formulas with their allocators, see `Method`, and those of `experiments.board_runner`.
         race: how candidates are raced; its steps are for a fine-tuning of 128 steps, and scale with it.
         candidates: distinct formula plans that enter a race, those that its leader (labeler or formula) likes best.
@@ -60,6 +61,7 @@ class BoardSettings:
     candidates: int
     searches: int
     measured: int = 64
+    truth: str = "finetuned"
     seed: int = 0
 
     @property

@@ -15,7 +15,6 @@ from autolabel.label_bank import LabelBank
 from autolabel.plan_board import PlanBoard, boards_of
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_labeler_files import INDEX_FILE
-from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_search import MEASURED_VERSION
 from autolabel.plan_summary import FEATURES_VERSION
 from autolabel.pretrained import CARD_FILE, PRETRAINED, load_competence, load_plan_labeler
@@ -52,19 +51,20 @@ def fit_for(board: Board, settings: BoardSettings, folder: Path) -> Path:
                 f"({', '.join([*families, *hidden_tasks])}): judged on it, it must be fitted without them, from a bank."
             )
         return PRETRAINED
-    made = {"bank": bank_hash(settings), "labeler": settings.labeler, "features": FEATURES_VERSION}
+    made = {"bank": bank_hash(settings), "labeler": settings.labeler, "truth": settings.truth,
+            "features": FEATURES_VERSION}  # fmt: skip
     digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / "labelers" / digest / ("-".join([*families, *hidden_tasks]) or "all")
     if (path / INDEX_FILE).exists():
         return path
-    boards = boards_of(LabelBank.load(settings.bank), MOMENTS)
+    boards = boards_of(LabelBank.load(settings.bank), (settings.truth,))
     seen = unlike(board, boards)
     if board.zoo:
         assert_disjoint(seen, [b for b in boards if b.network == board.network], "family_and_task")
     path.mkdir(parents=True, exist_ok=True)
     # First: where there is a labeler, all of it is there.
     Competence.of(seen).save(path)
-    LABELERS[settings.labeler]().fit(seen, "finetuned").save(path)
+    LABELERS[settings.labeler]().fit(seen, settings.truth).save(path)
     return path
 
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_race import PlanRace
 from autolabel.pretrained import CARD_FILE, PRETRAINED
 from compress.errors import CompressError
@@ -33,7 +34,7 @@ class NoRegretJob:
         zoo, bank: folder of the zoo and file of the label bank measured on it. `bank: null` judges the labeler that
             ships with the package, on trained networks whose data its zoo has nothing of; no zoo is needed then. Where
             no method asks for a labeler, none is needed.
-        labeler: name out of `LABELERS`.
+        labeler, truth: name out of `LABELERS`, and the moment that it learns, out of `autolabel.plan_oracle.MOMENTS`.
         per_family: zoo networks of each family, each for another task.
         trained: networks that no zoo has, out of `BOARD_NETWORKS`.
         fractions, trained_fractions: of the dense MACs; zoo networks have one each, trained ones all.
@@ -59,6 +60,7 @@ class NoRegretJob:
         bank: str | None,
         methods: Sequence[str],
         labeler: str = "labeler/gbdt",
+        truth: str = "finetuned",
         per_family: int = 3,
         trained: Sequence[str] = (),
         fractions: Sequence[float] = (0.35, 0.2, 0.1),
@@ -76,7 +78,7 @@ class NoRegretJob:
         self.seeds, self.damages, self.workers = tuple(seeds), damages, workers
         self.settings = BoardSettings(
             str(zoo or ""), None if bank is None else str(bank), labeler, tuple(methods), PlanRace(tuple(race_steps)),
-            candidates, searches, measured,
+            candidates, searches, measured, truth,
         )  # fmt: skip
 
     def check(self, config: Config) -> None:
@@ -87,6 +89,8 @@ class NoRegretJob:
             raise ConfigError(f"job.bank: there is no {self.settings.bank}. Measure it first: experiment=bank")
         if self.settings.labeler not in LABELERS:
             raise ConfigError(f"job.labeler must be out of {tuple(LABELERS)}. Got {self.settings.labeler!r}.")
+        if self.settings.truth not in MOMENTS:
+            raise ConfigError(f"job.truth must be out of {MOMENTS}. Got {self.settings.truth!r}.")
         if self.settings.searches < 1 or self.settings.candidates < 0:
             found = self.settings.searches, self.settings.candidates
             raise ConfigError(f"job.searches must be at least 1, and job.candidates at least 0. Got {found}.")
@@ -112,9 +116,10 @@ class NoRegretJob:
 
     def _check_released(self, boards: Sequence[Board]) -> None:
         """The labeler that ships with the package is the one that is asked for, and saw nothing like the boards."""
-        shipped = read_json(PRETRAINED / CARD_FILE)["labeler"]
-        if self.settings.labeler != shipped:
-            raise ConfigError(f"job.labeler must be {shipped!r}, which ships, or a bank must be given: job.bank=FILE")
+        card = read_json(PRETRAINED / CARD_FILE)
+        for name in ("labeler", "truth"):
+            if getattr(self.settings, name) != card[name]:
+                raise ConfigError(f"job.{name} must be {card[name]!r}, as it ships, or a bank be given: job.bank=FILE")
         if self.per_family:
             raise ConfigError("job.per_family must be 0 without a bank: the labeler that ships saw the whole zoo.")
         for board in boards:

@@ -98,7 +98,9 @@ def test_a_labeler_saw_nothing_like_its_board(zoo, bank, tmp_path, monkeypatch):
 
     class Recorder:
         def fit(self, boards, moment):
-            seen.append([board.network for board in boards])
+            # What it does not learn, it does not see either.
+            assert all(list(board.loss) == [moment] for board in boards)
+            seen.append([moment, *sorted(board.network for board in boards)])
             return self
 
         def save(self, path):
@@ -112,7 +114,9 @@ def test_a_labeler_saw_nothing_like_its_board(zoo, bank, tmp_path, monkeypatch):
     for board in boards:
         fit_for(board, settings_of(zoo, bank), tmp_path)
         fit_for(board, settings_of(zoo, bank), tmp_path)
-    assert [sorted(found) for found in seen] == [names[2:], names[2:], names[:2], names[:2]]
+    fit_for(boards[0], dataclasses.replace(settings_of(zoo, bank), truth="refitted"), tmp_path)
+    assert [found[1:] for found in seen] == [names[2:], names[2:], names[:2], names[:2], names[2:]]
+    assert [found[0] for found in seen] == ["finetuned"] * 4 + ["refitted"]
     assert {board.network for board in boards_of(LabelBank.load(bank), MOMENTS)} == set(names)
 
 
@@ -337,12 +341,17 @@ def test_ranks_and_distances_by_hand():
         ({"zoo": "nowhere"}, "job.zoo: nowhere is no zoo"),
         ({"bank": "nowhere"}, "job.bank: there is no nowhere"),
         ({"labeler": "unknown"}, "job.labeler must be out of"),
+        ({"truth": "later"}, "job.truth must be out of"),
         ({"methods": ("best",)}, "no scores are called 'best'"),
         ({"methods": ("taylor/best",)}, "must end in one of"),
         ({"methods": ("labeler/finals",)}, "job.methods: 'labeler/finals' trains the last round of 'labeler/race'"),
         ({"measured": 1}, "job.measured must be at least 2"),
         ({"trained": ("vgg",)}, "No board network is called 'vgg'"),
-        ({"bank": None, "methods": ("labeler/search",)}, "job.labeler must be 'labeler/blend', which ships"),
+        ({"bank": None, "methods": ("labeler/search",)}, "job.labeler must be 'labeler/blend', as it ships"),
+        (
+            {"bank": None, "labeler": "labeler/blend", "truth": "refitted", "methods": ("labeler/search",)},
+            "job.truth must be 'finetuned'",
+        ),
         ({"bank": None, "labeler": "labeler/blend", "methods": ("both/race",)}, "job.per_family must be 0"),
         (
             {
