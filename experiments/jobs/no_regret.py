@@ -60,7 +60,6 @@ class NoRegretJob:
         bank: str | None,
         methods: Sequence[str],
         labeler: str = "labeler/gbdt",
-        truth: str = "finetuned",
         per_family: int = 3,
         trained: Sequence[str] = (),
         fractions: Sequence[float] = (0.35, 0.2, 0.1),
@@ -70,6 +69,7 @@ class NoRegretJob:
         candidates: int = 5,
         searches: int = 3,
         measured: int = 64,
+        truth: str = "finetuned",
         damages: bool = True,
         workers: int = 2,
     ) -> None:
