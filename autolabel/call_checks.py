@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from compress.allocation import ALLOCATORS
@@ -51,7 +52,23 @@ def check_parts(
             raise DataError(_refusal(name, "a list of batches, such as [(inputs, labels), ...]", value))
 
 
-def check_numbers(sample: Any, search_plans: Any, bits: Any, epochs: Any, lr: Any, seed: Any) -> None:
+def check_parameters(model: nn.Module, epochs: int) -> None:
+    """Refuse a model whose bytes would be told wrong, or that is to be trained and cannot be.
+
+    Raises:
+        CompressError: for parameters of float64 (of half precision, see `collect_statistics`), or if all are frozen.
+    """
+    double = next((name for name, value in model.named_parameters() if value.dtype == torch.float64), None)
+    _require(
+        "model", double is None, "of float32, as budgets and bytes are: pass model.float()", f"{double} of float64"
+    )
+    parameters = list(model.parameters())
+    trained = not parameters or any(value.requires_grad for value in parameters)
+    rule = "one with a parameter that requires a gradient, or epochs=0 must leave the fine-tuning out"
+    _require("model", trained or not epochs, rule, type(model).__name__)
+
+
+def check_numbers(sample: Any, search_plans: Any, bits: Any, epochs: Any, lr: Any, distill: Any, seed: Any) -> None:
     """Refuse numbers out of range. Raises CompressError naming the parameter of `auto_compress`."""
     _require("sample", sample is None or _is_int(sample, 0), "an int of at least 0, or None for all units", sample)
     enough = _is_int(search_plans, 0) and search_plans != 1
@@ -62,6 +79,7 @@ def check_numbers(sample: Any, search_plans: Any, bits: Any, epochs: Any, lr: An
     _require("epochs", _is_int(epochs, 0), "an int of at least 0", epochs)
     number = isinstance(lr, Real) and not isinstance(lr, bool)
     _require("lr", number and math.isfinite(lr) and lr > 0, "a number above 0", lr)
+    _require("distill", distill is None or isinstance(distill, bool), "True, False or None", distill)
     _require("seed", _is_int(seed, 0) and seed < _SEEDS, f"an int from 0 to {_SEEDS - 1}", seed)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from torch import fx, nn
 
 from autolabel.allocators import LearnedSearchAllocator
-from autolabel.call_checks import check_numbers, check_parts, check_removable, evaluate_dense
+from autolabel.call_checks import check_numbers, check_parameters, check_parts, check_removable, evaluate_dense
 from autolabel.labeler import Labeler
 from autolabel.labelers import GBDTLabeler
 from autolabel.learning import Learned, join_scores, learn_labels
@@ -34,16 +34,16 @@ from compress.criteria import FisherCriterion, SecondOrderCriterion, TaylorCrite
 from compress.criterion import score_units
 from compress.errors import ArtifactError, CompressError, DataError
 from compress.finetuning import finetune_
-from compress.graph import RECURRENT
 from compress.output_sensitivity import collect_output_sensitivity
 from compress.plan import CompressionPlan
+from compress.product_counting import UNCOUNTED
 from compress.quantization import prepare_quantized
 from compress.quantizers import MseQuantizer
 from compress.recovery import recover_
 from compress.scores import Scores
 from compress.statistics import Statistics, collect_statistics
 from compress.structure import Structure, analyze
-from compress.task import Batch, Task, evaluate
+from compress.task import Batch, ClassificationTask, Task, evaluate
 
 _LOG = logging.getLogger(__name__)
 # Favourites of the labeler of whole plans and of a formula.
@@ -94,6 +94,7 @@ def auto_compress(
     bits: Sequence[int] = (),
     epochs: int = 3,
     lr: float = 1e-3,
+    distill: bool | None = None,
     seed: int = 0,
 ) -> Compressed:
     """A smaller model within `budget`, made of what was measured and learned on this very model.
@@ -115,7 +116,9 @@ def auto_compress(
             plan then competes on examples that it was chosen on.
         allocator, constraints: who spends the budget, within what.
         bits: widths that layers may be stored in, e.g. `(8, 4)`; empty keeps float32.
-        epochs, lr: of fine-tuning with distillation; 0 epochs leaves it out.
+        epochs, lr: of fine-tuning; 0 epochs leaves it out.
+        distill: whether fine-tuning imitates the model too, whose outputs must be logits (last dimension: classes) for
+            it. None does so for a `ClassificationTask` with outputs `(batch, classes)`, and for no other.
         seed: of everything random.
 
     Raises:
@@ -126,16 +129,17 @@ def auto_compress(
         "calibration": calibration, **({"train": train} if epochs else {}),
         **{name: value for name, value in (("label", label), ("validation", validation)) if value is not None},
     })  # fmt: skip
-    check_numbers(sample, search_plans, bits, epochs, lr, seed)
+    check_numbers(sample, search_plans, bits, epochs, lr, distill, seed)
+    check_parameters(model, epochs)
     judged = "validation" if validation is not None else "label" if label is not None else "calibration"
     calibration, label = _split(list(calibration), label)
     validation = label if validation is None else list(validation)
     structure = analyze(model, example_inputs)
     check_removable(structure)
     costs, constraints = unit_costs(structure), constraints or Constraints()
-    recurrent = sorted({name for name, _ in costs.uncounted} & {op.__name__.split(".")[0] for op in RECURRENT})
-    if recurrent and budget.macs is not None:
-        _LOG.warning("MACs of %s are not counted: a bound on MACs is one of all other layers.", ", ".join(recurrent))
+    silent = [name for name, _ in costs.uncounted if name in UNCOUNTED]
+    if silent and budget.macs is not None:
+        _LOG.warning("MACs of %s are not counted: a bound on MACs is one of all other layers.", ", ".join(silent))
     check_budget(structure.units, costs, budget, constraints, ("removed", *(f"{b}bit" for b in bits)))
     # Before hours of measuring: everything that will be read.
     if epochs:
@@ -195,9 +199,20 @@ def auto_compress(
         )
     plan, small, stages["pruned"], stages["recovered"] = repaired[method]
     plan = replace(plan, provenance={**plan.provenance, "method": method})
+    if distill is None:
+        distill = isinstance(task, ClassificationTask) and len(structure.traced.output_shape) == 2
+    teacher = model if distill else None
     if epochs:
         finetune_(
-            small, task, train, teacher=model, epochs=epochs, lr=lr, optimizer="adamw", validation=validation, seed=seed
+            small,
+            task,
+            train,
+            teacher=teacher,
+            epochs=epochs,
+            lr=lr,
+            optimizer="adamw",
+            validation=validation,
+            seed=seed,
         )
     stages["fine_tuned"] = evaluate(small, task, validation)
     if plan.layer_formats:
@@ -205,7 +220,7 @@ def auto_compress(
         small = prepare_quantized(small, plan, inputs, MseQuantizer())
         if epochs:
             finetune_(
-                small, task, train, teacher=model, epochs=1, lr=lr / 10, optimizer="adamw", validation=validation,
+                small, task, train, teacher=teacher, epochs=1, lr=lr / 10, optimizer="adamw", validation=validation,
                 seed=seed,
             )  # fmt: skip
         stages["quantized"] = evaluate(small, task, validation)

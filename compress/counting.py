@@ -1,21 +1,21 @@
 """Counts what every unit costs in a traced model: multiply-accumulates and parameter bytes."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from torch import fx, nn
+from torch import nn
 
 from compress.costs import BIT_CHOICES, FLOAT_BYTES, CostTable, RankCosts
-from compress.dimensions import Value
-from compress.graph import ATEN, LAYER_OPS, Layer, is_parameter
+from compress.dimensions import Labels, Value
+from compress.graph import Layer
+from compress.product_counting import contractions, example_count, is_product, product_macs
 from compress.splitting import SCHEMES, Split, find_splits
 from compress.structure import Structure, analyze
 from compress.units import UnitTable
 
-PRODUCTS = (ATEN.matmul.default, ATEN.mm.default, ATEN.bmm.default, ATEN.addmm.default)
-ATTENTION = (ATEN.scaled_dot_product_attention.default, ATEN.einsum.default)
 _FREE = (
     "view",
     "reshape",
@@ -63,6 +63,16 @@ class _Entry:
         self.in_share = np.zeros(self.n_units)
         self.out_share = np.zeros(self.n_units)
 
+    def shrink_with(self, dimensions: Sequence[Labels]) -> None:
+        """Its MACs are proportional to what stays of each of these dimensions.
+
+        A table knows two factors: of more, those that can shrink most count, so that MACs are never told too low.
+        """
+        shares = [_share(labels, self.n_units) for labels in dimensions if labels is not None]
+        shares = sorted((share for share in shares if share.any()), key=lambda share: -share.sum())
+        for name, share in zip(("in_share", "out_share"), shares, strict=False):
+            setattr(self, name, share)
+
 
 def unit_costs(model: nn.Module | Structure, units: UnitTable | None = None, example_inputs: Any = None) -> CostTable:
     """MACs of one example and parameter bytes, per unit and choice.
@@ -85,6 +95,7 @@ def unit_costs(model: nn.Module | Structure, units: UnitTable | None = None, exa
     entries: dict[str, _Entry] = {}
     counted: set[str] = set()
     uncounted: Counter[str] = Counter()
+    n_units = len(structure.units)
     layers = structure.traced.layers()
     layer_nodes = {layer.node.name for layer in layers}
     for layer in layers:
@@ -92,8 +103,10 @@ def unit_costs(model: nn.Module | Structure, units: UnitTable | None = None, exa
     for node in structure.traced.graph.nodes:
         if node.op != "call_function":
             continue
-        if node.target in (*PRODUCTS, *ATTENTION) or computed_weight(node) is not None:
-            _count_product(structure, node, entries)
+        if is_product(node):
+            for number, contraction in enumerate(contractions(structure, node)):
+                entry = entries[f"{node.name}.{number}" if number else node.name] = _Entry(n_units, contraction.macs)
+                entry.shrink_with(contraction.dimensions)
         elif node.name not in layer_nodes and isinstance(structure.traced.shapes.get(node.name), tuple):
             name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
             if name.rstrip("_") not in _FREE:
@@ -101,37 +114,6 @@ def unit_costs(model: nn.Module | Structure, units: UnitTable | None = None, exa
     _count_rest(structure, entries, counted)
     low_rank = {scheme: _rank_costs(structure, scheme, entries) for scheme in SCHEMES}
     return replace(_table(structure, entries, uncounted), low_rank=low_rank)
-
-
-def example_count(structure: Structure, node: fx.Node) -> int:
-    """How many examples the value of `node` holds (1 where it does not depend on the inputs)."""
-    value = structure.values.get(node.name)
-    if isinstance(value, Value):
-        for labels in value.batch:
-            if labels is not None:
-                return len(np.unique(labels))
-    if not _depends_on_inputs(node):
-        return 1
-    return next(
-        (
-            s[0]
-            for n in structure.traced.graph.nodes
-            if n.op == "placeholder" and (s := structure.traced.shapes[n.name])
-        ),
-        1,
-    )
-
-
-def _depends_on_inputs(node: fx.Node) -> bool:
-    seen, todo = {node}, [node]
-    while todo:
-        current = todo.pop()
-        if current.op == "placeholder":
-            return True
-        fresh = set(current.all_input_nodes) - seen
-        seen |= fresh
-        todo += fresh
-    return False
 
 
 def _share(rows: np.ndarray, n_units: int) -> np.ndarray:
@@ -146,15 +128,12 @@ def _count_layer(structure: Structure, layer: Layer, entries: dict[str, _Entry],
     shape = tuple(len(r) for r in rows)
     entry = entries.setdefault(layer.name, _Entry(n_units))
     out_dim, in_dim = {"conv": (0, 1), "linear": (0, 1), "conv_transpose": (1, 0), "embedding": (1, 0)}[layer.kind]
-    positions = _position_share(structure, layer, n_units)
-    if positions.any():
+    value = structure.values.get(layer.node.name)
+    positions = value.labels[:-1] if layer.kind == "linear" and isinstance(value, Value) else ()
+    if any(labels is not None and (labels >= 0).any() for labels in positions):
         # Mixes tokens while its positions are units: work shrinks with them, the weight does not.
-        mixing = entries[layer.node.name] = _Entry(n_units, macs=layer_macs(structure, layer))
-        mixing.in_share, mixing.out_share = (_share(rows[dim], n_units) for dim in (in_dim, out_dim))
-        if mixing.in_share.any():
-            mixing.out_share = np.maximum(mixing.out_share, positions)
-        else:
-            mixing.in_share = positions
+        mixing = entries[layer.node.name] = _Entry(n_units, layer_macs(structure, layer))
+        mixing.shrink_with((rows[in_dim], rows[out_dim], *positions))
     else:
         entry.macs += layer_macs(structure, layer)
     if layer.weight not in counted:
@@ -167,58 +146,6 @@ def _count_layer(structure: Structure, layer: Layer, entries: dict[str, _Entry],
         entry.params += len(structure.parameters[layer.bias][0])
 
 
-def _position_share(structure: Structure, layer: Layer, n_units: int) -> np.ndarray:
-    """Fraction of the positions of a linear layer that each unit is."""
-    value = structure.values.get(layer.node.name)
-    share = np.zeros(n_units)
-    if layer.kind == "linear" and isinstance(value, Value):
-        for labels in value.labels[:-1]:
-            if labels is not None:
-                share = np.maximum(share, _share(labels, n_units))
-    return share
-
-
-def computed_weight(node: fx.Node) -> fx.Node | None:
-    """What a conv or linear node multiplies with, if that is no parameter but computed from some (weight norm)."""
-    if LAYER_OPS.get(node.target) not in ("conv", "conv_transpose", "linear") or is_parameter(node.args[1]):
-        return None
-    return node.args[1]
-
-
-def _count_product(structure: Structure, node: fx.Node, entries: dict[str, _Entry]) -> None:
-    """Attention and other products of two computed values: units are leading dimensions, shared by all operands."""
-    n_units = len(structure.units)
-    out = structure.values[node.name]
-    entry = _Entry(n_units, macs=product_macs(structure, node))
-    for labels in _summed_over(structure, node):
-        if labels is not None:
-            entry.in_share = np.maximum(entry.in_share, _share(labels, n_units))
-    for labels in out.labels:
-        if labels is not None:
-            entry.out_share = np.maximum(entry.out_share, _share(labels, n_units))
-    entries[node.name] = entry
-
-
-def _summed_over(structure: Structure, node: fx.Node) -> list[np.ndarray | None]:
-    """Unit rows of the dimensions that a product sums over."""
-    values = structure.values
-    if node.target in PRODUCTS:
-        return [values[_first_factor(node).name].labels[-1]]
-    if node.target is ATEN.einsum.default:
-        terms, _, right = node.args[0].replace(" ", "").partition("->")
-        pairs = zip(terms.split(","), node.args[1], strict=True)
-        return [
-            labels
-            for term, operand in pairs
-            for letter, labels in zip(term, values[operand.name].labels, strict=True)
-            if letter not in right
-        ]
-    weight = computed_weight(node)
-    if weight is None or not isinstance(values.get(weight.name), Value):
-        return []
-    return [values[weight.name].labels[0 if LAYER_OPS[node.target] == "conv_transpose" else 1]]
-
-
 def layer_macs(structure: Structure, layer: Layer) -> float:
     """MACs of one example in one use of a layer; none for a look-up."""
     shape = tuple(len(rows) for rows in structure.parameters[layer.weight])
@@ -227,29 +154,6 @@ def layer_macs(structure: Structure, layer: Layer) -> float:
     node = layer.node.args[0] if layer.kind == "conv_transpose" else layer.node
     positions = np.prod(structure.traced.shapes[node.name]) / example_count(structure, layer.node)
     return float(positions * np.prod(shape[1:]))
-
-
-def product_macs(structure: Structure, node: fx.Node) -> float:
-    """MACs of one example in a product of two computed values."""
-    examples = example_count(structure, node)
-    out = structure.values[node.name]
-    weight = computed_weight(node)
-    if weight is not None:
-        positions = node.args[0] if LAYER_OPS[node.target] == "conv_transpose" else node
-        shape = structure.traced.shapes
-        return float(np.prod(shape[positions.name]) * np.prod(shape[weight.name][1:]) / examples)
-    if node.target is ATEN.scaled_dot_product_attention.default:
-        q, k, v = (structure.values[n.name] for n in node.args[:3])
-        return float(np.prod(q.shape[:-2]) * q.shape[-2] * k.shape[-2] * (q.shape[-1] + v.shape[-1]) / examples)
-    if node.target is ATEN.einsum.default:
-        if len(node.args[1]) < 2:
-            return 0.0
-        terms = node.args[0].replace(" ", "").partition("->")[0].split(",")
-        sizes: dict[str, int] = {}
-        for term, operand in zip(terms, node.args[1], strict=True):
-            sizes.update(zip(term, structure.values[operand.name].shape, strict=True))
-        return float(np.prod(list(sizes.values())) / examples)
-    return float(np.prod(out.shape) * structure.values[_first_factor(node).name].shape[-1] / examples)
 
 
 def _rank_costs(structure: Structure, scheme: str, entries: dict[str, _Entry]) -> RankCosts:
@@ -279,13 +183,9 @@ def node_macs(structure: Structure) -> dict[str, float]:
     """Node name -> MACs of one example, for every node that has any."""
     found = {layer.node.name: layer_macs(structure, layer) for layer in structure.traced.layers()}
     for node in structure.traced.graph.nodes:
-        if node.op == "call_function" and (node.target in (*PRODUCTS, *ATTENTION) or computed_weight(node) is not None):
+        if is_product(node):
             found[node.name] = product_macs(structure, node)
     return found
-
-
-def _first_factor(node: fx.Node) -> fx.Node:
-    return node.args[1] if node.target is ATEN.addmm.default else node.args[0]
 
 
 def _count_rest(structure: Structure, entries: dict[str, _Entry], counted: set[str]) -> None:

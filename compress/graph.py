@@ -74,6 +74,12 @@ class TracedGraph:
     def graph(self) -> fx.Graph:
         return self.module.graph
 
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the output (the first, of several) on the example inputs."""
+        (node,) = (node for node in self.graph.nodes if node.op == "output")
+        return self.shapes[node.all_input_nodes[0].name]
+
     def layers(self) -> list[Layer]:
         """Every conv, linear and embedding whose weight is a parameter, in execution order."""
         return list(layers_of(self.module))

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from compress.attributes import value_of
-from compress.counting import example_count
 from compress.errors import ArtifactError, CompressError
 from compress.exporters.onnx import export_onnx
 from compress.factor_formats import factorize_plan
@@ -21,6 +20,7 @@ from compress.graph import Layer, trace
 from compress.layer_choice import LayerChoice
 from compress.number_format import SYMMETRIC, NumberFormat
 from compress.plan import CompressionPlan, LayerFormat
+from compress.product_counting import example_count
 from compress.quantization import prepare_quantized
 from compress.quantizers.minmax import MinMaxQuantizer
 from compress.runtimes.onnxruntime import OnnxRuntime, measure_latency

@@ -186,6 +186,42 @@ def test_macs_that_are_not_counted_are_told(caplog):
     assert "are not counted" not in caplog.text
 
 
+class Level:
+    """One number for each example, without a dimension of its own."""
+
+    metric_name, higher_is_better = "mean_squared_error", False
+
+    def inputs(self, batch):
+        return (batch[0],)
+
+    def loss(self, outputs, batch):
+        return (outputs - batch[1]).square()
+
+    def score(self, outputs, batches):
+        return (outputs - torch.cat([y for _, y in batches])).square().mean().item()
+
+
+def test_only_classifiers_imitate_the_model_unless_told_otherwise(trained, monkeypatch):
+    teachers = []
+
+    def finetune(*args, teacher, real=pipeline.finetune_, **kwargs):
+        teachers.append(teacher)
+        return real(*args, teacher=teacher, **kwargs)
+
+    monkeypatch.setattr(pipeline, "finetune_", finetune)
+    relu, last = nn.ReLU(), nn.Sequential(nn.Linear(12, 1), nn.Flatten(0))
+    regressor = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), relu, nn.Linear(12, 12), relu, last)
+    batches = make_data(3, 3)
+    levels = [(x, x.mean((1, 2, 3))) for x, _ in batches]
+    budget = Budget(weight_bytes=0.6)
+    result = autolabel.auto_compress(regressor, Level(), levels, levels, levels[0][0], budget, sample=4, epochs=1)
+    assert result.stages["fine_tuned"][0] == pytest.approx(result.stages["fine_tuned"][1], rel=1e-5)
+    for distill in (None, False):
+        autolabel.auto_compress(trained, TASK, batches, batches, batches[0][0], budget, sample=4, epochs=1,
+                                distill=distill)  # fmt: skip
+    assert teachers == [None, trained, None]
+
+
 def test_where_no_plan_can_be_searched_the_others_go_on(trained, caplog):
     calibration = make_data(2, 3)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 4))
@@ -307,7 +343,10 @@ DOUBLE = [(torch.randn(8, 1, 4, 4).double(), torch.zeros(8, dtype=torch.long))] 
      ("labeler", MeanLabeler, "a labeler out of autolabel.labelers"), ("constraints", 0.1, "a compress.Constraints"),
      ("task", None, "such as ClassificationTask()"), ("task", object(), "such as ClassificationTask()"),
      ("model", "abc", "a torch.nn.Module. Got 'abc'."), ("calibration", None, "a list of batches, such as"),
-     ("train", torch.zeros(3), "a list of batches, such as"), ("label", [], "must hold at least one batch"),
+     ("model", nn.Linear(16, 4).double(), "of float32, as budgets and bytes are: pass model.float(). Got 'weight of"),
+     ("model", nn.Linear(16, 4).requires_grad_(False), "or epochs=0 must leave the fine-tuning out"),
+     ("distill", "no", "True, False or None. Got 'no'."), ("train", torch.zeros(3), "a list of batches, such as"),
+     ("label", [], "must hold at least one batch"),
      ("validation", [], "must hold at least one batch"), ("validation", BAD, "does not fit. The task's loss cannot"),
      ("label", BAD, "does not fit. The task's loss cannot"), ("calibration", BAD * 2, "does not fit. The task's loss"),
      ("calibration", [{"x": 1}] * 2, "cannot read its batches (KeyError: 0.)"),

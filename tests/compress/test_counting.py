@@ -210,6 +210,93 @@ def test_products_with_computed_weights_and_experts_are_counted(model, shape, ma
     assert costs.total(removed)[1] == pytest.approx(4 * sum(p.numel() for p in small.parameters()), rel=1e-12)
 
 
+class LinearAttention(nn.Module):
+    """Keys times values: both of its sides may shrink."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        context = self.k(x).softmax(1).transpose(1, 2) @ self.v(x)
+        return self.o(self.q(x).softmax(-1) @ context)
+
+
+class ChannelAttention(LinearAttention):
+    """Channels times the same channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = self.v(x)
+        return self.o(v @ (v.transpose(1, 2) @ v))
+
+
+class OneHead(LinearAttention):
+    """Queries and keys are of another width than values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)))
+
+
+class ThreeOperands(LinearAttention):
+    """Multiplied two by two."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.q(x).softmax(-1), self.k(x).softmax(1), self.v(x)
+        return self.o(torch.einsum("bqe,bke,bkd->bqd", q, k, v))
+
+
+@pytest.mark.parametrize(
+    ("model", "products"),
+    [(LinearAttention, 7 * 8 * 6 * 2), (ChannelAttention, 7 * 6 * 6 * 2), (OneHead, 7 * 7 * (8 + 6)),
+     (ThreeOperands, 7 * 7 * (8 + 6))],
+)  # fmt: skip
+def test_each_side_of_a_product_shrinks_by_itself(model, products) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 7, 5)
+    structure = compress.analyze(model().eval(), x)
+    costs = compress.unit_costs(structure)
+    used = 2 * 8 + 6 if model is not ChannelAttention else 6
+    assert costs.dense_macs == 7 * (5 * used + 6 * 3) + products
+    for width in (1, 3, 5):
+        removed = np.array([unit.endswith(tuple(f"[{i}]" for i in range(width))) for unit in structure.units.ids])
+        small = slice_model(structure, removed)
+        assert costs.total(removed)[0] == pytest.approx(count_macs(small, x), rel=1e-12)
+
+
+def test_products_with_an_ellipsis_and_a_bias() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.i, self.o = nn.Linear(5, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.i(x)
+            scores = torch.baddbmm(torch.zeros(1, 7, 7), x, x.transpose(1, 2))
+            return self.o(torch.einsum("...ij,...jd->...id", scores, x))
+
+    costs = costs_of(Model(), 2, 7, 5)
+    assert costs.dense_macs == 7 * (5 * 4 + 4 * 3) + 2 * 7 * 7 * 4
+
+
+def test_mixers_with_units_on_three_sides_are_never_told_too_cheap() -> None:
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.i, self.a, self.b, self.o = nn.Linear(5, 8), nn.Linear(7, 6), nn.Linear(6, 9), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.b(F.relu(self.a(F.relu(self.i(x)).transpose(1, 2))))
+            return self.o(x.transpose(1, 2)).relu().mean(1)
+
+    x = torch.randn(2, 7, 5)
+    structure = compress.analyze(Mixer().eval(), x)
+    costs = compress.unit_costs(structure)
+    removed = np.array([unit.endswith(("[0]", "[1]", "[2]")) for unit in structure.units.ids])
+    assert costs.dense_macs == 7 * 5 * 8 + 8 * 7 * 6 + 8 * 6 * 9 + 9 * 8 * 3
+    told, true = costs.total(removed)[0], count_macs(slice_model(structure, removed), x)
+    assert true <= told < costs.dense_macs
+
+
 def test_a_parameter_shrinks_on_two_sides_at_most() -> None:
     units = compress.find_units(Experts(), torch.randn(2, 7, 4))
     assert set(units.groups) == {"i:out", "w1:out", "w2:out"}
