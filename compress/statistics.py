@@ -268,7 +268,14 @@ def check_batches(structure: Structure, task: Task, batches: Sequence[Batch]) ->
     placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
     examples = flat_inputs(traced.module, traced.args, traced.kwargs)
     for number, batch in enumerate(batches):
-        inputs = [x for x in task.inputs(batch) if isinstance(x, Tensor)]
+        given = tuple(task.inputs(batch))
+        if not given or not isinstance(given[0], Tensor):
+            kind = type(given[0]).__name__ if given else "nothing"
+            raise DataError(
+                f"The task's inputs must begin with a tensor, examples first. Got {kind}: give tensors one by one, to a "
+                "model whose forward takes them so."
+            )
+        inputs = [x for x in given if isinstance(x, Tensor)]
         for x, node, example in zip(inputs, placeholders, examples, strict=False):
             expected = structure.traced.shapes[node.name]
             if x.dim() == 0 or x.shape[0] == 0:

@@ -342,6 +342,7 @@ def test_wrong_batches_are_refused():
         ([X[:0]], "Batch 0 is empty"),
         ([X, torch.ones(2, 3)], "Batch 1 has shape"),
         ([torch.full((2, 2), float("nan"))], "NaN"),
+        ([{"x": X}], "must begin with a tensor, examples first. Got dict"),
     ):
         with pytest.raises(DataError, match=reason):
             collect_statistics(structure, OutputTask(), batches)
