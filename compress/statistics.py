@@ -272,8 +272,8 @@ def check_batches(structure: Structure, task: Task, batches: Sequence[Batch]) ->
         if not given or not isinstance(given[0], Tensor):
             kind = type(given[0]).__name__ if given else "nothing"
             raise DataError(
-                f"The task's inputs must begin with a tensor, examples first. Got {kind}: give tensors one by one, to a "
-                "model whose forward takes them so."
+                f"The task's inputs must begin with a tensor, examples first. Got {kind}: give tensors one by one, "
+                "to a model whose forward takes them so."
             )
         inputs = [x for x in given if isinstance(x, Tensor)]
         for x, node, example in zip(inputs, placeholders, examples, strict=False):
