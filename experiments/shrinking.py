@@ -74,7 +74,9 @@ class Shrinking(Labelling):
             }
             plain = replace(plan, layer_formats=ranks, activation_bits=None)
             save_artifact(self.run_dir.path / "unquantized", small, plain, self.example)
-            final = round_floats_(self.quantize(small, plan), self.config.export.float_bits)
+            final = self.quantize(small, plan)
+        if final is not small or self.config.export.float_bits < 32:
+            round_floats_(final, self.config.export.float_bits)
             stages["quantized"] = self.metrics_of(final, "test")
         realised["final"] = evaluate(final, self.task, label)[1] - dense_loss
         # A new artifact has no exported files: that stage is no longer done.

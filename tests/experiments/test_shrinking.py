@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from compress.artifact import load_artifact, save_artifact
 from compress.factor_formats import factorize_plan
+from compress.files import read_json
 from compress.formatted_weight import bake_formats, formatted_weights
 from compress.graph import trace
 from compress.layer_choice import LayerChoice
@@ -179,3 +180,19 @@ def test_a_plan_that_leaves_all_in_float_is_not_rounded(trained, experiment, cap
     assert "The plan leaves every layer in float: rounding has no effect." in caplog.text
     assert run.run_dir.file("rounding.json").read_text().strip() == "[]"
     torch.testing.assert_close(low(*run.example), small(*run.example))
+
+
+@pytest.mark.parametrize(("bits", "distance"), [(8, 2**-3), (32, 0.0)])
+def test_floats_are_rounded_where_nothing_is_quantised(bits, distance, experiment):
+    run = experiment("quantize.enabled=false", "finetune.epochs=0", f"export.float_bits={bits}")
+    CompressionPlan().save(run.run_dir.file("plan.json"))
+    run.compress()
+    stages = read_json(run.run_dir.path / "result.json")["stages"]
+    final = load_artifact(run.run_dir.path / "artifact", run.structure)
+    last = stages["quantized" if bits < 32 else "fine_tuned"]
+    assert last == run.metrics_of(final, "test")
+    assert (last["loss"] != stages["recovered"]["loss"]) == (bits < 32) == ("quantized" in stages)
+    for name in ("conv1.weight", "fc1.bias"):
+        exact, value = run.structure.traced.module.get_parameter(name), final.get_parameter(name)
+        assert ((value - exact).abs() <= distance * exact.abs()).all(), name
+        assert value.equal(exact) == (bits == 32), name
