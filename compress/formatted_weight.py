@@ -118,6 +118,12 @@ def formatted_weights(module: nn.Module) -> list[FormattedEntry]:
             for holder, nodes in found.items()]  # fmt: skip
 
 
+def weight_masks(module: nn.Module) -> set[fx.Node]:
+    """The calls of a prepared module that hold the zeros of a weight and leave its other values as they are."""
+    entries = formatted_weights(module)
+    return {node for entry in entries if entry.module.layer_format.scheme == "float32" for node in entry.nodes}
+
+
 def format_weight_(module: fx.GraphModule, name: str, formatted: FormattedWeight) -> str:
     """Let every reader of the weight `name` see its formatted values, in place; the name of the holder.
 

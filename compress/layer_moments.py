@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from compress.attributes import parameter_uses, value_of
 from compress.errors import DataError
 from compress.fake_quantization import QuantizedWeight, quantized_weights
+from compress.formatted_weight import weight_masks
 from compress.graph import as_inputs, flat_inputs, is_parameter
 from compress.least_squares import cross_product
 from compress.lockstep import Walk
@@ -30,6 +31,7 @@ class WeightReader:
         node: the call in the graph.
         map: how it multiplies the weight.
         quantized: where the weight is fake-quantised, or None.
+        mask: the call that holds the weight's zeros, or None.
     """
 
     layer: str
@@ -37,6 +39,18 @@ class WeightReader:
     node: fx.Node
     map: LinearMap
     quantized: QuantizedWeight | None
+    mask: fx.Node | None
+
+    @property
+    def calls(self) -> list[fx.Node]:
+        """All that is computed from the weight, in execution order: mask, fake-quantiser, and `node`."""
+        rounded = None if self.quantized is None else self.quantized.node
+        return [call for call in (self.mask, rounded, self.node) if call is not None]
+
+    def weight(self, module: fx.GraphModule) -> Tensor:
+        """The weight in float, detached; what its mask removes is zero."""
+        weight = value_of(module, self.parameter).detach()
+        return weight if self.mask is None else module.get_submodule(self.mask.target)(weight)
 
     def rows(self, weight: Tensor) -> Tensor:
         """`(groups, out_ch / groups, in_ch / groups * kernel)`: a tensor of the weight's shape as a matrix."""
@@ -44,25 +58,28 @@ class WeightReader:
 
 
 def weight_readers(module: fx.GraphModule) -> list[WeightReader]:
-    """Every conv and linear whose weight is used by it alone, fake-quantised or not, in execution order."""
-    uses = parameter_uses(module)
+    """Every conv and linear whose weight is used by it alone, fake-quantised, masked or not, in execution order."""
+    uses, masks = parameter_uses(module), weight_masks(module)
     quantized = {entry.node: entry for entry in quantized_weights(module)}
     found = []
     for node in module.graph.nodes:
         if node.op != "call_function" or len(node.args) < 2 or not isinstance(node.args[1], fx.Node):
             continue
         entry = quantized.get(node.args[1])
-        read = entry.node.args[0] if entry else node.args[1]
+        seen = entry.node.args[0] if entry else node.args[1]
+        mask = seen if seen in masks else None
+        read = seen if mask is None else mask.args[0]
         if not is_parameter(read):
             continue
         weight = value_of(module, read.target)
         how = linear_map(node, weight)
         if how is None:
             continue
-        if uses[id(weight)] > 1:
+        # Behind a mask several may read what reads the weight once.
+        if max(uses[id(weight)], len(seen.users)) > 1:
             _log.info("%s is used more than once: its weight is not updated.", read.target)
             continue
-        found.append(WeightReader(read.target.removesuffix(".weight"), read.target, node, how, entry))
+        found.append(WeightReader(read.target.removesuffix(".weight"), read.target, node, how, entry, mask))
     return found
 
 
@@ -114,10 +131,9 @@ def visit_readers(
             if node not in of:
                 continue
             yield of[node], _moment(walk, of[node], max_rows, generator)
-            if changing:
-                if of[node].quantized:
-                    walk.run(of[node].quantized.node)
-                walk.run(node)
+            for call in of[node].calls if changing else ():
+                walk.run(call)
+                walk.forget(call)
 
 
 def _moment(walk: Walk, reader: WeightReader, max_rows: int, generator: torch.Generator) -> Tensor:

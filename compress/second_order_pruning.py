@@ -73,12 +73,13 @@ def prune_weights_(
     """
     if method not in METHODS:
         raise CompressError(f"The 'method' parameter of prune_weights_ must be one of {METHODS}. Got {method!r}.")
-    readers = {reader.layer: reader for reader in weight_readers(module)}
+    # An update would write where a mask holds zeros.
+    readers = {reader.layer: reader for reader in weight_readers(module) if reader.mask is None}
     for name, kept in keep.items():
         if name not in readers:
             raise PlanError(
-                f"Layer {name!r} cannot be pruned with an update: it is no conv or linear with a weight of its own. "
-                f"Those of this model look like {sorted(readers)[:3]}."
+                f"Layer {name!r} cannot be pruned with an update: it is no conv or linear with a weight of its own and "
+                f"no mask. Those of this model look like {sorted(readers)[:3]}."
             )
         check_keep(kept, value_of(module, readers[name].parameter).shape)
         if method != "sweep" and readers[name].quantized is not None:

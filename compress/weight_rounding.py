@@ -46,7 +46,7 @@ def round_weights_(
 
     The fake-quantisers leave these values as they are, so that integers, exported files and later training start from
     them. Scales, biases, activation ranges and the mode stay. Layers whose weight is used more than once, transposed
-    convs and embeddings (whose inputs are uncorrelated) keep nearest rounding.
+    convs and embeddings (whose inputs are uncorrelated) keep nearest rounding. What masks remove stays exactly zero.
 
     Args:
         prepared: from `prepare_quantized`.
@@ -72,7 +72,7 @@ def round_weights_(
     with torch.no_grad():
         for reader, moment in each_moment(prepared, readers, batches, moments, max_rows, seed):
             weight, grid = value_of(prepared, reader.parameter), grid_of(prepared, reader)
-            rows = reader.rows(weight.detach()).clone()
+            rows = reader.rows(reader.weight(prepared)).clone()
             rounded = rounding.round(rows, grid, moment)
             nearest = torch.stack([grid.nearest(column, j) for j, column in enumerate(rows.unbind(-1))], dim=-1)
             weight.copy_(rounded.reshape(weight.shape))

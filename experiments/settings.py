@@ -242,8 +242,8 @@ class ExportSettings:
     `coder` of `weights.packed`: `"auto"` (the smallest that takes no more than about half a minute), `"context"`,
     `"range"`, `"zstd"` or `"none"`.
 
-    `float_bits` below 32 round what stays float (biases, scales) to as many before the artifact is saved, see
-    `compress.round_floats_`.
+    `float_bits` below 32 round what stays float (biases, scales, without `quantize.enabled` all weights) to as many
+    before the artifact is scored and saved, see `compress.round_floats_`.
     """
 
     formats: list[str] = field(default_factory=lambda: ["onnx"])

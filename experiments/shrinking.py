@@ -34,11 +34,14 @@ from compress.training_hook import TrainingHook
 from compress.weight_rounding import round_weights_
 from experiments.components import acts_in
 from experiments.labelling import Labelling
+from experiments.quantities import format_metric, metric_words
 from experiments.settings import DENSITY
 from experiments.tracker import to_json
 
 # The artifact's manifest before later stages enter their files, from which it can be made again.
 SAVED_MANIFEST = "artifact.json"
+# By what part of their value metric and loss are worse where training did harm.
+_HARM = 0.1
 log = logging.getLogger(__name__)
 
 
@@ -59,7 +62,11 @@ class Shrinking(Labelling):
             small = self.repaired(plan)
             stages["recovered"] = self.metrics_of(small, "test")
             realised["recovered"] = evaluate(small, self.task, label)[1] - dense_loss
+        judged = self.parts.student is None and self.config.finetune.epochs > 0
+        repaired = self.metrics_of(small, "validation") if judged else None
         small = self.trained(small, plan)
+        if repaired is not None:
+            self.warn_of_harm(repaired, self.metrics_of(small, "validation"))
         stages["fine_tuned"] = self.metrics_of(small, "test")
         final, plan = small, self.final_plan(small, plan)
         if self.quantizes and part_formats(plan):
@@ -74,7 +81,9 @@ class Shrinking(Labelling):
             }
             plain = replace(plan, layer_formats=ranks, activation_bits=None)
             save_artifact(self.run_dir.path / "unquantized", small, plain, self.example)
-            final = round_floats_(self.quantize(small, plan), self.config.export.float_bits)
+            final = self.quantize(small, plan)
+        if final is not small or self.config.export.float_bits < 32:
+            round_floats_(final, self.config.export.float_bits)
             stages["quantized"] = self.metrics_of(final, "test")
         realised["final"] = evaluate(final, self.task, label)[1] - dense_loss
         # A new artifact has no exported files: that stage is no longer done.
@@ -286,6 +295,22 @@ class Shrinking(Labelling):
             if met.get(name, 0.0) > bound:
                 came = cost_words(met[name])
                 self.warnings.append(f"The budget of {cost_words(bound)} {name} is exceeded: it came to {came}.")
+
+    def warn_of_harm(self, before: Mapping[str, float], after: Mapping[str, float]) -> None:
+        """Say that fine-tuning did harm, if metric and loss are both worse by a tenth: one alone may be chance.
+
+        Args:
+            before, after: `metric` and `loss` on validation data, of the repaired and of the fine-tuned network.
+        """
+        signs = {"metric": 1 if self.task.higher_is_better else -1, "loss": -1}
+        if all(sign * (before[key] - after[key]) > _HARM * abs(before[key]) for key, sign in signs.items()):
+            was, is_now = format_metric(before["metric"]), format_metric(after["metric"])
+            lower = "finetune.lr or penalty.strength" if self.penalties("finetune") else "finetune.lr"
+            more = ", or keep more weights" if self.sparsifies else ""
+            self.warnings.append(
+                f"Fine-tuning did harm: {metric_words(self.task.metric_name)} on validation data was {was} "
+                f"after the repair and is {is_now} now; lower {lower}{more}."
+            )
 
     def _tell(
         self, plan: CompressionPlan, small: fx.GraphModule, stored_bytes: int, stages: dict[str, Any],

@@ -9,6 +9,7 @@ from compress.data_free import synthesize_batches
 from compress.errors import CompressError, DataError, PlanError
 from compress.fake_quantization import quantized_weights
 from compress.folding import fold_batch_norm
+from compress.formatted_weight import formatted_weights
 from compress.graph import trace
 from compress.layer_moments import collect_layer_moments
 from compress.plan import CompressionPlan, LayerFormat
@@ -80,11 +81,21 @@ def trained_digits():
     return trace(model, batches[0][0]).module, batches, [(x,) for x, _ in tests]
 
 
-def prepared_of(module, batches, bits, activation_bits=None):
+def prepared_of(module, batches, bits, activation_bits=None, density=1.0):
     names = [name.removesuffix(".weight") for name in collect_layer_moments(module, batches[:1])]
-    formats = {name: LayerFormat(bits) for name in names}
+    formats = {name: LayerFormat(bits, density=density) for name in names}
     plan = CompressionPlan(layer_formats=formats, activation_bits=activation_bits)
     return prepare_quantized(module, plan, batches, MseQuantizer())
+
+
+def masked_by_magnitude(module, layers):
+    """A copy, batch norms folded, whose layers of these names keep half of their weights."""
+    masked = fold_batch_norm(module)
+    with torch.no_grad():
+        for name in layers:
+            weight = masked.get_parameter(f"{name}.weight")
+            weight *= weight.abs() > weight.abs().median()
+    return masked
 
 
 def output_loss(module, dense, batches):
@@ -225,6 +236,49 @@ class TestRounding:
         assert torch.equal(one.get_parameter("conv1.weight"), other.get_parameter("conv1.weight"))
         assert not torch.equal(one.get_parameter("fc2.weight"), other.get_parameter("fc2.weight"))
 
+    @pytest.mark.parametrize("activation_bits", [None, 8])
+    @pytest.mark.parametrize("rounding", ROUNDINGS[1:], ids=lambda r: r.name)
+    def test_masked_layers_are_rounded_and_keep_their_zeros(self, trained, rounding, activation_bits):
+        module, batches, others = trained
+        masked = masked_by_magnitude(module, ("conv1", "conv2", "conv3", "fc1", "fc2"))
+        nearest, better = (prepared_of(masked, batches, 4, activation_bits, density=0.5) for _ in range(2))
+        (entry,) = [entry for entry in formatted_weights(better) if entry.parameter == "conv2.weight"]
+        with torch.no_grad():  # what the mask hides takes no part
+            better.get_parameter("conv2.weight").masked_fill_(~entry.module.kept, 5.0)
+        found = round_weights_(better, rounding, batches)
+        assert [layer.layer for layer in found] == ["conv1", "conv2", "conv3", "fc1", "fc2"]
+        assert all(layer.error < layer.error_nearest for layer in found)
+        for entry in formatted_weights(better):
+            assert not entry.module.kept.all()
+            assert (better.get_parameter(entry.parameter)[~entry.module.kept] == 0).all()
+        assert output_loss(better, masked, others) < 0.8 * output_loss(nearest, masked, others)
+
+    def test_later_layers_see_what_rounded_layers_give_through_masks(self, trained):
+        module, batches, _ = trained
+        masked = masked_by_magnitude(module, ("conv1", "fc2"))
+        one, two, other = (prepared_of(masked, batches, 3, density=0.5) for _ in range(3))
+        round_weights_(one, GptqRounding(), batches)
+        round_weights_(two, GptqRounding(), moments=collect_layer_moments(one, batches))
+        assert torch.equal(one.get_parameter("fc2.weight"), two.get_parameter("fc2.weight"))
+        round_weights_(other, GptqRounding(), moments=collect_layer_moments(other, batches))
+        assert torch.equal(one.get_parameter("conv1.weight"), other.get_parameter("conv1.weight"))
+        assert not torch.equal(one.get_parameter("fc2.weight"), other.get_parameter("fc2.weight"))
+
+    def test_one_mask_of_several_readers_is_no_weight_of_its_own(self):
+        class Twice(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.fc, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+            def forward(self, x):
+                return self.last(self.fc(torch.relu(self.fc(x))))
+
+        x = inputs(0, 20, 4)
+        masked = masked_by_magnitude(trace(Twice().eval(), x).module, ("fc", "last"))
+        formats = {name: LayerFormat(4, density=0.5) for name in ("fc", "last")}
+        prepared = prepare_quantized(masked, CompressionPlan(layer_formats=formats), [(x,)], MseQuantizer())
+        assert [layer.layer for layer in round_weights_(prepared, GptqRounding(), [(x,)])] == ["last"]
+
     def test_says_what_it_lacks(self, mixed):
         batches = [(inputs(1, 6, 4, 7, 7),)]
         with pytest.raises(PlanError, match="no fake-quantised weight"):
@@ -304,5 +358,8 @@ class TestPruning:
             prune_weights_(mixed, {"a": 0.5}, batches, method="magic")
         with pytest.raises(CompressError, match="must be 'sweep'"):
             prune_weights_(prepared_of(mixed, batches, 4), {"a": 0.5}, batches, method="solve")
+        masked = prepared_of(masked_by_magnitude(mixed, ("a", "deep")), batches, 4, density=0.5)
+        with pytest.raises(PlanError, match="no mask"):
+            prune_weights_(masked, {"a": 0.5}, batches)
         with pytest.raises(CompressError, match="What is kept"):
             prune_weights_(mixed, {"a": 2.0}, batches)

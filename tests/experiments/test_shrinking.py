@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from compress.artifact import load_artifact, save_artifact
 from compress.factor_formats import factorize_plan
+from compress.files import read_json
 from compress.formatted_weight import bake_formats, formatted_weights
 from compress.graph import trace
 from compress.layer_choice import LayerChoice
@@ -179,3 +180,50 @@ def test_a_plan_that_leaves_all_in_float_is_not_rounded(trained, experiment, cap
     assert "The plan leaves every layer in float: rounding has no effect." in caplog.text
     assert run.run_dir.file("rounding.json").read_text().strip() == "[]"
     torch.testing.assert_close(low(*run.example), small(*run.example))
+
+
+@pytest.mark.parametrize(("bits", "distance"), [(8, 2**-3), (32, 0.0)])
+def test_floats_are_rounded_where_nothing_is_quantised(bits, distance, experiment):
+    run = experiment("quantize.enabled=false", "finetune.epochs=0", f"export.float_bits={bits}")
+    CompressionPlan().save(run.run_dir.file("plan.json"))
+    run.compress()
+    stages = read_json(run.run_dir.path / "result.json")["stages"]
+    final = load_artifact(run.run_dir.path / "artifact", run.structure)
+    last = stages["quantized" if bits < 32 else "fine_tuned"]
+    assert last == run.metrics_of(final, "test")
+    assert (last["loss"] != stages["recovered"]["loss"]) == (bits < 32) == ("quantized" in stages)
+    for name in ("conv1.weight", "fc1.bias"):
+        exact, value = run.structure.traced.module.get_parameter(name), final.get_parameter(name)
+        assert ((value - exact).abs() <= distance * exact.abs()).all(), name
+        assert value.equal(exact) == (bits == 32), name
+
+
+@pytest.mark.parametrize(("lr", "harmed"), [("1e-4", False), ("5", True)])
+def test_training_that_harms_what_was_repaired_is_told(lr, harmed, experiment):
+    run = experiment("quantize.enabled=false", f"finetune.lr={lr}", "finetune.select=last")
+    run.train_dense()
+    CompressionPlan().save(run.run_dir.file("plan.json"))
+    run.compress()
+    told = [text for text in run.warnings if text.startswith("Fine-tuning did harm: accuracy (%) on validation data")]
+    assert len(told) == harmed
+    assert all(text.endswith("; lower finetune.lr.") for text in told)
+
+
+@pytest.mark.parametrize(
+    ("higher", "before", "after", "harmed"),
+    [
+        (True, (81.0, 0.60), (9.75, 2.30), True),
+        (True, (81.0, 0.60), (76.0, 0.70), False),  # a few examples
+        (True, (81.0, 0.60), (82.0, 0.90), False),  # surer of its errors
+        (True, (9.75, 2.30), (81.0, 0.60), False),
+        (False, (0.50, 0.25), (0.90, 0.81), True),
+        (False, (0.90, 0.81), (0.50, 0.25), False),
+        (True, (-1.0, 3.0), (-2.0, 4.0), True),
+    ],
+)
+def test_harm_is_a_worse_metric_and_a_worse_loss(higher, before, after, harmed, experiment, monkeypatch):
+    run = experiment("penalty=l0", "sparsify.density=0.5")
+    monkeypatch.setattr(run.task, "higher_is_better", higher)
+    run.warn_of_harm(*(dict(zip(("metric", "loss"), values, strict=True)) for values in (before, after)))
+    assert len(run.warnings) == harmed
+    assert all(text.endswith("lower finetune.lr or penalty.strength, or keep more weights.") for text in run.warnings)
