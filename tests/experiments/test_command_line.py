@@ -12,6 +12,7 @@ import types
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from experiments import run as command
 from experiments.manifest import typed_command
@@ -144,6 +145,27 @@ def test_the_same_command_resumes(call):
     assert read_manifest("out")["sessions"] == 2
 
 
+@pytest.mark.parametrize("refused", ["wrong", "in use"])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_refused_command_leaves_a_finished_run_as_it_was(call, refused, own):
+    def files():
+        return {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+
+    assert call("hydra.run.dir=out", "seed=3")[0] == 0
+    before = files()
+    assert {Path(f"out/.hydra/{name}.yaml") for name in ("config", "hydra", "overrides")} <= before.keys()
+    # From the configuration in the folder itself too.
+    arguments = ["-cp", "out/.hydra", "-cn", "config"] if own else []
+    if refused == "wrong":
+        status, err = call(*arguments, "hydra.run.dir=out", "budget.macs=0", "seed=7", experiment=not own)
+        assert (status, "budget.macs must be" in err) == (2, True)
+    else:
+        with FileLock("out/.lock"):
+            status, err = call(*arguments, "hydra.run.dir=out", "budget.macs=0.9", "seed=7", experiment=not own)
+        assert (status, "is in use by another process" in err) == (1, True)
+    assert files() == before
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -204,7 +226,7 @@ def test_a_number_that_a_stage_left_out_is_no_objective(call):
         # Python wraps what the log file's handler met; a full disk has no file name.
         ("logging.FileHandler._open", OSError(errno.EROFS, "Read-only file system", "out/run.log"),
          "Cannot write into the run folder out/run.log: Read-only file system."),
-        ("hydra.core.utils._save_config", OSError(errno.ENOSPC, "No space left on device"),
+        ("hydra.core.utils.configure_log", OSError(errno.ENOSPC, "No space left on device"),
          "Cannot write into the run folder: No space left on device."),
     ],
 )  # fmt: skip
