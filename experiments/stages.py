@@ -32,6 +32,7 @@ from experiments.figures import FIGURES
 from experiments.front import solve_front
 from experiments.front_table import FRONT_FILE, FrontRow
 from experiments.labelling import LAYER_ROWS
+from experiments.latencies import LATENCIES
 from experiments.placement import PlacedBatches, placed
 from experiments.plan_prediction import predict_recovered
 from experiments.progress import progress
@@ -114,6 +115,7 @@ class Experiment(Teaching):
             settings=settings("data", "measure", "oracles", "quantizer"),
             scratch=[LAYER_ROWS],
         )
+        timed = [LATENCIES] if self.config.budget.latency_ms is not None else []
         joint = [JOINT_FILE] if self.config.quantize.joint_plans else []
         stage(
             "joint",
@@ -130,7 +132,7 @@ class Experiment(Teaching):
             stage(
                 "labels",
                 self.learn,
-                inputs=[*dense, "features.npz", *(["layer_labels.npz"] if active else [])],
+                inputs=[*dense, "features.npz", *(["layer_labels.npz", *timed] if active else [])],
                 outputs=learned,
                 settings=settings(
                     "data",
@@ -148,7 +150,7 @@ class Experiment(Teaching):
         stage(
             "compare",
             self.compare,
-            inputs=[*dense, *labels, "layer_labels.npz", *joint],
+            inputs=[*dense, *labels, "layer_labels.npz", *joint, *timed],
             outputs=["comparison.csv", "choice.json", "plan.json"],
             settings=self.compare_settings(),
             scratch=["comparison"],
@@ -168,7 +170,7 @@ class Experiment(Teaching):
             stage(
                 "front",
                 self.front,
-                inputs=[*dense, "labels.npz", "layer_labels.npz", "plan.json"],
+                inputs=[*dense, "labels.npz", "layer_labels.npz", "plan.json", *timed],
                 outputs=[FRONT_FILE],
                 settings=ways | settings("data", "measure", "oracles", "quantizer", "budget", "constraints",
                                          "allocator", "quantize", "front"),

@@ -11,6 +11,9 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from autolabel.conformal import CalibrationWarning
+from compress.latency_table import LatencyTable
+from compress.layer_choice import LayerChoice
+from experiments import latencies
 from experiments.compared_methods import methods_of
 from experiments.components import build_components
 from experiments.config import ConfigError, load_config
@@ -272,6 +275,40 @@ def test_data_without_statistics_to_make_it_from_is_refused_before_any_training(
     with pytest.raises(ConfigError, match=r"recovery\.data_free: The model has no batch norm with stored statistics"):
         Experiment(config, RunDir(tmp_path), NullTracker(RunInfo("test", tmp_path))).run()
     assert not (tmp_path / "dense").exists()
+
+
+def test_layers_are_timed_anew_for_another_network_format_or_runtime(tmp_path, monkeypatch):
+    measured = []
+
+    def clock(structure, choices, *, threads, **settings):
+        measured.append(threads)
+        times = {layer.name: float(len(measured)) for layer in structure.traced.layers()}
+        every = {choice.name: times for choice in (LayerChoice(), *choices)}
+        return LatencyTable(every, every, {"threads": threads})
+
+    def own(*overrides):
+        config, _ = configured("budget.latency_ms=0.9", "budget.weight_bytes=null", *overrides)
+        experiment = Experiment(config, RunDir(tmp_path), NullTracker(RunInfo("test", tmp_path)))
+        found = []
+        monkeypatch.setattr(experiment, "_run_stage", lambda name, work, **files: found.extend(
+            [name] * ("latencies.json" in files.get("inputs", []))))  # fmt: skip
+        for work in ("load_dense", "renew_manifest"):
+            monkeypatch.setattr(experiment, work, lambda: None)
+        experiment.run()
+        assert found == ["compare"]
+        return float(experiment.costs.latency_ms["8bit"].max())
+
+    monkeypatch.setattr(latencies, "measure_latencies", clock)
+    assert [own(), own()] == [1, 1]
+    assert own("model.widths=[8,16,16]") == own("model.widths=[8,16,16]") == 2
+    assert own("runtime.threads=2") == 3
+    assert measured == [1, 1, 2]
+    assert own("quantize.bits=[8,5,3]", "runtime.threads=2") == 4
+    assert own("quantize.scheme=affine", "quantize.bits=[8,5,3]", "runtime.threads=2") == 5
+    for text in ("{", (tmp_path / "latencies.json").read_text().replace("measured_for", "told")):
+        (tmp_path / "latencies.json").write_text(text)
+        last = own()
+    assert (last, own()) == (7, 7)
 
 
 def test_every_part_of_the_configuration_belongs_to_a_stage(tmp_path, monkeypatch):
