@@ -232,6 +232,7 @@ class Experiment(Teaching):
 
         def work_and_tell() -> None:
             self.warnings.clear()
+            self.tracker.begin_stage(name, self.run_dir.stage_key(name))
             with collected_warnings(self.warnings):
                 work()
             path.parent.mkdir(exist_ok=True)

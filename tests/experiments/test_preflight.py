@@ -1,5 +1,6 @@
 """What is refused in the first second, and what a comparison compares."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -19,10 +20,12 @@ from experiments.components import build_components
 from experiments.config import ConfigError, load_config
 from experiments.preflight import check_settings
 from experiments.run_dir import RunDir
+from experiments.run_files import read_run
 from experiments.settings import CompareSettings, Config
 from experiments.stage_settings import stage_settings
 from experiments.stages import Experiment
 from experiments.tracker import RunInfo
+from experiments.trackers.jsonl import JSONLTracker
 from experiments.trackers.null import NullTracker
 from experiments.warning_log import collected_warnings
 
@@ -323,6 +326,34 @@ def test_every_part_of_the_configuration_belongs_to_a_stage(tmp_path, monkeypatc
     # What says how a run is told, not what it does; and the job, whose stages these are.
     free = {"job", "name", "traceback", "objective", "tracker"}
     assert seen == {field.name for field in dataclasses.fields(Config)} - free
+
+
+def test_the_curves_of_a_run_are_those_of_one_configuration(tmp_path):
+    def curves(epochs, *losses, stop=False):
+        config, _ = configured()
+
+        def work():
+            for name, step, loss in losses:
+                experiment.log_as(name)({"loss": loss}, step)
+            if stop:
+                raise KeyboardInterrupt
+            (tmp_path / "result.json").write_text("{}")
+
+        with contextlib.suppress(KeyboardInterrupt), RunDir(tmp_path) as run_dir:
+            experiment = Experiment(config, run_dir, JSONLTracker(RunInfo("test", tmp_path)))
+            experiment._told = []
+            experiment._run_stage("dense", lambda: experiment.log_as("train")({"loss": 9.0}, 0), outputs=[])
+            experiment._run_stage("compress", work, outputs=["result.json"], settings={"epochs": epochs})
+        experiment.tracker.finish()
+        return dict(read_run(tmp_path).curves)
+
+    dense = {"train/loss": [(0, 9.0)]}
+    curves(2, ("finetune", 0, 3.0), ("finetune", 1, 2.0), stop=True)
+    # It went on from the end of the first epoch.
+    resumed = curves(2, ("finetune", 1, 2.0), ("quantize", 0, 1.0))
+    assert resumed == dense | {"finetune/loss": [(0, 3.0), (1, 2.0)], "quantize/loss": [(0, 1.0)]}
+    assert curves(2) == resumed
+    assert curves(1, ("finetune", 0, 4.0)) == dense | {"finetune/loss": [(0, 4.0)]}
 
 
 def test_settings_that_came_later_say_nothing_until_they_are_set(tmp_path):
