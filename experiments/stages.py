@@ -37,7 +37,7 @@ from experiments.placement import PlacedBatches, placed
 from experiments.plan_prediction import predict_recovered
 from experiments.progress import progress
 from experiments.raw_table import write_raw
-from experiments.report import write_report
+from experiments.report import REPORT_HTML, REPORT_JSON, write_report
 from experiments.run_dir import RunDir
 from experiments.run_files import JOINT_FILE
 from experiments.settings import Config
@@ -50,6 +50,8 @@ from experiments.warning_log import collected_warnings
 log = logging.getLogger(__name__)
 # What differs between two runs of one configuration without meaning anything.
 VOLATILE = ("name", "command", "commit", "versions", "machine")
+# What later stages and the report say of the artifact.
+TOLD_OF_ARTIFACT = ("packed.json", "export.json", "warnings.json", REPORT_JSON, REPORT_HTML, FIGURES)
 
 
 def run_experiment(config: Config, run_dir: RunDir, tracker: Tracker) -> dict[str, Any]:
@@ -186,29 +188,13 @@ class Experiment(Teaching):
             self.compress,
             inputs=[*dense, "plan.json"],
             # Not the whole folder: later stages add files to it, and their names to its manifest.
-            outputs=[
-                "artifact/model.safetensors",
-                "artifact/plan.json",
-                "unquantized/*",
-                SAVED_MANIFEST,
-                "result.json",
-            ],
-            settings=settings(
-                "data",
-                "measure",
-                "recovery",
-                "finetune",
-                "quantize",
-                "quantizer",
-                "sparsify",
-                "penalized",
-                "labeler",
-                "export",
-                "student",
-                *OPTIONAL,
-            ),
+            outputs=["artifact/model.safetensors", "artifact/plan.json", "unquantized/*", SAVED_MANIFEST,
+                     "result.json"],
+            settings=settings("data", "measure", "recovery", "finetune", "quantize", "quantizer", "sparsify",
+                              "penalized", "labeler", "export", "student", *OPTIONAL),
             scratch=["checkpoint", "artifact", "unquantized"],
-        )
+            told=TOLD_OF_ARTIFACT,
+        )  # fmt: skip
         self.renew_manifest()
         stage(
             "pack",
