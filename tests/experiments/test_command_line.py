@@ -289,6 +289,14 @@ def test_a_multirun_leaves_a_table_and_a_figure(call):
     assert Path("sweep/budget.macs=0.5,labeler=gbdt,seed=0/manifest.json").exists()
 
 
+def test_runs_that_differ_in_what_names_leave_out_have_folders_of_their_own(call):
+    status, _ = call("-m", "hydra.sweep.dir=sweep", "tracker=null,jsonl", "seed=1")
+    assert status == 0
+    assert {path.parent.name for path in Path("sweep").glob("*/manifest.json")} == {
+        "seed=1,tracker=_null_", "seed=1,tracker=jsonl",
+    }  # fmt: skip
+
+
 def test_a_multirun_keeps_the_good_runs_when_one_fails(call):
     status, err = call("-m", "hydra.sweep.dir=sweep", "budget.macs=0.1,0.5")
     assert status == 2
