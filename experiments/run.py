@@ -200,6 +200,10 @@ def _own_error_report() -> Iterator[None]:
 def _check_arguments(arguments: list[str]) -> None:
     if any(argument.startswith("--experimental-rerun") for argument in arguments):
         raise RunFailed("--experimental-rerun unpickles a file. Use -cp RUN/.hydra -cn config instead.", WRONG_CONFIG)
+    for argument in arguments:
+        # As from a variable of the shell that is not set: the files of the run would be strewn over the current folder.
+        if empty := re.fullmatch(r"\+{0,2}(hydra\.(?:run|sweep)\.dir)=(?:''|\"\")?", argument.strip()):
+            raise RunFailed(f"{empty[1]} is empty. Give a folder, or leave {empty[1]}= out.", WRONG_CONFIG)
 
 
 def _absolute_config_path(arguments: list[str]) -> list[str]:

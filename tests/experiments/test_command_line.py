@@ -240,6 +240,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(call, monkeypatch, place, e
     assert err == f"{message} Free space, or choose another folder with hydra.run.dir=PATH.\n"
 
 
+@pytest.mark.parametrize("argument", ["hydra.run.dir=", "hydra.run.dir=''", "hydra.sweep.dir="])
+def test_no_folder_is_not_the_current_one(call, argument):
+    status, err = call(*["-m"] * ("sweep" in argument), argument, "seed=3")
+    key = argument.split("=")[0]
+    assert (status, err) == (2, f"{key} is empty. Give a folder, or leave {key}= out.\n")
+    assert not list(Path().iterdir())
+
+
 def test_a_wrong_component_is_refused_before_anything_is_written(call):
     assert call("hydra.run.dir=out", "labeler.rounds=0")[0] == 2
     assert not Path("out/manifest.json").exists()
