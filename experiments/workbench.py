@@ -23,7 +23,7 @@ from compress.costs import CostTable
 from compress.counting import unit_costs
 from compress.data_free import check_inputs_can_be_made, synthesize_batches
 from compress.distiller import Distiller
-from compress.errors import CompressError, PlanError
+from compress.errors import BudgetError, CompressError, PlanError
 from compress.factor_formats import factorize_plan
 from compress.finetuning import finetune_
 from compress.graph import check_finite
@@ -200,15 +200,15 @@ class Workbench:
             raise ConfigError(f"distillation: {error}") from None
 
     def refuse_impossible_budget(self) -> None:
-        choices = ["removed", *(self.parts.oracles["layer_choice"].choices if self.quantizes else ())]
-        check_budget(
-            self.structure.units,
-            self.costs,
-            self.parts.budget,
-            self.parts.constraints,
-            choices,
-            always_quantize=self.quantizes,
-        )
+        """Raises BudgetError for a budget that no plan meets, ConfigError for constraints on what is not there."""
+        parts, units, costs = self.parts, self.structure.units, self.costs
+        choices = ["removed", *(parts.oracles["layer_choice"].choices if self.quantizes else ())]
+        try:
+            check_budget(units, costs, parts.budget, parts.constraints, choices, always_quantize=self.quantizes)
+        except BudgetError:
+            raise
+        except CompressError as error:
+            raise ConfigError(str(error)) from None
 
     @property
     def quantizes(self) -> bool:

@@ -797,7 +797,9 @@ def refuse(tmp_path, monkeypatch, capsys):
         ("budget.macs=0.001", 2, "budget.macs cannot be met: 0.001 allows 1,822 of 1,821,952"),
         ("labelr=ridge", 2, "Unknown configuration key 'labelr'. Did you mean 'labeler'?"),
         ("sparsify.skip=[conv9]", 2, "sparsify.skip: 'conv9' names no layer of this model"),
-        ("constraints.pinned=[conv9]", 1, "names 'conv9', which this model does not have"),
+        ("constraints.pinned=[conv9]", 2, "constraints.pinned names 'conv9', which this model does not have"),
+        ("constraints.max_bits_only=[convv1]", 2, "constraints.max_bits_only names 'convv1', which this model"),
+        ("+constraints.floors={conv9: 0.5}", 2, "constraints.floors names 'conv9', which this model does not have"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_before_any_work(refuse, argument, status, message):
