@@ -115,7 +115,7 @@ def open_menu(
         CompressError: for units, scores and costs that do not belong together, a pinned name that does not exist, a
             setting out of range or a choice that allocators do not know.
     """
-    _check_settings(constraints)
+    check_constraints(constraints)
     columns = _columns(units, costs)
     table = _score_table(units, scores)
     pinned = pinned_units(units, costs, constraints.pinned)
@@ -143,16 +143,17 @@ def offered_choices(names: Iterable[str]) -> dict[str, LayerChoice]:
     return found
 
 
-def _check_settings(constraints: Constraints) -> None:
+def check_constraints(constraints: Constraints) -> None:
+    """Raises CompressError for values that fit no model, whatever its names."""
     round_to = constraints.round_to
     if not isinstance(constraints.floors, Mapping):
         raise CompressError(
             f"The 'floors' parameter of Constraints must map names of groups to numbers. Got {constraints.floors!r}."
         )
-    floors = {f"'floors' parameter at {name!r}": floor for name, floor in constraints.floors.items()}
-    for told, floor in {"'floor' parameter": constraints.floor, **floors}.items():
+    floors = {f"'floors' parameter of Constraints at {name!r}": floor for name, floor in constraints.floors.items()}
+    for told, floor in {"'floor' parameter of Constraints": constraints.floor, **floors}.items():
         if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor <= 1:
-            raise CompressError(f"The {told} of Constraints must be a float in [0, 1]. Got {floor!r}.")
+            raise CompressError(f"The {told} must be a float in [0, 1]. Got {floor!r}.")
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise CompressError(f"The 'round_to' parameter of Constraints must be an int of at least 1. Got {round_to!r}.")
     for name in ("pinned", "max_bits_only"):

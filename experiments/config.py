@@ -40,8 +40,8 @@ def load_config(node: DictConfig) -> Config:
     Works for a composed configuration and for the `config.yaml` of a run folder, which knows no schema.
 
     Raises:
-        ConfigError: for an unknown key (also one added with `+`), a missing value, a value of the wrong type, or a seed
-            that is none.
+        ConfigError: for an unknown key (also one added with `+`), a missing value, a value of the wrong type, a seed
+            that is none, or no threads.
     """
     schema = OmegaConf.structured(Config)
     _refuse_unknown_keys(node, schema, "")
@@ -59,6 +59,8 @@ def load_config(node: DictConfig) -> Config:
     for name, seed in [("seed", config.seed), *(("seeds", seed) for seed in config.seeds)]:
         if not 0 <= seed < SEEDS:
             raise ConfigError(f"{name} must be from 0 to {SEEDS - 1}. Got {seed}.")
+    if config.threads < 1:
+        raise ConfigError(f"threads must be at least 1. Got {config.threads}.")
     return config
 
 

@@ -28,6 +28,7 @@ from compress.runtimes.onnxruntime import OnnxRuntime, measure_latency, run_onnx
 from compress.task import Task
 from experiments.config import build, config_of
 from experiments.data import make_batches
+from experiments.exporting import timing_inputs
 from experiments.manifest import hash_file
 from experiments.packed_evaluation import SCORING_BATCH, evaluate_file, score_packed, told_sizes
 from experiments.run_dir import read_manifest
@@ -98,8 +99,9 @@ def evaluate_run(folder: str | Path, repeats: int = 100, limit: int | None = Non
     reported = _reported_metrics(folder) if limit is None else {}
     runtime = build(config.runtime, "runtime", within="compress.runtimes")
     metrics = [score_file(path, task, batches) for path in paths]
-    inputs = tuple(task.inputs(batches[0]))
-    rows, machine = _latencies(paths, inputs, config.export.latency_batches if paths else (), repeats, runtime)
+    sizes = config.export.latency_batches if paths else ()
+    inputs = timing_inputs(data.test if limit is None else data.test.take(limit), task, sizes)
+    rows, machine = _latencies(paths, inputs, sizes, repeats, runtime)
     files = []
     for path, metric, times in zip(paths, metrics, rows, strict=True):
         name, size = path.relative_to(folder).as_posix(), path.stat().st_size
@@ -209,8 +211,9 @@ def _latencies(
 
 def _table(result: Mapping[str, Any]) -> Table:
     threads = "1 thread" if result.get("threads", 1) == 1 else f"{result['threads']} threads"
-    runtime = f"; {result['runtime']}, {threads}, {result['cpu']}" if result["files"] else ", decoded and run by torch"
-    caption = f"{result['examples']} test examples{runtime}"
+    # Without a latency nothing is told of the machine.
+    machine = f"; {result['runtime']}, {threads}, {result['cpu']}" if "runtime" in result else ""
+    caption = f"{result['examples']} test examples{machine if result['files'] else ', decoded and run by torch'}"
     table = Table(title=f"Run {result['run']}", caption=caption)
     table.add_column("file", overflow="fold")
     for column in (result["metric_name"], "bytes", *(result["files"][0]["latency_ms"] if result["files"] else ())):

@@ -1,5 +1,6 @@
 """The files that leave: written, compared with their simulation, scored and timed by the runtime itself."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from compress.artifact_files import register_file
 from compress.errors import ArtifactError
 from compress.fake_quantization import quantized_weights
 from compress.runtimes.onnxruntime import OnnxRuntime, check_export, measure_latency
+from compress.task import Task
+from experiments.data.splits import Part
 
 if TYPE_CHECKING:
     from experiments.workbench import Workbench
@@ -51,12 +54,20 @@ def export_run(experiment: "Workbench", final: fx.GraphModule, unquantized: fx.G
             register_file(folder / "artifact", path.name)
     good = [path for (path, *_), row in zip(wanted, files, strict=True) if row["ok"]]
     latency = []
+    timed = timing_inputs(experiment.data.test, experiment.task, settings.latency_batches)
     for batch in settings.latency_batches:
-        if real[0].shape[0] < batch:
-            warnings.append(f"Latency at batch {batch} was not taken: at most {real[0].shape[0]} examples are at hand.")
+        if len(timed[0]) < batch:
+            warnings.append(f"Latency at batch {batch} was not taken: at most {len(timed[0])} examples are at hand.")
         else:
-            latency += _time(folder, good, real, batch, settings.latency_repeats, experiment.parts.runtime)
+            latency += _time(folder, good, timed, batch, settings.latency_repeats, experiment.parts.runtime)
     return {"files": files[1:], "dense_file": files[0], "latency": latency, "warnings": warnings}
+
+
+def timing_inputs(part: Part, task: Task, latency_batches: Sequence[int]) -> tuple[Any, ...]:
+    """Inputs to take latencies on: enough for the largest batch, where the part has so many examples."""
+    # A scoring batch at least: texts are padded to the longest beside them.
+    size = max([_SCORING_BATCH, *latency_batches])
+    return tuple(task.inputs(part.batch(part.ordered()[:size])))
 
 
 def _check(

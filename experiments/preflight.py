@@ -9,6 +9,7 @@ from autolabel.sampling import STRATEGIES
 from compress.budget import Budget
 from compress.errors import CompressError
 from compress.masking import SCOPES
+from compress.menu import check_constraints
 from compress.normalization import NORMALIZATIONS
 from compress.number_format import NumberFormat
 from compress.plan import ACTIVATION_RANGES, GRANULARITIES, SCHEME_BITS
@@ -38,6 +39,10 @@ def check_settings(config: Config, parts: Components) -> None:
         ConfigError: naming the key, what it must be, and what it is.
     """
     methods_of(config, parts)
+    try:
+        check_constraints(parts.constraints)
+    except CompressError as error:
+        raise ConfigError(str(error)) from None
     measure, recovery, quantize, export = config.measure, config.recovery, config.quantize, config.export
     _require("device", is_available(config.device), "a torch device that is here, such as 'cpu'", config.device)
     missing = [name for name in ORACLES if name not in parts.oracles]
@@ -77,6 +82,9 @@ def check_settings(config: Config, parts: Components) -> None:
     _at_least("compare.finetune_epochs", config.compare.finetune_epochs, 0)
     _at_least("compare.trial_steps", config.compare.trial_steps, 0)
     _at_least("quantize.epochs", quantize.epochs, 0)
+    for name in ("bits", "densities"):
+        given = getattr(quantize, name)
+        _require(f"quantize.{name}", bool(given), "a list of one number at least", given)
     _require("quantize.bits", 1 not in quantize.bits, "2 to 8, or 32: one bit is no integer to measure and price "
              "layers with. quantize.scheme=binary stores all layers of few bits in one", quantize.bits)  # fmt: skip
     _one_of("quantize.bits", quantize.bits, (*INTEGER_BITS, 32))

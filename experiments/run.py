@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra.conf import HydraConf
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -39,6 +41,10 @@ FAILED, WRONG_CONFIG, INTERRUPTED = 1, 2, 130
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 log = logging.getLogger(__name__)
+
+# Hydra would write `.hydra/` before it is known whether the run goes on, over that of the run that is there: see
+# `_save_config`. Here and not in conf/, because a run folder's own configuration brings no settings of Hydra's.
+ConfigStore.instance().store(group="hydra", name="config", node=HydraConf(output_subdir=None), provider="hydra")
 
 
 class RunFailed(Exception):  # noqa: N818 - the end of a run, told in one line
@@ -109,7 +115,7 @@ def run(node: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
         "threads": set_threads(config.threads), "device": config.device,
     }  # fmt: skip
     with RunDir(folder, record) as run_dir:
-        _save_resolved(node, run_dir)
+        _save_config(node, run_dir)
         seed_run(config.seed, config.device)
         tracker = open_tracker(config.tracker, info)
         try:
@@ -166,10 +172,15 @@ def _overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-def _save_resolved(node: DictConfig, run_dir: RunDir) -> None:
-    """Replace Hydra's copy by the resolved one: it must mean the same on another day and machine."""
-    text = OmegaConf.to_yaml(node, resolve=True)
-    write_atomic(run_dir.file(".hydra/config.yaml"), lambda file: file.write(text.encode()))
+def _save_config(node: DictConfig, run_dir: RunDir) -> None:
+    """What Hydra knows of the run, in `.hydra/`; the configuration resolved: it must mean the same on another day and
+    machine."""
+    texts = {"config": OmegaConf.to_yaml(node, resolve=True)}
+    if HydraConfig.initialized():
+        texts["hydra"] = OmegaConf.to_yaml(HydraConfig.instance().cfg)
+        texts["overrides"] = OmegaConf.to_yaml(HydraConfig.get().overrides.task)
+    for name, text in texts.items():
+        write_atomic(run_dir.file(f".hydra/{name}.yaml"), lambda file, text=text: file.write(text.encode()))
 
 
 @contextmanager
@@ -189,6 +200,10 @@ def _own_error_report() -> Iterator[None]:
 def _check_arguments(arguments: list[str]) -> None:
     if any(argument.startswith("--experimental-rerun") for argument in arguments):
         raise RunFailed("--experimental-rerun unpickles a file. Use -cp RUN/.hydra -cn config instead.", WRONG_CONFIG)
+    for argument in arguments:
+        # As from a variable of the shell that is not set: the files of the run would be strewn over the current folder.
+        if empty := re.fullmatch(r"\+{0,2}(hydra\.(?:run|sweep)\.dir)=(?:''|\"\")?", argument.strip()):
+            raise RunFailed(f"{empty[1]} is empty. Give a folder, or leave {empty[1]}= out.", WRONG_CONFIG)
 
 
 def _absolute_config_path(arguments: list[str]) -> list[str]:

@@ -126,7 +126,7 @@ class RunDir:
         self._manifest["metrics"] = dict(metrics)
         self._write()
 
-    def delete(self, names: Iterable[str]) -> None:
+    def delete(self, names: Iterable[str | Path]) -> None:
         """Delete files and folders of the run folder that another configuration left, where they are."""
         for name in names:
             _delete(self.path / name)
@@ -140,6 +140,7 @@ class RunDir:
         outputs: Iterable[str | Path],
         settings: Mapping[str, Any] | None = None,
         scratch: Iterable[str | Path] = (),
+        told: Iterable[str | Path] = (),
     ) -> bool:
         """Whether `work()` was called: it is skipped when its outputs are there, whole, and from the same inputs.
 
@@ -155,6 +156,7 @@ class RunDir:
             outputs: files or folders in the run folder that it writes; one with a `*` stands for all that match it.
             settings: the part of the configuration it depends on, plain JSON.
             scratch: files in the run folder that only its own resuming reads.
+            told: files in the run folder that others make and that tell of its outputs: they go when those do.
 
         Raises:
             ArtifactError: if an input is missing, or if `work` left an output unwritten.
@@ -178,8 +180,8 @@ class RunDir:
             self._record_stage(key["inputs"], old["outputs"])
             return False
         # Neither what other inputs gave nor an output that was altered since may be taken for this stage's work.
-        for path in (*outputs, *scratch) if not same else outputs if old.get("status") == "finished" else ():
-            _delete(path)
+        if not same or old.get("status") == "finished":
+            self.delete([*outputs, *told, *(() if same else scratch)])
         write_json(marker, {**key, "status": "running"})
         log.info("stage %s: %s", name, "resumed" if same and old.get("status") == "running" else "started")
         start = time.monotonic()

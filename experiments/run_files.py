@@ -188,12 +188,18 @@ def _parse(text: str | None) -> float | None:
 
 
 def _read_curves(path: Path) -> Mapping[str, list[tuple[int, float]]]:
-    """Later lines of the same step count, as a resumed run repeats steps."""
-    curves: dict[str, dict[int, float]] = {}
+    """Later lines of the same step count, as a resumed run repeats steps; none of a stage that was done anew since."""
+    curves: dict[str, dict[str, dict[int, float]]] = {}
+    stage, keys = "", {}
     for record in read_records(path):
+        if record.get("kind") == "stage":
+            stage = str(record.get("name"))
+            if keys.get(stage) != record.get("key"):
+                curves[stage] = {}
+            keys[stage] = record.get("key")
         if record.get("kind", "metrics") != "metrics" or not isinstance(record.get("step"), int):
             continue
         for name, value in record.get("values", record).items():
             if number(value) is not None and name not in ("step", "time"):
-                curves.setdefault(name, {})[record["step"]] = float(value)
-    return {name: sorted(points.items()) for name, points in curves.items()}
+                curves.setdefault(stage, {}).setdefault(name, {})[record["step"]] = float(value)
+    return {name: sorted(points.items()) for of_stage in curves.values() for name, points in of_stage.items()}

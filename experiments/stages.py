@@ -32,11 +32,12 @@ from experiments.figures import FIGURES
 from experiments.front import solve_front
 from experiments.front_table import FRONT_FILE, FrontRow
 from experiments.labelling import LAYER_ROWS
+from experiments.latencies import LATENCIES
 from experiments.placement import PlacedBatches, placed
 from experiments.plan_prediction import predict_recovered
 from experiments.progress import progress
 from experiments.raw_table import write_raw
-from experiments.report import write_report
+from experiments.report import REPORT_HTML, REPORT_JSON, write_report
 from experiments.run_dir import RunDir
 from experiments.run_files import JOINT_FILE
 from experiments.settings import Config
@@ -49,6 +50,8 @@ from experiments.warning_log import collected_warnings
 log = logging.getLogger(__name__)
 # What differs between two runs of one configuration without meaning anything.
 VOLATILE = ("name", "command", "commit", "versions", "machine")
+# What later stages and the report say of the artifact.
+TOLD_OF_ARTIFACT = ("packed.json", "export.json", "warnings.json", REPORT_JSON, REPORT_HTML, FIGURES)
 
 
 def run_experiment(config: Config, run_dir: RunDir, tracker: Tracker) -> dict[str, Any]:
@@ -114,6 +117,7 @@ class Experiment(Teaching):
             settings=settings("data", "measure", "oracles", "quantizer"),
             scratch=[LAYER_ROWS],
         )
+        timed = [LATENCIES] if self.config.budget.latency_ms is not None else []
         joint = [JOINT_FILE] if self.config.quantize.joint_plans else []
         stage(
             "joint",
@@ -130,7 +134,7 @@ class Experiment(Teaching):
             stage(
                 "labels",
                 self.learn,
-                inputs=[*dense, "features.npz", *(["layer_labels.npz"] if active else [])],
+                inputs=[*dense, "features.npz", *(["layer_labels.npz", *timed] if active else [])],
                 outputs=learned,
                 settings=settings(
                     "data",
@@ -148,7 +152,7 @@ class Experiment(Teaching):
         stage(
             "compare",
             self.compare,
-            inputs=[*dense, *labels, "layer_labels.npz", *joint],
+            inputs=[*dense, *labels, "layer_labels.npz", *joint, *timed],
             outputs=["comparison.csv", "choice.json", "plan.json"],
             settings=self.compare_settings(),
             scratch=["comparison"],
@@ -168,7 +172,7 @@ class Experiment(Teaching):
             stage(
                 "front",
                 self.front,
-                inputs=[*dense, "labels.npz", "layer_labels.npz", "plan.json"],
+                inputs=[*dense, "labels.npz", "layer_labels.npz", "plan.json", *timed],
                 outputs=[FRONT_FILE],
                 settings=ways | settings("data", "measure", "oracles", "quantizer", "budget", "constraints",
                                          "allocator", "quantize", "front"),
@@ -184,29 +188,13 @@ class Experiment(Teaching):
             self.compress,
             inputs=[*dense, "plan.json"],
             # Not the whole folder: later stages add files to it, and their names to its manifest.
-            outputs=[
-                "artifact/model.safetensors",
-                "artifact/plan.json",
-                "unquantized/*",
-                SAVED_MANIFEST,
-                "result.json",
-            ],
-            settings=settings(
-                "data",
-                "measure",
-                "recovery",
-                "finetune",
-                "quantize",
-                "quantizer",
-                "sparsify",
-                "penalized",
-                "labeler",
-                "export",
-                "student",
-                *OPTIONAL,
-            ),
+            outputs=["artifact/model.safetensors", "artifact/plan.json", "unquantized/*", SAVED_MANIFEST,
+                     "result.json"],
+            settings=settings("data", "measure", "recovery", "finetune", "quantize", "quantizer", "sparsify",
+                              "penalized", "labeler", "export", "student", *OPTIONAL),
             scratch=["checkpoint", "artifact", "unquantized"],
-        )
+            told=TOLD_OF_ARTIFACT,
+        )  # fmt: skip
         self.renew_manifest()
         stage(
             "pack",
@@ -230,6 +218,7 @@ class Experiment(Teaching):
 
         def work_and_tell() -> None:
             self.warnings.clear()
+            self.tracker.begin_stage(name, self.run_dir.stage_key(name))
             with collected_warnings(self.warnings):
                 work()
             path.parent.mkdir(exist_ok=True)

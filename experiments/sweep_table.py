@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from compress.errors import ArtifactError
 from compress.files import write_atomic, write_json
@@ -48,6 +49,7 @@ class SweepTable(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Make the folder: a search keeps its storage there before the first run begins."""
         Path(config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        name_by_all_swept(config)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Write the table of the runs so far; of a single run there is none."""
@@ -70,6 +72,24 @@ class SweepTable(Callback):
 
     def _draw(self, rows: Sequence["Row"], folder: Path) -> bool:
         return draw_pareto(rows, folder / FIGURE, self.cost, self.metric, self.higher_is_better)
+
+
+def name_by_all_swept(config: DictConfig) -> None:
+    """Have runs named by keys that names leave out, where those are swept: runs of one folder would overwrite it.
+
+    Args:
+        config: of the multirun; every run is composed anew, with the overrides of Hydra's own settings that it holds.
+    """
+    params = [f"{key}={value}" for key, value in (OmegaConf.select(config, "hydra.sweeper.params") or {}).items()]
+    given = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
+    swept = {override.key_or_group for override in given if override.is_sweep_override()}
+    left_out = config.hydra.job.config.override_dirname.exclude_keys
+    if swept.isdisjoint(left_out):
+        return
+    kept = ",".join(key for key in left_out if key not in swept)
+    overrides = config.hydra.overrides.hydra
+    with read_write(overrides):
+        overrides.append(f"hydra.job.config.override_dirname.exclude_keys=[{kept}]")
 
 
 @dataclass(frozen=True)

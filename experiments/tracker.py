@@ -31,6 +31,9 @@ class RunInfo:
 class Tracker(Protocol):
     """Takes what a run reports. Every file in `trackers/` holds one, named like its file, made from a RunInfo first."""
 
+    def begin_stage(self, name: str, key: str) -> None:
+        """What follows is of this stage. Another key than before: it is done anew, and what it told is out of date."""
+
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Numbers at a step; `"finetune/loss"` counts its own steps, apart from those of `"train/..."`."""
 
@@ -55,6 +58,10 @@ class TrackerGroup:
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self.trackers = tuple(trackers)
+
+    def begin_stage(self, name: str, key: str) -> None:
+        for tracker in self.trackers:
+            tracker.begin_stage(name, key)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         for tracker in self.trackers:

@@ -23,13 +23,11 @@ from compress.costs import CostTable
 from compress.counting import unit_costs
 from compress.data_free import check_inputs_can_be_made, synthesize_batches
 from compress.distiller import Distiller
-from compress.errors import CompressError, PlanError
+from compress.errors import BudgetError, CompressError, PlanError
 from compress.factor_formats import factorize_plan
 from compress.finetuning import finetune_
 from compress.graph import check_finite
 from compress.input_moments import collect_input_moments
-from compress.latency_table import LatencyTable, measure_latencies
-from compress.layer_choice import LayerChoice
 from compress.layer_trial import coded_bits
 from compress.output_sensitivity import collect_output_sensitivity
 from compress.plan import CompressionPlan
@@ -42,6 +40,7 @@ from compress.training_hook import TrainingHook
 from experiments.components import Components, build_components
 from experiments.config import ConfigError
 from experiments.data import ShuffledBatches, make_batches
+from experiments.latencies import LATENCIES, layer_latencies
 from experiments.placement import PlacedBatches, placed
 from experiments.run_dir import RunDir
 from experiments.settings import Config
@@ -92,7 +91,8 @@ class Workbench:
             return costs
         costs = replace(costs, number_format=oracle.number_format)
         if budget.latency_ms is not None:
-            costs = replace(costs, latency_ms=self._latencies().for_layers(costs.layer_names))
+            table = layer_latencies(self.run_dir.path / LATENCIES, self.config, self.parts, self.structure)
+            costs = replace(costs, latency_ms=table.for_layers(costs.layer_names))
         if budget.coded_bytes is None:
             return costs
         moments = None
@@ -106,19 +106,6 @@ class Workbench:
     def planned_costs(self) -> CostTable:
         """Costs of the units that the plan is of."""
         return self.costs if self.parts.student is None else unit_costs(self.planned)
-
-    def _latencies(self) -> LatencyTable:
-        """Milliseconds of every layer on the configured runtime: measured once for each run."""
-        path = self.run_dir.path / "latencies.json"
-        if path.exists():
-            return LatencyTable.load(path)
-        oracle = self.parts.oracles["layer_choice"]
-        choices = tuple(dict.fromkeys([*oracle.layer_choices, LayerChoice(8)]))
-        table = measure_latencies(
-            self.structure, choices, runtime=self.parts.runtime, number_format=oracle.number_format
-        )
-        table.save(self.run_dir.file("latencies.json"))
-        return table
 
     def batches(
         self, part: str, batch_size: int | None = None, limit: int | None = None, noise: float = 0.0
@@ -213,15 +200,15 @@ class Workbench:
             raise ConfigError(f"distillation: {error}") from None
 
     def refuse_impossible_budget(self) -> None:
-        choices = ["removed", *(self.parts.oracles["layer_choice"].choices if self.quantizes else ())]
-        check_budget(
-            self.structure.units,
-            self.costs,
-            self.parts.budget,
-            self.parts.constraints,
-            choices,
-            always_quantize=self.quantizes,
-        )
+        """Raises BudgetError for a budget that no plan meets, ConfigError for constraints on what is not there."""
+        parts, units, costs = self.parts, self.structure.units, self.costs
+        choices = ["removed", *(parts.oracles["layer_choice"].choices if self.quantizes else ())]
+        try:
+            check_budget(units, costs, parts.budget, parts.constraints, choices, always_quantize=self.quantizes)
+        except BudgetError:
+            raise
+        except CompressError as error:
+            raise ConfigError(str(error)) from None
 
     @property
     def quantizes(self) -> bool:

@@ -563,6 +563,27 @@ def test_the_same_command_makes_again_what_was_lost_or_altered(run, tmp_path):
         assert {**manifest, "files": {}} == {**whole, "files": {}}
 
 
+def test_a_rerun_that_fails_leaves_nothing_that_tells_of_the_artifact_before(run, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+
+    def breaks(self):
+        raise DataError("The loss is not finite.")
+
+    monkeypatch.setattr(Experiment, "compress", breaks)
+    config = config_of(folder)
+    with RunDir(folder) as run_dir:
+        experiment = Experiment(
+            replace(config, finetune=replace(config.finetune, lr=1e12)), run_dir, NullTracker(RunInfo("x", folder))
+        )
+        with pytest.raises(DataError):
+            experiment.run()
+    gone = {path.name for path in run.iterdir()} - {path.name for path in folder.iterdir()}
+    told = {"report.html", "report.json", "packed.json", "export.json", "warnings.json", "figures"}
+    assert told | {"artifact", "result.json"} <= gone
+    assert (folder / "plan.json").exists()
+
+
 def test_a_run_killed_while_measuring_keeps_its_rows(measured_again):
     folder, kept = measured_again
     log = (folder / "run.log").read_text()
@@ -776,7 +797,9 @@ def refuse(tmp_path, monkeypatch, capsys):
         ("budget.macs=0.001", 2, "budget.macs cannot be met: 0.001 allows 1,822 of 1,821,952"),
         ("labelr=ridge", 2, "Unknown configuration key 'labelr'. Did you mean 'labeler'?"),
         ("sparsify.skip=[conv9]", 2, "sparsify.skip: 'conv9' names no layer of this model"),
-        ("constraints.pinned=[conv9]", 1, "names 'conv9', which this model does not have"),
+        ("constraints.pinned=[conv9]", 2, "constraints.pinned names 'conv9', which this model does not have"),
+        ("constraints.max_bits_only=[convv1]", 2, "constraints.max_bits_only names 'convv1', which this model"),
+        ("+constraints.floors={conv9: 0.5}", 2, "constraints.floors names 'conv9', which this model does not have"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_before_any_work(refuse, argument, status, message):

@@ -15,8 +15,9 @@ FILE_NAME = "metrics.jsonl"
 class JSONLTracker:
     """Appends to `metrics.jsonl` in the run folder. A line torn by a crash is cut off when the run is resumed.
 
-    Each line has a `kind`: `session` (a start or resumption), `metrics` (`step`, `values`), `table`, `figure`,
-    `artifact` or `summary`. A resumed run may repeat a step; the later line counts.
+    Each line has a `kind`: `session` (a start or resumption), `stage` (`name`, `key`), `metrics` (`step`, `values`),
+    `table`, `figure`, `artifact` or `summary`. A resumed run may repeat a step; the later line counts. Metrics belong
+    to the stage told before them; what that stage told under another key counts no more.
 
     Raises:
         ArtifactError: if the file cannot be written.
@@ -32,6 +33,10 @@ class JSONLTracker:
         except OSError as error:
             raise ArtifactError(f"Cannot write {self.path}: {error.strerror or error}.") from error
         self._append("session", name=run.name, group=run.group, job_type=run.job_type)
+
+    def begin_stage(self, name: str, key: str) -> None:
+        """One line of kind `stage`."""
+        self._append("stage", name=name, key=key)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """One line of kind `metrics`."""

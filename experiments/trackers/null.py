@@ -13,6 +13,9 @@ class NullTracker:
     def __init__(self, run: RunInfo) -> None:
         self.run = run
 
+    def begin_stage(self, name: str, key: str) -> None:
+        """Nothing."""
+
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Nothing."""
 

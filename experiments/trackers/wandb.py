@@ -65,6 +65,9 @@ class WandbTracker:
         if self._run is None:
             self._environment.restore()
 
+    def begin_stage(self, name: str, key: str) -> None:
+        """Nothing: W&B keeps what it was told."""
+
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """One history row. The step counts within the part of the name before the slash (W&B's own only ever grows)."""
         with self._guard("log metrics"):

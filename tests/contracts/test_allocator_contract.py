@@ -127,7 +127,7 @@ class TestAllocator:
             kind().allocate(*problem, Budget(macs=0.05), Constraints(floor=0.0, floors={"conv0:out": 1.0}))
         with pytest.raises(CompressError, match=r"'floors' parameter of Constraints names 'conv9:out'.*Did you mean"):
             kind().allocate(*problem, Budget(macs=0.4), Constraints(floors={"conv9:out": 0.5}))
-        with pytest.raises(CompressError, match="'floors' parameter at 'conv0:out' of Constraints must be a float"):
+        with pytest.raises(CompressError, match="'floors' parameter of Constraints at 'conv0:out' must be a float"):
             kind().allocate(*problem, Budget(macs=0.4), Constraints(floors={"conv0:out": 1.5}))
 
     def test_a_floor_of_one_leaves_every_channel(self, kind, problem):

@@ -12,6 +12,7 @@ import types
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from experiments import run as command
 from experiments.manifest import typed_command
@@ -144,6 +145,27 @@ def test_the_same_command_resumes(call):
     assert read_manifest("out")["sessions"] == 2
 
 
+@pytest.mark.parametrize("refused", ["wrong", "in use"])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_refused_command_leaves_a_finished_run_as_it_was(call, refused, own):
+    def files():
+        return {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+
+    assert call("hydra.run.dir=out", "seed=3")[0] == 0
+    before = files()
+    assert {Path(f"out/.hydra/{name}.yaml") for name in ("config", "hydra", "overrides")} <= before.keys()
+    # From the configuration in the folder itself too.
+    arguments = ["-cp", "out/.hydra", "-cn", "config"] if own else []
+    if refused == "wrong":
+        status, err = call(*arguments, "hydra.run.dir=out", "budget.macs=0", "seed=7", experiment=not own)
+        assert (status, "budget.macs must be" in err) == (2, True)
+    else:
+        with FileLock("out/.lock"):
+            status, err = call(*arguments, "hydra.run.dir=out", "budget.macs=0.9", "seed=7", experiment=not own)
+        assert (status, "is in use by another process" in err) == (1, True)
+    assert files() == before
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -162,7 +184,9 @@ def test_the_same_command_resumes(call):
         ("criterion=null", "criterion=null is no option. Options of 'criterion': activation, apoz,"),
         ("penalty=null", "l0, l1, quantization, or ~penalty for none."),
         ("model@student=null", "resnet_cifar, or ~model@student for none."),
-        ("threads=0", "The 'threads' setting"),
+        ("threads=0", "threads must be at least 1. Got 0."),
+        ("constraints.floor=2", "constraints.floor must be a float in [0, 1]. Got 2"),
+        ("+constraints.floors={conv1: -1.0}", "constraints.floors at 'conv1' must be a float in [0, 1]"),
         ("labeler._target_=os.system", "'labeler._target_' must lie in compress, autolabel, experiments"),
         ("labeler._target_=compress.plan.json.loads", "'labeler._target_'"),
         ("labeler._target_=compress.criteria.standin.Standin", "must be defined in autolabel.labelers"),
@@ -186,7 +210,8 @@ def test_the_same_command_resumes(call):
 def test_what_the_user_can_mend_is_one_line(call, argument, message):
     Path("file").write_text("")
     status, err = call("hydra.run.dir=out", argument) if "run.dir" not in argument else call(argument)
-    assert status in (1, 2)
+    # A wrong configuration, but for a folder that cannot be written.
+    assert status == (1 if "run.dir" in argument else 2)
     assert message in err
     assert err.count("\n") == 1
     assert not Path("out/plan.json").exists()
@@ -204,7 +229,7 @@ def test_a_number_that_a_stage_left_out_is_no_objective(call):
         # Python wraps what the log file's handler met; a full disk has no file name.
         ("logging.FileHandler._open", OSError(errno.EROFS, "Read-only file system", "out/run.log"),
          "Cannot write into the run folder out/run.log: Read-only file system."),
-        ("hydra.core.utils._save_config", OSError(errno.ENOSPC, "No space left on device"),
+        ("hydra.core.utils.configure_log", OSError(errno.ENOSPC, "No space left on device"),
          "Cannot write into the run folder: No space left on device."),
     ],
 )  # fmt: skip
@@ -216,6 +241,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(call, monkeypatch, place, e
     status, err = call("hydra.run.dir=out")
     assert status == 1
     assert err == f"{message} Free space, or choose another folder with hydra.run.dir=PATH.\n"
+
+
+@pytest.mark.parametrize("argument", ["hydra.run.dir=", "hydra.run.dir=''", "hydra.sweep.dir="])
+def test_no_folder_is_not_the_current_one(call, argument):
+    status, err = call(*["-m"] * ("sweep" in argument), argument, "seed=3")
+    key = argument.split("=")[0]
+    assert (status, err) == (2, f"{key} is empty. Give a folder, or leave {key}= out.\n")
+    assert not list(Path().iterdir())
 
 
 def test_a_wrong_component_is_refused_before_anything_is_written(call):
@@ -265,6 +298,14 @@ def test_a_multirun_leaves_a_table_and_a_figure(call):
     assert {float(row["compressed.metric.value"]) for row in rows} == {90.5, 90.7, 91.5, 91.7}
     assert Path("sweep/pareto.png").exists()
     assert Path("sweep/budget.macs=0.5,labeler=gbdt,seed=0/manifest.json").exists()
+
+
+def test_runs_that_differ_in_what_names_leave_out_have_folders_of_their_own(call):
+    status, _ = call("-m", "hydra.sweep.dir=sweep", "tracker=null,jsonl", "seed=1")
+    assert status == 0
+    assert {path.parent.name for path in Path("sweep").glob("*/manifest.json")} == {
+        "seed=1,tracker=_null_", "seed=1,tracker=jsonl",
+    }  # fmt: skip
 
 
 def test_a_multirun_keeps_the_good_runs_when_one_fails(call):

@@ -73,6 +73,32 @@ def test_every_file_is_scored_sized_and_timed(run):
     assert dense["latency_ratio"]["batch 1"] == 1.0
 
 
+def _set_batches(folder, batches):
+    path = folder / ".hydra" / "config.yaml"
+    config = OmegaConf.load(path)
+    config.export.latency_batches = batches
+    OmegaConf.save(config, path)
+
+
+def test_as_many_examples_are_timed_as_the_largest_batch_holds(run):
+    _set_batches(run, [256, 1000])
+    result = evaluate_run(run, repeats=1)
+    assert 256 < result["examples"] < 1000
+    assert set(result["files"][1]["latency_ms"]) == {"batch 256"}
+
+
+def test_a_run_without_latencies_is_scored_all_the_same(run, capsys, monkeypatch):
+    _set_batches(run, [])
+    monkeypatch.setattr("sys.argv", ["evaluate", str(run)])
+    with pytest.raises(SystemExit) as exit_:
+        evaluate.main()
+    assert exit_.value.code == 0
+    told = capsys.readouterr().out.splitlines()
+    result = json.loads(told[-1])
+    assert result["files"][1]["latency_ms"] == {}
+    assert f"{result['examples']} test examples" in " ".join(told)
+
+
 def test_what_was_touched_is_told(run, capsys, monkeypatch):
     metric = evaluate_run(run, repeats=1)["files"][1]["metric"]
     _report(run, metric)

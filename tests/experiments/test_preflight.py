@@ -1,5 +1,6 @@
 """What is refused in the first second, and what a comparison compares."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -11,15 +12,20 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from autolabel.conformal import CalibrationWarning
+from compress.latency_table import LatencyTable
+from compress.layer_choice import LayerChoice
+from experiments import latencies
 from experiments.compared_methods import methods_of
 from experiments.components import build_components
 from experiments.config import ConfigError, load_config
 from experiments.preflight import check_settings
 from experiments.run_dir import RunDir
+from experiments.run_files import read_run
 from experiments.settings import CompareSettings, Config
 from experiments.stage_settings import stage_settings
 from experiments.stages import Experiment
 from experiments.tracker import RunInfo
+from experiments.trackers.jsonl import JSONLTracker
 from experiments.trackers.null import NullTracker
 from experiments.warning_log import collected_warnings
 
@@ -144,6 +150,13 @@ def test_of_the_default_methods_those_take_part_that_suit_the_run(earlier, overr
         ("oracles.layer_choice.scheme=affine", "oracles.layer_choice must be in the run's NumberFormat(scheme='sym"),
         ("quantize.scheme=ternary quantize.joint_plans=20", "there are several widths"),
         ("quantize.schemes=[codebook] quantize.joint_plans=20", "0 where densities, ranks or schemes are offered"),
+        ("quantize.bits=[]", "quantize.bits must be a list of one number at least. Got []."),
+        ("quantize.densities=[]", "quantize.densities must be a list of one number at least. Got []."),
+        ("model@student=digits_mlp quantize.bits=[]", "quantize.bits must be a list of one number at least"),
+        ("model@student=digits_mlp quantize.densities=[]", "quantize.densities must be a list of one number at least"),
+        ("constraints.floor=2", "The 'floor' parameter of Constraints must be a float in [0, 1]. Got 2"),
+        ("constraints.floors.conv1=-1", "The 'floors' parameter of Constraints at 'conv1' must be a float in [0, 1]"),
+        ("constraints.round_to=0", "The 'round_to' parameter of Constraints must be an int of at least 1"),
         ("quantize.group_size=-1", "quantize.group_size must be null without quantize.granularity=group"),
         ("sparsify.density=2", "sparsify.density must be in (0, 1]"),
         ("sparsify.density=0", "sparsify.density must be in (0, 1]"),
@@ -274,6 +287,40 @@ def test_data_without_statistics_to_make_it_from_is_refused_before_any_training(
     assert not (tmp_path / "dense").exists()
 
 
+def test_layers_are_timed_anew_for_another_network_format_or_runtime(tmp_path, monkeypatch):
+    measured = []
+
+    def clock(structure, choices, *, threads, **settings):
+        measured.append(threads)
+        times = {layer.name: float(len(measured)) for layer in structure.traced.layers()}
+        every = {choice.name: times for choice in (LayerChoice(), *choices)}
+        return LatencyTable(every, every, {"threads": threads})
+
+    def own(*overrides):
+        config, _ = configured("budget.latency_ms=0.9", "budget.weight_bytes=null", *overrides)
+        experiment = Experiment(config, RunDir(tmp_path), NullTracker(RunInfo("test", tmp_path)))
+        found = []
+        monkeypatch.setattr(experiment, "_run_stage", lambda name, work, **files: found.extend(
+            [name] * ("latencies.json" in files.get("inputs", []))))  # fmt: skip
+        for work in ("load_dense", "renew_manifest"):
+            monkeypatch.setattr(experiment, work, lambda: None)
+        experiment.run()
+        assert found == ["compare"]
+        return float(experiment.costs.latency_ms["8bit"].max())
+
+    monkeypatch.setattr(latencies, "measure_latencies", clock)
+    assert [own(), own()] == [1, 1]
+    assert own("model.widths=[8,16,16]") == own("model.widths=[8,16,16]") == 2
+    assert own("runtime.threads=2") == 3
+    assert measured == [1, 1, 2]
+    assert own("quantize.bits=[8,5,3]", "runtime.threads=2") == 4
+    assert own("quantize.scheme=affine", "quantize.bits=[8,5,3]", "runtime.threads=2") == 5
+    for text in ("{", (tmp_path / "latencies.json").read_text().replace("measured_for", "told")):
+        (tmp_path / "latencies.json").write_text(text)
+        last = own()
+    assert (last, own()) == (7, 7)
+
+
 def test_every_part_of_the_configuration_belongs_to_a_stage(tmp_path, monkeypatch):
     config, _ = configured("compare.finetune_epochs=1", "front=[1.5]")
     info = RunInfo("test", tmp_path)
@@ -286,6 +333,34 @@ def test_every_part_of_the_configuration_belongs_to_a_stage(tmp_path, monkeypatc
     # What says how a run is told, not what it does; and the job, whose stages these are.
     free = {"job", "name", "traceback", "objective", "tracker"}
     assert seen == {field.name for field in dataclasses.fields(Config)} - free
+
+
+def test_the_curves_of_a_run_are_those_of_one_configuration(tmp_path):
+    def curves(epochs, *losses, stop=False):
+        config, _ = configured()
+
+        def work():
+            for name, step, loss in losses:
+                experiment.log_as(name)({"loss": loss}, step)
+            if stop:
+                raise KeyboardInterrupt
+            (tmp_path / "result.json").write_text("{}")
+
+        with contextlib.suppress(KeyboardInterrupt), RunDir(tmp_path) as run_dir:
+            experiment = Experiment(config, run_dir, JSONLTracker(RunInfo("test", tmp_path)))
+            experiment._told = []
+            experiment._run_stage("dense", lambda: experiment.log_as("train")({"loss": 9.0}, 0), outputs=[])
+            experiment._run_stage("compress", work, outputs=["result.json"], settings={"epochs": epochs})
+        experiment.tracker.finish()
+        return dict(read_run(tmp_path).curves)
+
+    dense = {"train/loss": [(0, 9.0)]}
+    curves(2, ("finetune", 0, 3.0), ("finetune", 1, 2.0), stop=True)
+    # It went on from the end of the first epoch.
+    resumed = curves(2, ("finetune", 1, 2.0), ("quantize", 0, 1.0))
+    assert resumed == dense | {"finetune/loss": [(0, 3.0), (1, 2.0)], "quantize/loss": [(0, 1.0)]}
+    assert curves(2) == resumed
+    assert curves(1, ("finetune", 0, 4.0)) == dense | {"finetune/loss": [(0, 4.0)]}
 
 
 def test_settings_that_came_later_say_nothing_until_they_are_set(tmp_path):

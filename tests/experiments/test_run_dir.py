@@ -15,6 +15,8 @@ from compress.files import read_json
 from experiments.manifest import hash_file
 from experiments.run_dir import RunDir, read_manifest
 
+TOLD = ("page.html", "figures")
+
 
 def _stage(run, text="result", settings=None, calls=None, **more):
     def work():
@@ -122,6 +124,31 @@ def test_an_unfinished_stage_finds_its_own_partial_work_only(run):
         attempt(stop=True, seed=1)  # another seed: the rows of seed 0 are not its own
     assert attempt(stop=False, seed=1)
     assert seen == ["", "row ", "", "row "]
+
+
+def test_what_tells_of_an_output_goes_with_it(run):
+    def begin(settings):
+        def work():
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run.run_stage("copy", work, inputs=["in.txt"], outputs=["out.txt"], settings=settings, told=TOLD)
+        return run.file("page.html").exists(), run.file("figures").exists()
+
+    def told():
+        run.file("page.html").write_text("of out.txt")
+        run.file("figures/a.png").write_text("of out.txt")
+
+    _stage(run, settings={"epochs": 1}, told=TOLD)
+    told()
+    assert not _stage(run, settings={"epochs": 1}, told=TOLD)
+    assert run.file("figures/a.png").exists()
+    assert begin({"epochs": 2}) == (False, False)
+    told()  # of what was left
+    assert begin({"epochs": 2}) == (True, True)
+    _stage(run, settings={"epochs": 2}, told=TOLD)
+    run.file("out.txt").write_text("altered")
+    assert begin({"epochs": 2}) == (False, False)
 
 
 def test_output_folders_are_hashed_whole(run):

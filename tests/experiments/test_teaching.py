@@ -42,7 +42,7 @@ def begin(folder, *overrides, whole=True):
 def folder(tmp_path_factory):
     """Of one run that exported its files."""
     folder = tmp_path_factory.mktemp("student") / "run"
-    begin(folder, "export.formats=[onnx]")
+    begin(folder, "export.formats=[onnx]", "export.latency_batches=[1,256]")
     return folder
 
 
@@ -61,7 +61,10 @@ def test_the_files_are_those_of_the_student(folder, tmp_path):
     metric, _ = evaluate(found, trial.task, trial.batches("test"))
     assert metric == result["stages"]["quantized"]["metric"] > 60  # of ten classes
     assert not {"pruned", "recovered"} & result["stages"].keys()
-    files = {file["format"]: file for file in read(folder / "export.json")["files"]}
+    export = read(folder / "export.json")
+    files = {file["format"]: file for file in export["files"]}
+    # More than are scored at once, and less than the test set holds.
+    assert {row["batch"] for row in export["latency"]} == {1, 256}
     assert files["int8"]["ok"]
     assert files["int8"]["file_bytes"] < 10_000
 

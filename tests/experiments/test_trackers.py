@@ -37,6 +37,7 @@ def _use(tracker, folder):
     _draw(picture)
     (folder / "artifact").mkdir(exist_ok=True)
     (folder / "artifact" / "plan.json").write_text("{}")
+    tracker.begin_stage("dense", "key")
     for step in range(3):
         tracker.log_metrics({"train/loss": 1.0 / (step + 1), "train/lr": 0.1}, step)
     for step in range(2):
@@ -74,12 +75,12 @@ def test_jsonl_records_everything(info, tmp_path):
     _use(TrackerGroup([JSONLTracker(info)]), tmp_path)
     records = read_records(tmp_path / "metrics.jsonl")
     assert [record["kind"] for record in records] == [
-        "session", *["metrics"] * 5, "table", "figure", "artifact", "summary"
+        "session", "stage", *["metrics"] * 5, "table", "figure", "artifact", "summary"
     ]  # fmt: skip
-    assert records[3]["values"] == {"train/loss": 1 / 3, "train/lr": 0.1}
-    assert records[6]["rows"][1] == ["a:out[1]", None, 1.0]
-    assert records[7]["path"] == "figure.png"
-    assert records[9]["values"]["compressed"]["metric"]["value"] == 97.5
+    assert records[4]["values"] == {"train/loss": 1 / 3, "train/lr": 0.1}
+    assert records[7]["rows"][1] == ["a:out[1]", None, 1.0]
+    assert records[8]["path"] == "figure.png"
+    assert records[10]["values"]["compressed"]["metric"]["value"] == 97.5
 
 
 def test_jsonl_is_on_disk_at_once(info, tmp_path):
