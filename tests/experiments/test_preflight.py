@@ -155,7 +155,6 @@ def test_of_the_default_methods_those_take_part_that_suit_the_run(earlier, overr
         ("model@student=digits_mlp quantize.bits=[]", "quantize.bits must be a list of one number at least"),
         ("model@student=digits_mlp quantize.densities=[]", "quantize.densities must be a list of one number at least"),
         ("constraints.floor=2", "The 'floor' parameter of Constraints must be a float in [0, 1]. Got 2"),
-        ("constraints.floors.conv1=-1", "The 'floors' parameter of Constraints at 'conv1' must be a float in [0, 1]"),
         ("constraints.round_to=0", "The 'round_to' parameter of Constraints must be an int of at least 1"),
         ("quantize.group_size=-1", "quantize.group_size must be null without quantize.granularity=group"),
         ("sparsify.density=2", "sparsify.density must be in (0, 1]"),

@@ -61,9 +61,25 @@ def test_the_callback_writes_table_and_figure(sweep):
     assert (sweep / "table.csv").exists()
 
 
-def test_the_callback_makes_the_folder_before_the_first_run(tmp_path):
-    SweepTable().on_multirun_start(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "a" / "b")}}}))
+@pytest.mark.parametrize(
+    ("task", "params", "left_out"),
+    [
+        (["debug=fast", "seed=0,1"], None, None),
+        (["debug=fast,trace", "tracker=null"], None, "[experiment,tracker]"),
+        (["seed=1"], {"experiment": "choice(a, b)"}, "[debug,tracker]"),
+    ],
+)
+def test_the_callback_makes_the_folder_and_names_runs_by_what_is_swept(tmp_path, task, params, left_out):
+    key = "hydra.job.config.override_dirname.exclude_keys"
+    config = OmegaConf.create({"hydra": {
+        "sweep": {"dir": str(tmp_path / "a" / "b")}, "sweeper": {"params": params},
+        "overrides": {"task": task, "hydra": ["hydra.mode=MULTIRUN"]},
+    }})  # fmt: skip
+    OmegaConf.update(config, key, ["experiment", "debug", "tracker"])
+    OmegaConf.set_readonly(config, True)
+    SweepTable().on_multirun_start(config)
     assert (tmp_path / "a" / "b").is_dir()
+    assert config.hydra.overrides.hydra[1:] == ([f"{key}={left_out}"] if left_out else [])
 
 
 def test_no_figure_without_numbers(sweep):
