@@ -34,9 +34,9 @@ labeler, one of the formula and five plans of criteria. On the boards of the zoo
 `all/finals` chose, and paid, among two more plans (of an earlier rule for who leads), of which none was its best."""
 _TRAINED = """The labeler is the one that ships with the package, which saw nothing of these data; without six of the
 seven methods that came last above (`results/no_regret/trained_*.csv`). ResNet-20 is trained for 128 steps at a rate of
-0.005, since at 0.02 the training of some plans broke. MiniLM has one seed, so that small differences say nothing there;
-its boards are in the last table alone. Methods that were not measured with all seeds of a board are left out: of
-ResNet-20 `both/*`, which has the last seed alone."""
+0.005, since at 0.02 the training of some plans broke. MiniLM has two seeds, so that small differences and *within 1 sd*
+say nothing there. Methods that were not measured with all seeds of a board are left out: of ResNet-20 `both/*`, which
+has the last seed alone."""
 _MEASURED = """`.../measured` goes on where one search ends (`.../search` is the best of three): plans that it likes, at
 first also those of single criteria, are repaired and measured on validation examples, eight at a time; what they lose
 corrects the judge (a Gaussian process over the numbers of plans), their children are judged anew, and the plan that
@@ -97,11 +97,14 @@ def write_page(
     page += ["", "## Boards", "", *_board_table(boards)]
     if trained:
         trained = _with_all_seeds(trained)
-        several = {board["board"] for board in summarize(trained)["boards"] if board["seeds"] > 1}
         page += ["", "## Trained networks that the zoo has nothing of", "", _TRAINED, ""]
-        if several:
-            found = summarize([row for row in trained if row["board"] in several])
-            page += [*_method_table(found["overall"]), *_pairs(found["boards"]), ""]
+        # Each by itself: not all methods were measured on all of them.
+        for network in dict.fromkeys(row["network"] for row in trained):
+            found = summarize([row for row in trained if row["network"] == network])
+            n_seeds = max(board["seeds"] for board in found["boards"])
+            page += [f"### {network}, {n_seeds} seed{'s' * (n_seeds > 1)}", "", *_method_table(found["overall"]),
+                     *_pairs(found["boards"]), ""]  # fmt: skip
+        page += ["### Their boards", ""]
         page += _board_table(summarize(trained)["boards"])
     if measured:
         page += ["", "## Searches that measure plans", "", _MEASURED]

@@ -293,8 +293,8 @@ def test_formulas_alone_need_no_labeler(zoo, tmp_path):
 
 
 def row(board, method, seed, metric, better=True, cost=0):
-    return {"board": board, "method": method, "seed": seed, "metric": metric, "higher_is_better": better,
-            "label_cost_forward_macs": cost}  # fmt: skip
+    return {"board": board, "network": board, "method": method, "seed": seed, "metric": metric,
+            "higher_is_better": better, "label_cost_forward_macs": cost}  # fmt: skip
 
 
 def test_ranks_and_distances_by_hand():
@@ -407,6 +407,9 @@ def test_the_page_tells_methods_by_rank_and_every_board(tmp_path):
     assert page.index("## Boards") < page.index("## Trained networks")
     assert "| taylor | 2.00 (2.0 to 2.0) | 0 % | 0 % | 2.00 | 2.00 | 0 |" in own
     assert "| a | 99.00 | 92.50 labeler/race (0.71) | 92.50 (rank 1) | 94.50 (rank 1) |" in own
+    # Each by itself, with the methods that it has.
+    two = write_page(rows, "`command`", [*rows, row("b", "dense", 0, 99), row("b", "fisher", 0, 98)])
+    assert two.index("### a, 2 seeds") < two.index("### b, 1 seed\n") < two.index("| fisher | 1.00")
     # What lacks a seed of its board is left out.
     some = write_page(rows, "`command`", [*rows, row("a", "fisher", 0, 99)])
     assert some == write_page(rows, "`command`", rows)
