@@ -71,7 +71,7 @@ class PlanDamage:
     correct as much as they can tell (random effects: Laird and Ware 1982, "Random-effects models for longitudinal
     data", by expectation maximisation), and what they were found to do beyond it is expected of plans like them
     (a Gaussian process: Rasmussen and Williams 2006, chapter 2). All of this is learned from networks whose family the
-    regression had not seen.
+    regression had not seen, where there are three families or more.
 
     Attributes:
         moment: of the damages, out of `autolabel.plan_oracle.MOMENTS`.
@@ -207,7 +207,10 @@ class PlanDamage:
                 if values.shape != (length,) or not np.isfinite(values).all():
                     raise ValueError(f"{name} does not fit the columns")
                 arrays.append(values)
-            return cls(str(found["moment"]), columns, *arrays, *(float(found[name]) for name in _NUMBERS))
+            alike, length, noise = (float(found[name]) for name in _NUMBERS)
+            if not np.isfinite([alike, length, noise]).all() or alike < 0 or min(length, noise) <= 0:
+                raise ValueError(f"{', '.join(_NUMBERS)} are out of range")
+            return cls(str(found["moment"]), columns, *arrays, alike, length, noise)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is damaged ({error}). Fit and save it again: experiment=pretrain") from None
 
@@ -222,8 +225,7 @@ class _Known:
 
 
 def _folds(known: Sequence[_Known]) -> list[tuple[list[_Known], list[_Known]]]:
-    """Each family, after those that it is judged by: all others. Of one family, or of one network and another, each
-    network by itself."""
+    """Each family, after all others, that it is judged by; of fewer than three families each network by itself."""
     groups = [network.family for network in known]
     if len(set(groups)) < 3:
         groups = list(map(str, range(len(known))))

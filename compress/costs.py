@@ -40,14 +40,16 @@ class CostTable:
         choices: `("removed", "8bit", "6bit", ...)`.
         macs: `(n_units, n_choices)` float64, MACs saved when this choice alone is made; NaN where it does not apply.
         weight_bytes: the same for parameter bytes.
-        layer_names: `n_layers` names of everything that costs (convs, linears, embeddings, norms, attention products).
+        layer_names: `n_layers` names of everything that costs (convs, linears, embeddings, norms, products; the second
+            of one operation ends in `#1`).
         layer_macs: `(n_layers,)` dense MACs of one example.
         layer_weights: `(n_layers,)` number of weights that a format can coarsen (0 for norms and products).
         layer_params: `(n_layers,)` number of other parameters (biases, norm weights), always 4 bytes each, scaled by
             the kept outputs only.
         layer_outputs: `(n_layers,)` number of output channels (each has one float32 scale when quantised).
         in_share: `(n_layers, n_units)` fraction of the layer's inputs that the unit is; 0 where it is not consumed.
-        out_share: `(n_layers, n_units)` fraction of the layer's outputs that the unit is.
+        out_share: `(n_layers, n_units)` fraction of the layer's outputs that the unit is. Of a product both are those
+            of the two of its dimensions that can shrink most.
         layer_unit: `(n_layers,)` row of the layer's own unit (kind `"layer"`) or -1 if it has no format to choose.
         uncounted: `(operation, times)` of what costs nothing in these numbers.
         coded_bits: name of a `LayerChoice` -> `(n_layers,)` bits of each weight after entropy coding; see

@@ -105,11 +105,11 @@ def unit_costs(model: nn.Module | Structure, units: UnitTable | None = None, exa
             continue
         if is_product(node):
             for number, contraction in enumerate(contractions(structure, node)):
-                entry = entries[f"{node.name}.{number}" if number else node.name] = _Entry(n_units, contraction.macs)
+                entry = entries[f"{node.name}#{number}" if number else node.name] = _Entry(n_units, contraction.macs)
                 entry.shrink_with(contraction.dimensions)
         elif node.name not in layer_nodes and isinstance(structure.traced.shapes.get(node.name), tuple):
             name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
-            if name.rstrip("_") not in _FREE:
+            if (name := name.rstrip("_")) not in _FREE:
                 uncounted[name] += 1
     _count_rest(structure, entries, counted)
     low_rank = {scheme: _rank_costs(structure, scheme, entries) for scheme in SCHEMES}

@@ -64,13 +64,14 @@ def contractions(structure: Structure, node: fx.Node) -> list[Contraction]:
         shape = structure.traced.shapes
         positions = node.args[0] if transposed else node
         macs = float(np.prod(shape[positions.name]) * np.prod(shape[weight.name][1:]) / examples)
-        value = values.get(weight.name)
-        summed = (value.labels[0 if transposed else 1],) if isinstance(value, Value) else ()
+        value = values[weight.name]
+        summed = value.labels[0:1] if transposed else value.labels[1:2]
         return [Contraction(macs, (*summed, *values[node.name].labels))]
     if node.target is ATEN.scaled_dot_product_attention.default:
-        q, k, v = (values[n.name] for n in node.args[:3])
-        outer = q.shape[-2] * k.shape[-2] * np.prod(q.shape[:-2]) / examples
-        shared = (*q.labels[:-1], k.labels[-2])
+        out, (q, k, v) = values[node.name], (values[n.name] for n in node.args[:3])
+        # Queries may be the same for all examples: what is computed has the leading dimensions of the output.
+        outer = np.prod(out.shape[:-1]) * k.shape[-2] / examples
+        shared = (*out.labels[:-1], k.labels[-2])
         return [Contraction(float(outer * value.shape[-1]), (value.labels[-1], *shared)) for value in (q, v)]
     if node.target is ATEN.einsum.default:
         return list(_einsum(structure, node, examples))
@@ -79,7 +80,7 @@ def contractions(structure: Structure, node: fx.Node) -> list[Contraction]:
 
 
 def _einsum(structure: Structure, node: fx.Node, examples: int) -> Iterator[Contraction]:
-    """Operands are multiplied pair by pair from the left, and what no other one has is summed over at once."""
+    """Operands are multiplied pair by pair from the left, and what no later one has is then summed over."""
     left, arrow, right = node.args[0].replace(" ", "").partition("->")
     terms, operands = left.split(","), [structure.values[operand.name] for operand in node.args[1]]
     # Dimensions of an ellipsis get names of their own, counted from behind.

@@ -50,8 +50,9 @@ from experiments.warning_log import collected_warnings
 log = logging.getLogger(__name__)
 # What differs between two runs of one configuration without meaning anything.
 VOLATILE = ("name", "command", "commit", "versions", "machine")
-# What later stages and the report say of the artifact.
-TOLD_OF_ARTIFACT = ("packed.json", "export.json", "warnings.json", REPORT_JSON, REPORT_HTML, FIGURES)
+# What says of the artifact's files what they are, and what later stages say of the artifact.
+REPORTED = ("warnings.json", REPORT_JSON, REPORT_HTML, FIGURES)
+TOLD_OF_ARTIFACT = ("packed.json", "export.json", *REPORTED)
 
 
 def run_experiment(config: Config, run_dir: RunDir, tracker: Tracker) -> dict[str, Any]:
@@ -202,6 +203,7 @@ class Experiment(Teaching):
             inputs=["artifact/model.safetensors", "artifact/plan.json"],
             outputs=["artifact/weights.packed", "packed.json"],
             settings=settings("export", "model", "data", "student"),
+            told=REPORTED,
         )
         if self.config.export.formats:
             stage(
@@ -210,6 +212,7 @@ class Experiment(Teaching):
                 inputs=[*dense, "plan.json", "artifact/model.safetensors"],
                 outputs=["export.json", "dense/model.onnx", "artifact/*.onnx"],
                 settings=settings("data", "measure", "export", "exporter", "runtime"),
+                told=REPORTED,
             )
 
     def _run_stage(self, name: str, work: Callable[[], None], **files: Any) -> None:

@@ -1,6 +1,7 @@
 """Damage of whole plans in nats: a law that is found again, corrections by hand, intervals, files."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -156,6 +157,11 @@ def test_it_is_read_back(tmp_path):
     read, found = PlanDamage.load(tmp_path), board(7)
     np.testing.assert_allclose(ratios(read, found, 2)[1].nats, ratios(model, found, 2)[1].nats, rtol=1e-4)
     assert (read.moment, read.columns) == ("refitted", COLUMNS)
-    (tmp_path / DAMAGE_FILE).write_text((tmp_path / DAMAGE_FILE).read_text().replace('"y"', '"y", "z"'))
+    text = (tmp_path / DAMAGE_FILE).read_text()
+    for name, value in (("length", "0"), ("noise", "NaN"), ("alike", "-1")):
+        (tmp_path / DAMAGE_FILE).write_text(re.sub(f'"{name}": [^,\\n]+', f'"{name}": {value}', text))
+        with pytest.raises(ArtifactError, match="is damaged"):
+            PlanDamage.load(tmp_path)
+    (tmp_path / DAMAGE_FILE).write_text(text.replace('"y"', '"y", "z"'))
     with pytest.raises(ArtifactError, match="does not fit the columns"):
         PlanDamage.load(tmp_path)

@@ -13,6 +13,7 @@ from compress.costs import CostTable
 from compress.counting import count_macs
 from compress.errors import CompressError
 from compress.graph import as_inputs
+from compress.menu import pinned_units
 
 SLICED = (
     "residual_projection",
@@ -261,6 +262,26 @@ def test_each_side_of_a_product_shrinks_by_itself(model, products) -> None:
         removed = np.array([unit.endswith(tuple(f"[{i}]" for i in range(width))) for unit in structure.units.ids])
         small = slice_model(structure, removed)
         assert costs.total(removed)[0] == pytest.approx(count_macs(small, x), rel=1e-12)
+
+
+def test_a_pinned_product_pins_all_that_it_multiplies() -> None:
+    structure = compress.analyze(OneHead().eval(), torch.randn(2, 7, 5))
+    costs = compress.unit_costs(structure)
+    pinned = pinned_units(structure.units, costs, ("scaled_dot_product_attention",))
+    assert all(pinned[structure.units.removable])
+
+
+def test_queries_that_all_examples_share_are_multiplied_with_each() -> None:
+    class Pooling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.latents, self.k, self.v = nn.Parameter(torch.randn(1, 3, 4)), nn.Linear(5, 4), nn.Linear(5, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(self.latents, self.k(x), self.v(x))
+
+    for batch in (2, 4):
+        assert costs_of(Pooling(), batch, 7, 5).dense_macs == 7 * 5 * (4 + 6) + 3 * 7 * (4 + 6)
 
 
 def test_products_with_an_ellipsis_and_a_bias() -> None:
