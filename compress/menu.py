@@ -210,9 +210,9 @@ def pinned_units(units: UnitTable, costs: CostTable, names: Iterable[str]) -> np
         if name.endswith("."):
             rows, layers = np.char.startswith(ids, name), np.char.startswith(layer_names, name)
         else:
+            rows = (ids == name) | (units.group == name)
             # An operation of several products has a row of each.
-            operations = np.char.partition(layer_names, "#")[:, 0] if len(layer_names) else layer_names
-            rows, layers = (ids == name) | (units.group == name), (layer_names == name) | (operations == name)
+            layers = np.array([name in (own, own.partition("#")[0]) for own in costs.layer_names], dtype=bool)
         if not rows.any() and not layers.any():
             raise CompressError(_unknown_name("pinned", name, units, costs))
         layers = layers | (formatted & (rows & ~units.removable)[layer_row])

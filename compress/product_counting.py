@@ -27,8 +27,7 @@ class Contraction:
 
     Attributes:
         macs: of one example.
-        dimensions: labels of every dimension that it runs over, those that are summed first. MACs are proportional to
-            what stays of each.
+        dimensions: labels of every dimension that it runs over. MACs are proportional to what stays of each.
     """
 
     macs: float
@@ -97,12 +96,10 @@ def _einsum(structure: Structure, node: fx.Node, examples: int) -> Iterator[Cont
         output = {letter for letter in every if every.count(letter) == 1 or len(letter) > 1}
     found = set(terms[0])
     for number, term in enumerate(terms[1:], start=2):
-        both = dict.fromkeys([*sorted(found), *term])
-        needed = output.union(*terms[number:])
-        ordered = sorted(both, key=lambda letter: letter in needed)
+        both = sorted(found.union(term))
         macs = float(np.prod([sizes[letter] for letter in both]) / examples)
-        yield Contraction(macs, tuple(labels[letter] for letter in ordered))
-        found = set(both) & needed
+        yield Contraction(macs, tuple(labels[letter] for letter in both))
+        found = output.union(*terms[number:]).intersection(both)
 
 
 def _without_ellipsis(term: str, n_dims: int) -> list[str]:
