@@ -41,8 +41,9 @@ from experiments.subject import Subject
 
 log = logging.getLogger(__name__)
 JUDGES = (FORMULA, LABELER, BOTH)
-# The favourite of searches, what loses least of the plans that one search repairs and measures, the winner of a race.
-WAYS = ("search", "measured", "race")
+# The favourite of searches, what loses least of the plans that one search repairs and measures, the winner of a race of
+# favourites, and that of a race in which measured plans stand in their place.
+WAYS = ("search", "measured", "race", "measured_race")
 SEARCHES = tuple(f"{judge}/{way}" for judge in JUDGES for way in WAYS)
 # Of plans that are trained to the end, the one that loses least on validation examples: of those that came into the
 # last round of a race, and of all that are compared.
@@ -80,7 +81,7 @@ class BoardRunner:
         self._scores: dict[str, Scores] = {}
         self._favourites: dict[tuple[str, int], np.ndarray] = {}
         self._brief: dict[tuple[bytes, int], tuple[float, float]] = {}
-        self._best_measured: dict[str, tuple[np.ndarray, float, float]] = {}
+        self._tried: dict[str, tuple[list[tuple[float, np.ndarray]], float]] = {}
         model, data, task = network.load(folder / "networks")
         repair = network.repair
         self.subject = Subject(model, data, repair, derive_seed(board.name, seed), task, deal=seed)
@@ -166,12 +167,14 @@ class BoardRunner:
         """What a judge's searches and races come to, as far as it is asked for."""
         wanted = [f"{name}/{way}" for way in WAYS if f"{name}/{way}" in self.settings.methods]
         missing = {way.removeprefix(f"{name}/") for way in wanted if way not in self._done}
-        if "measured" in missing:
-            judges = (LABELER, FORMULA) if name == BOTH else (name,)
-            tried = [self._measured(self._leader(judge)) for judge in judges]
-            mask, _, _ = min(tried, key=lambda found: (not np.isfinite(found[1]), found[1]))
-            self._note(f"{name}/measured", mask, self._features + sum(macs for _, _, macs in tried))
-        if missing - {"measured"}:
+        if missing & {"measured", "measured_race"}:
+            tried, macs = self._measured(name)
+            if "measured" in missing:
+                self._note(f"{name}/measured", tried[0], macs)
+            if "measured_race" in missing:
+                entrants = self._entrants(name, tried[: self.settings.searches], formulas)
+                self._race(f"{name}/measured_race", entrants, macs)
+        if missing & {"search", "race"}:
             self._search_and_race(name, formulas, missing)
         return {way: self._noted(way) for way in wanted}
 
@@ -183,26 +186,34 @@ class BoardRunner:
     def _search_and_race(self, name: str, formulas: Mapping[str, np.ndarray], missing: Collection[str]) -> None:
         """The favourite of several searches, and the winner among their favourites and the criteria's liked best; of
         both the better repaired one of two, and the winner among favourites of both."""
-        subject, settings, leader = self.subject, self.settings, self._leader(name)
-        searches = [(leader, number) for number in range(settings.searches)]
+        leader = self._leader(name)
+        searches = [(leader, number) for number in range(self.settings.searches)]
         if name == BOTH:
             # Of each its first one, then the labeler's others.
             searches = [searches[0], (PlanFormula(), 0), *searches[1:-1]]
         found = [self._favourite(judge, number) for judge, number in searches]
-        # All of them compared with one another: each search knows its own random plans only.
-        entrants = choose_entrants(leader, subject.summarizer, found, list(formulas.values()), settings.candidates)
+        entrants = self._entrants(name, found, formulas)
         if "race" in missing:
-            result = settings.race.scaled(subject.settings.steps / 128).run(self._brief_training, entrants)
-            macs = self._features + result.forward_macs
-            last = np.flatnonzero(np.isfinite(result.losses[-1])) if result.losses else []
-            for number, i in enumerate(last if len(last) else [result.winner]):
-                self._note(f"{name}/race finalist {number}", entrants[i], macs)
-            self._note(f"{name}/race", entrants[result.winner], macs)
+            self._race(f"{name}/race", entrants, self._features)
         if "search" in missing:
             if name == BOTH:
                 self._note(f"{name}/search", *self._best_repaired(found[:2], self._features))
             else:
                 self._note(f"{name}/search", entrants[0], self._features)
+
+    def _entrants(self, name: str, found: Sequence[np.ndarray], formulas: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """All of them compared with one another: each search knows its own random plans only."""
+        others = list(formulas.values())
+        return choose_entrants(self._leader(name), self.subject.summarizer, found, others, self.settings.candidates)
+
+    def _race(self, name: str, entrants: Sequence[np.ndarray], macs: float) -> None:
+        """Note who wins and who comes into the last round; `macs` were spent before."""
+        result = self.settings.race.scaled(self.subject.settings.steps / 128).run(self._brief_training, entrants)
+        macs += result.forward_macs
+        last = np.flatnonzero(np.isfinite(result.losses[-1])) if result.losses else []
+        for number, i in enumerate(last if len(last) else [result.winner]):
+            self._note(f"{name} finalist {number}", entrants[i], macs)
+        self._note(name, entrants[result.winner], macs)
 
     def _leader(self, judge: str) -> PlanLabeler | PlanFormula:
         if judge == FORMULA:
@@ -221,18 +232,29 @@ class BoardRunner:
         losses = np.array([measure(mask) for mask in masks])
         return masks[int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))], macs + measure.forward_macs
 
-    def _measured(self, leader: PlanLabeler | PlanFormula) -> tuple[np.ndarray, float, float]:
-        """Of the plans that a search measures, the one that loses least after its repair; its loss, and the MACs."""
-        if leader.name not in self._best_measured:
+    def _measured(self, name: str) -> tuple[list[np.ndarray], float]:
+        """The plans that the searches of a judge measure, those first that lose least after their repair; the MACs."""
+        tried, macs = [], self._features
+        for judge in (LABELER, FORMULA) if name == BOTH else (name,):
+            found, spent = self._measured_by(self._leader(judge))
+            tried, macs = [*tried, *found], macs + spent
+        tried.sort(key=lambda found: (not np.isfinite(found[0]), found[0]))
+        return list({mask.tobytes(): mask for _, mask in tried}.values()), macs
+
+    def _measured_by(self, leader: PlanLabeler | PlanFormula) -> tuple[list[tuple[float, np.ndarray]], float]:
+        """The plans that a search measures, each with what it loses after its repair, and the MACs that it took."""
+        if leader.name not in self._tried:
+            tried: list[tuple[float, np.ndarray]] = []
             measure, search = self._repaired_loss(), replace(self._search(0), measured=self.settings.measured)
-            found = search.run(
-                self.subject.summarizer, leader, "macs", self.fraction, self.subject.settings.constraints,
-                measure=measure,
-            )  # fmt: skip
-            losses = np.array(found.losses)
-            least = float(np.min(np.where(np.isfinite(losses), losses, np.inf)))
-            self._best_measured[leader.name] = found.removed, least, measure.forward_macs
-        return self._best_measured[leader.name]
+
+            def kept(mask: np.ndarray) -> float:
+                tried.append((measure(mask), mask))
+                return tried[-1][0]
+
+            limits = self.subject.settings.constraints
+            search.run(self.subject.summarizer, leader, "macs", self.fraction, limits, measure=kept)
+            self._tried[leader.name] = tried, measure.forward_macs
+        return self._tried[leader.name]
 
     def _search(self, number: int) -> PlanSearch:
         return replace(SEARCH, seed=derive_seed(f"{self.board.name}/{number}", self.seed))

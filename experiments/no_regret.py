@@ -101,7 +101,7 @@ def _hidden(board: Board) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def board_key(board: Board, settings: BoardSettings) -> dict[str, Any]:
     """All that the plans of a board and what becomes of them depend on, as JSON gives it back."""
     own = {**asdict(settings), "zoo": "", "bank": bank_hash(settings) if settings.learned or settings.bank else ""}
-    if any(method.endswith("/measured") for method in settings.methods):
+    if any("/measured" in method for method in settings.methods):
         own["measured_search"] = MEASURED_VERSION
     else:
         del own["measured"]

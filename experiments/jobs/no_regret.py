@@ -41,7 +41,8 @@ class NoRegretJob:
         methods: formulas with their allocators (`"taylor/mac"`), and what a formula (`"refit_loss/search"`,
             `"refit_loss/race"`) or the labeler (`"labeler/search"`, `"labeler/race"`) likes best; `"both/search"` takes
             that favourite of the two that loses less after its repair, `"both/race"` is a race of favourites of both,
-            and `".../measured"` what loses least of `measured` plans that a search repairs.
+            `".../measured"` what loses least of `measured` plans that a search repairs, and
+            `".../measured_race"` a race in which the best of these stand where others have favourites of searches.
             `"labeler/finals"` and its like train the last round of the race to the end, `"all/finals"` takes all
             methods that are not finals; the plan that ends best on validation examples is theirs.
         seeds: of data, repair and training; none measures the damage of the plans alone.

@@ -45,12 +45,15 @@ METHODS = (
     "refit_loss/search",
     "refit_loss/measured",
     "refit_loss/race",
+    "refit_loss/measured_race",
     "labeler/search",
     "labeler/measured",
     "labeler/race",
+    "labeler/measured_race",
     "both/search",
     "both/measured",
     "both/race",
+    "both/measured_race",
     "refit_loss/finals",
     "labeler/finals",
     "both/finals",
@@ -139,6 +142,8 @@ def test_every_method_has_a_row_and_nothing_is_done_twice(zoo, bank, tmp_path, m
     assert cost["labeler/search"] < cost["both/search"] < cost["both/race"]
     # Who measures pays for it, and both measure twice.
     assert cost["labeler/search"] < cost["labeler/measured"] < cost["both/measured"]
+    # Its race is paid beside what was measured.
+    assert cost["labeler/measured"] < cost["labeler/measured_race"] < cost["both/measured_race"]
     assert metric["both/measured"] in (metric["labeler/measured"], metric["refit_loss/measured"])
     (competence,) = {row["competence"] for row in rows}
     assert competence > 0
@@ -187,23 +192,32 @@ def test_every_method_has_a_row_and_nothing_is_done_twice(zoo, bank, tmp_path, m
         run_board(board, 1, dataclasses.replace(settings, candidates=1), str(tmp_path))
 
 
-def test_of_both_searches_the_plan_that_loses_less_after_its_repair_is_taken(zoo, tmp_path):
+def test_of_both_searches_the_plan_that_loses_less_after_its_repair_is_taken(zoo, tmp_path, monkeypatch):
     board = zoo_boards(zoo, 1, [0.5])[-1]
     settings = dataclasses.replace(
-        settings_of(zoo, None), searches=3, methods=("both/search", "both/measured", "both/race")
+        settings_of(zoo, None), searches=3, methods=("both/search", "both/measured", "both/race", "both/measured_race")
     )
     runner = BoardRunner(board, board_network(board, settings), 0, settings, load_plan_labeler(), load_competence(),
                          tmp_path)  # fmt: skip
     plans = runner.plans()
-    assert list(plans) == ["both/search", "both/measured", "both/race"]
+    assert list(plans) == ["both/search", "both/measured", "both/race", "both/measured_race"]
     # Of what both measured the plan that lost less.
-    names, units = list(runner._best_measured), len(runner.subject.structure.units)
+    names, units = list(runner._tried), len(runner.subject.structure.units)
     assert names == ["blend", "formula:refitted_loss_sum"]
-    least = min(runner._best_measured.values(), key=lambda found: found[1])
-    assert (plans["both/measured"][0] == least[0]).all()
-    runner._best_measured = {name: (np.eye(units, dtype=bool)[i], float(i), 0.0) for i, name in enumerate(names[::-1])}
-    del runner._done["both/measured"]
-    assert runner._searched("both", {})["both/measured"][0].argmax() == 0
+    losses = {mask.tobytes(): loss for tried, _ in runner._tried.values() for loss, mask in tried}
+    assert losses[plans["both/measured"][0].tobytes()] == min(losses.values())
+    one = np.eye(units, dtype=bool)
+    runner._tried = {names[0]: ([(1.0, one[1]), (float("nan"), one[3]), (2.0, one[2])], 5.0),
+                     names[1]: ([(0.0, one[0]), (1.0, one[1])], 7.0)}  # fmt: skip
+    ranked, macs = runner._measured("both")
+    assert [int(mask.argmax()) for mask in ranked] == [0, 1, 2, 3]
+    assert macs == runner._features + 12.0
+    # The best of them race, and a formula's plan.
+    entered = []
+    monkeypatch.setattr(runner, "_brief_training", lambda mask, steps: (entered.append(int(mask.argmax())) or 1.0, 1.0))
+    del runner._done["both/measured_race"]
+    runner._searched("both", {"formula": one[4]})
+    assert set(entered) == {0, 1, 2, 4}
     # The labeler searches twice and the formula once, as in the product.
     assert sorted(runner._favourites) == [("blend", 0), ("blend", 1), ("formula:refitted_loss_sum", 0)]
     masks = [plans["both/search"][0], np.zeros(len(runner.subject.structure.units), dtype=bool)]
@@ -456,7 +470,7 @@ def test_the_labeler_that_ships_is_judged_without_zoo_and_bank(tmp_path, monkeyp
     assert [row["method"] for row in rows] == ["dense", *METHODS]
     damages = judge_boards([board], settings, tmp_path, 1)
     assert len(damages) == len(MEASURED) * sum(
-        not is_derived(name) and not name.endswith(("/measured", "/race")) for name in METHODS
+        not is_derived(name) and not name.endswith(("/measured", "race")) for name in METHODS
     )
 
 
