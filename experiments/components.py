@@ -72,7 +72,7 @@ def build_components(config: Config) -> Components:
         ConfigError: for a component that cannot be built, or settings out of range; the message names the key.
     """
     return Components(
-        model=build(config.model, "model", within="experiments.models"),
+        model=_build_model(config.model, "model"),
         data=build(config.data, "data", within="experiments.data"),
         task=build(config.task, "task"),
         labeler=build(config.labeler, "labeler", within="autolabel.labelers"),
@@ -99,12 +99,20 @@ def build_components(config: Config) -> Components:
     )
 
 
+def _build_model(node: Any, key: str) -> Any:
+    model = build(node, key, within="experiments.models")
+    for name, parameter in model.named_parameters():
+        if not parameter.numel():
+            raise ConfigError(f"'{key}': {name} has no values, its shape is {tuple(parameter.shape)}: a width is 0.")
+    return model
+
+
 def _build_student(config: Config) -> Any:
     """The student, its first weights the same beside any dense model; None where there is none."""
     if config.student is None:
         return None
     with seeded("student", config.seed):
-        return build(config.student, "student", within="experiments.models")
+        return _build_model(config.student, "student")
 
 
 def _build_settings(kind: type, settings: Any) -> Any:

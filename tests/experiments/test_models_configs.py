@@ -7,7 +7,9 @@ import pytest
 from omegaconf import OmegaConf
 
 import conf
-from experiments.config import build, locate_target
+from experiments.components import build_components
+from experiments.composition import compose_config
+from experiments.config import ConfigError, build, locate_target
 
 ROOT = Path(conf.__file__).parent
 FILES = sorted(path for group in ("model", "data", "task") for path in (ROOT / group).glob("*.yaml"))
@@ -38,3 +40,18 @@ def test_objects_without_files_are_built(name):
 
 def test_digits_are_built_with_the_seed_of_the_run():
     assert len(build(read(ROOT / "data/digits.yaml"), "data").test) == 400
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.hidden=0"], r"'model': fc1\.weight has no values, its shape is \(0, 256\)"),
+        (["model.hidden=-3"], r"'model' cannot be built from .*DigitsCNN: .*negative dimension"),
+        (["model=digits_mlp", "model.width=0"], r"'model': hidden\.weight has no values"),
+    ],
+)
+# torch's own, which says that it fills nothing.
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_a_width_of_nothing_is_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        build_components(compose_config(["experiment=quickstart", *overrides]))
