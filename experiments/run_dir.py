@@ -269,7 +269,7 @@ def _probe(path: Path, min_free_bytes: int) -> None:
         raise ArtifactError(f"Cannot write into the run folder {path}: {error.strerror or error}. {advice}") from None
     if free < min_free_bytes:
         raise ArtifactError(
-            f"The run folder {path} has {free / 2**20:.0f} MiB free, {min_free_bytes / 2**20:.0f} are needed. {advice}"
+            f"The run folder {path} has {free // 2**20} MiB free, {-(-min_free_bytes // 2**20)} are needed. {advice}"
         )
 
 
