@@ -18,7 +18,8 @@ the methods with a better mean test metric; *behind* is the distance in points t
 hindsight; *within 1 sd* counts boards where that distance is at most one standard deviation of the best method over its
 seeds. Intervals are of 95 %, by resampling boards. *Label cost* is what choosing the plan took on the judged network
 itself, in forward MACs (statistics, and for a race its trainings), before the repair and the fine-tuning that all
-share, on the median board. `labeler/search` is the plan that a plan labeler likes best among hundreds, nothing being
+share, on the median board. Boards *within* the labeler's competence lie near networks that it learned from, others
+*outside*. `labeler/search` is the plan that a plan labeler likes best among hundreds, nothing being
 run; `labeler/race` lets the favourites of three searches and five plans of formulas, those that the labeler likes best,
 compete in brief trainings that are judged on validation examples. `refit_loss/search` and `refit_loss/race` are the
 same with a formula in the labeler's place (the error in nats that a refit leaves): what learning adds is the difference
@@ -110,11 +111,7 @@ def write_page(
         page += ["", "## Searches that measure plans", "", _MEASURED]
     for what, own in (measured or {}).items():
         found = summarize(own)
-        page += ["", what, "", *_method_table(found["overall"])]
-        for name in found["overall"]:
-            others = [name.replace("/measured", way) for way in ("/search", "/race")]
-            page += [text for other in others if name.endswith("/measured") and other in found["overall"]
-                     for text in ("", f"`{name}` {_compared(found['boards'], name, other)}")]  # fmt: skip
+        page += ["", what, "", *_goals(found["overall"]), *_method_table(found["overall"]), *_pairs(found["boards"])]
     return "\n".join([*page, ""])
 
 
@@ -128,21 +125,26 @@ def _with_all_seeds(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
 
 
 def _pairs(boards: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What learning adds: each plan that a labeler liked best beside that of the formula."""
-    lines: list[str] = []
+    """What learning adds: each plan that a labeler liked best beside that of the formula; what measuring adds."""
     names = dict.fromkeys(name for board in boards for name in board["rank"])
     pairs = [(name, name.replace("labeler/", f"{other}/")) for name in names if name.startswith("labeler/")
              for other in ("refit_loss", "both")]  # fmt: skip
-    for name, formula in pairs:
-        if formula not in names:
+    pairs += [(name, name.replace("/measured", way)) for name in names if name.endswith("/measured")
+              for way in ("/search", "/race")]  # fmt: skip
+    pairs += [(name, name.replace("/measured_race", way)) for name in names if name.endswith("/measured_race")
+              for way in ("/race", "/measured")]  # fmt: skip
+    lines: list[str] = []
+    known = [board for board in boards if board["competence"] is not None]
+    parts = {"within": [board for board in known if board["competence"] <= 1],
+             "outside": [board for board in known if board["competence"] > 1]}  # fmt: skip
+    for name, other in pairs:
+        if other not in names:
             continue
-        lines += ["", f"`{name}` {_compared(boards, name, formula)}"]
-        known = [board for board in boards if board["competence"] is not None]
-        for where, part in (("within", [b for b in known if b["competence"] <= 1]),
-                            ("outside", [b for b in known if b["competence"] > 1])):  # fmt: skip
-            if 0 < len(part) < len(known):
-                lines[-1] += f" On the boards {where} the labeler's competence it {_compared(part, name, formula)}"
-    return lines
+        lines.append(f"| {name} | {other} | all | {_compared(boards, name, other)} |")
+        if name.startswith("labeler/") and other.startswith("refit_loss/") and all(parts.values()):
+            lines += [f"| | | {where} | {_compared(part, name, other)} |" for where, part in parts.items()]
+    titles = ("method", "beside", "boards", "points ahead (95 %)", "ranks ahead (95 %)", "ahead on", "alike on")
+    return ["", f"| {' | '.join(titles)} |", "|" + "---|" * len(titles), *lines] if lines else []
 
 
 def _method_table(overall: Mapping[str, Any]) -> list[str]:
@@ -160,7 +162,8 @@ def _method_table(overall: Mapping[str, Any]) -> list[str]:
 
 def _goals(overall: Mapping[str, Any]) -> list[str]:
     """What was asked of the learned plan, beside what was found."""
-    ours = [name for name in ("labeler/race", "labeler/finals", "both/race", "both/finals", "all/finals")
+    ours = [name for name in ("labeler/race", "labeler/measured_race", "labeler/finals", "both/race",
+                              "both/measured_race", "both/finals", "all/finals")
             if name in overall and overall[name]["within_one_deviation"] is not None]  # fmt: skip
     if not ours:
         return []
@@ -177,11 +180,8 @@ def _goals(overall: Mapping[str, Any]) -> list[str]:
 
 def _compared(boards: Sequence[Mapping[str, Any]], first: str, second: str) -> str:
     pair = compare_pair(boards, first, second)
-    return (
-        f"is {pair['points']:.2f} points ({_interval(pair['points_interval'], 2)}) and {pair['ranks']:.2f} ranks "
-        f"({_interval(pair['ranks_interval'], 2)}) ahead of `{second}` on the mean, ahead on {pair['ahead']} of "
-        f"{pair['boards']} boards, alike on {pair['alike']}."
-    )
+    points, ranks = (f"{pair[what]:.2f} ({_interval(pair[f'{what}_interval'], 2)})" for what in ("points", "ranks"))
+    return f"{points} | {ranks} | {pair['ahead']} of {pair['boards']} | {pair['alike']}"
 
 
 def _board_table(boards: Sequence[Mapping[str, Any]]) -> list[str]:

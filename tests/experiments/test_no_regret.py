@@ -405,7 +405,7 @@ def test_the_page_tells_methods_by_rank_and_every_board(tmp_path):
     assert "| taylor | 2.00 (2.0 to 2.0) | 0 % | 0 % | 2.00 | 2.00 | 0 |" in page
     # What takes a plan of another method is nobody's rival.
     assert "| labeler/finals | 1.00 (1.0 to 1.0) | 100 % | 100 % | -2.00 | -2.00 | 0 |" in page
-    assert "ahead of" not in page
+    assert "beside" not in page
     assert "| a | 99.00 | 92.50 labeler/race (0.71) | 92.50 (rank 1) | 94.50 (rank 1) |" in page
     # How far the networks lie, and who is ahead within the competence and outside of it.
     far = [{**line, "competence": 0.5} for line in rows]
@@ -414,8 +414,10 @@ def test_the_page_tells_methods_by_rank_and_every_board(tmp_path):
     page = write_page([*far, row("b", "dense", 0, 90)], "`command`", rows)
     assert "| 0.50 |" in page
     assert "| 2.00 (outside) |" in page
-    assert "within the labeler's competence it is 0.50 points (0.50 to 0.50)" in page
-    assert "outside the labeler's competence it is -1.00 points (-1.00 to -1.00)" in page
+    both, worse = "0.00 (0.00 to 0.00)", "-1.00 (-1.00 to -1.00) | -1.00 (-1.00 to -1.00)"
+    assert "| labeler/race | refit_loss/race | all | -0.25 (-1.00 to 0.50) | " in page
+    assert f"| | | within | 0.50 (0.50 to 0.50) | {both.replace('0.00', '1.00')} | 1 of 1 | 0 |" in page
+    assert f"| | | outside | {worse} | 0 of 1 | 0 |" in page
     # Trained networks by themselves, with all methods and each board.
     own = page[page.index("## Trained networks") :]
     assert page.index("## Boards") < page.index("## Trained networks")
@@ -429,12 +431,14 @@ def test_the_page_tells_methods_by_rank_and_every_board(tmp_path):
     assert some == write_page(rows, "`command`", rows)
     assert "fisher" not in some
     # Searches that measure beside those that do not.
-    measured = [row("c", m, 0, v) for m, v in {"dense": 99, "labeler/search": 90, "labeler/measured": 92}.items()]
+    ends = {"dense": 99, "labeler/search": 90, "labeler/measured": 92, "labeler/measured_race": 93}
+    measured = [row("c", name, 0, value) for name, value in ends.items()]
     own = write_page(rows, "`command`", (), {"A title:": measured})
     own = own[own.index("## Searches that measure plans") :]
     assert "\nA title:\n" in own
-    assert "| labeler/measured | 1.00 (1.0 to 1.0) | 100 % | - | 0.00 | 0.00 | 0 |" in own
-    assert "`labeler/measured` is 2.00 points (2.00 to 2.00)" in own
+    assert "| labeler/measured_race | 1.00 (1.0 to 1.0) | 100 % | - | 0.00 | 0.00 | 0 |" in own
+    assert "| labeler/measured | labeler/search | all | 2.00 (2.00 to 2.00) | 1.00 (1.00 to 1.00) | 1 of 1 | 0 |" in own
+    assert "| labeler/measured_race | labeler/measured | all | 1.00 (1.00 to 1.00)" in own
     page = write_page(rows, "`command`")
     with figure_style():
         svg = render_file_svg(draw_regret(rows)).decode()
