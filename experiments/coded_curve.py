@@ -82,7 +82,8 @@ def write_page(rows: Sequence[CurveRow]) -> str:
     ]
     for network, own in _grouped(rows, lambda row: row.network):
         seeds = sorted({row.seed for row in own})
-        page += [f"## {network}", "", f"Dense: {fmean(row.dense for row in own):.2f} ({own[0].metric_name}), "
+        dense = fmean({row.seed: row.dense for row in own}.values())
+        page += [f"## {network}", "", f"Dense: {dense:.2f} ({own[0].metric_name}), "
                  f"{own[0].dense_bytes:,} bytes. Seeds: {', '.join(map(str, seeds))}.", "",
                  "| arm | times smaller | bytes | metric | sd |", "|---|---|---|---|---|"]  # fmt: skip
         for arm, of_arm in _grouped(own, lambda row: row.arm):

@@ -29,7 +29,8 @@ def write_page(
     methods = gather_methods(trials)
     stages = compared_stages(methods)
     n = max(len(method.stages[stages[0]].values) for method in methods)
-    page = [f"# {title}", "", f"`python -m experiments.run experiment={name}`, drawn from `results/{name}/raw.csv`.",
+    page = [f"# {title}", "", f"Drawn from `results/{name}/raw.csv`, whose rows name the command and "
+            f"the commit that made each; today `python -m experiments.run experiment={name}`.",
             "", _EXPLANATION.format(n=n), f"The dense network has {dense:.2f} %.", "",
             *_in_float32(trials), f"![Accuracy of every method]({name}.svg)", ""]  # fmt: skip
     page += _section("Channels, or ranks, or both", [method for method in methods if _with_ranks(method)])

@@ -24,19 +24,34 @@ _HEADER = ("| after | measured plans | plans | silent | within a factor 1.5 | wo
            "|" + "---|" * 9)  # fmt: skip
 
 
+def _of_methods(rows: Sequence[DamageRow]) -> str:
+    count = len({row.method for row in rows})
+    return f", a plan of each of {count} methods" if count > 1 else ""
+
+
 def write_page(boards: Sequence[DamageRow], bank: Sequence[DamageRow] = ()) -> str:
     """Markdown: plans of formulas and searches on the boards of `no_regret`, and random plans of the whole bank."""
     about = [_FINETUNED] if any(row.moment == "finetuned" for row in bank) else []
     text = ["# Predicted and realised damage of whole plans", "", _ABOUT, *about, "",
             "![Predicted and realised damage](plan_damage.svg)", ""]  # fmt: skip
     for rows, title, source in (
-        (boards, "Plans of formulas and searches", "`results/plan_damage/raw.csv` (`experiment=no_regret`)"),
+        (
+            boards,
+            "Plans of formulas and searches",
+            "`results/plan_damage/raw.csv` (command: `results/plan_damage/made.json`)",
+        ),
         (bank, "Random plans", "`results/plan_damage/bank.csv` (`experiment=who_predicts`)"),
     ):
         if not rows:
             continue
         lines = summarize_damages(rows)
-        text += [f"## {title}", "", f"{len({row.board for row in rows})} boards; drawn from {source}.", "", _HEADER]
+        text += [
+            f"## {title}",
+            "",
+            f"{len({row.board for row in rows})} boards{_of_methods(rows)}; drawn from {source}.",
+            "",
+            _HEADER,
+        ]
         told = [line for line in lines if "within" in line]
         text += [_line(line) for line in told]
         text.append("")

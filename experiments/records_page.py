@@ -17,7 +17,7 @@ OTHERS = {
     "record_lenet300": {"Deep Compression (Han et al. 2016, arXiv:1510.00149)": (40, 1.58)},
     "record_lenet5": {
         "Deep Compression (Han et al. 2016, arXiv:1510.00149)": (39, 0.74),
-        "Bayesian compression (Louizos et al. 2017, arXiv:1705.08665)": (419, 1.0),
+        "Bayesian compression (Louizos et al. 2017, arXiv:1705.08665)": (771, 1.0),
         "Weightless (Reagen et al. 2018, arXiv:1711.04686)": (382, 1.0),
         "MIRACLE (Havasi et al. 2019, arXiv:1810.00440), lowest error": (555, 0.69),
         "MIRACLE, highest compression": (1110, 0.96),

@@ -43,8 +43,7 @@ first also those of single criteria, are repaired and measured on validation exa
 corrects the judge (a Gaussian process over the numbers of plans), their children are judged anew, and the plan that
 loses least after the repair is taken. 64 plans are measured (or `job.measured`), none is trained; their repairs are the
 label cost. A run does so on label examples (`compare.search_plans`). All methods here ran anew, on networks that were
-built again on another machine; boards of the zoo are the same networks at other budgets, without the labeler, which
-would need a bank."""
+built again on another machine."""
 _WITHIN, _RANK = 0.8, 1.5
 
 
