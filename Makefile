@@ -38,6 +38,9 @@ demo: $(READY)
 test: export OMP_NUM_THREADS := 1
 test: export MKL_NUM_THREADS := 1
 test: export OPENBLAS_NUM_THREADS := 1
+# Where Python is told to keep no bytecode, every process that a test starts would compile torch and all else anew,
+# which takes longer than what most of them do.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: lint
 	$(BIN)/python -m pytest -n $(THREADS) --dist loadfile --no-loadscope-reorder
 

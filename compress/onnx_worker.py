@@ -53,15 +53,17 @@ def _feed(session: Any, names: list[str] | None, arrays: list[np.ndarray]) -> di
 
 
 def _run(job: dict[str, Any], arrays: list[np.ndarray], folder: Path) -> dict[str, Any]:
-    session = _session(job["paths"][0], job["threads"], job["exact"])
-    feed = _feed(session, job["inputs"], arrays)
-    size = _batch_of(arrays)
-    batch = job["batch"] or size
-    parts = []
-    for start in range(0, size, batch):
-        part = {name: array[start : start + batch] if array.ndim else array for name, array in feed.items()}
-        parts.append(session.run(None, part))
-    outputs = [np.concatenate(part) if part[0].ndim else part[0] for part in zip(*parts, strict=True)]
+    outputs: list[np.ndarray] = []
+    for exact in job["exact"]:
+        session = _session(job["paths"][0], job["threads"], exact)
+        feed = _feed(session, job["inputs"], arrays)
+        size = _batch_of(arrays)
+        batch = job["batch"] or size
+        parts = []
+        for start in range(0, size, batch):
+            part = {name: array[start : start + batch] if array.ndim else array for name, array in feed.items()}
+            parts.append(session.run(None, part))
+        outputs += [np.concatenate(part) if part[0].ndim else part[0] for part in zip(*parts, strict=True)]
     np.savez(folder / "outputs.npz", allow_pickle=False, **{f"output_{i}": value for i, value in enumerate(outputs)})
     return {"outputs": len(outputs)}
 

@@ -1,15 +1,16 @@
 """The structure of a model: its units, and where each of them lies in parameters and in values."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 import compress.rules as _rules  # noqa: F401  (registers the rules)
 from compress.dimensions import BatchLayout, Value, batch_layout
-from compress.graph import TracedGraph, trace
+from compress.graph import TracedGraph, check_finite, fingerprint, record_shapes, trace
 from compress.propagation import MAX_ROUNDS, Producer, Propagation
 from compress.units import UnitTable
 
@@ -60,6 +61,8 @@ class Structure:
 
 # Cuts of reshapes that are tried alone: a propagation of each takes up to a second on large graphs.
 _MOST_TRIED = 32
+# Nodes of a graph that call nothing.
+_PLAIN = ("placeholder", "get_attr", "output")
 
 
 def find_units(model: nn.Module, example_inputs: Any) -> UnitTable:
@@ -85,6 +88,26 @@ def analyze(model: nn.Module | Structure, example_inputs: Any = None) -> Structu
     traced = trace(model, example_inputs)
     propagation = _propagate(traced)
     return _structure(propagation)
+
+
+def analyze_changed(module: fx.GraphModule, base: Structure) -> Structure:
+    """The structure of what a traced network became: sliced, factorised, trained.
+
+    Its graph is taken as it is, which spares the tracing: that takes longer than all else here.
+
+    Args:
+        module: as `apply_plan` and what follows return it. One that calls more than operations is traced anew.
+        base: the structure that it was made from; gives the example inputs.
+
+    Raises:
+        TraceError: if the module cannot be traced. DataError: for non-finite parameters.
+    """
+    traced = base.traced
+    if not all(node.op in _PLAIN or isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes):
+        return analyze(module, traced.args or traced.kwargs)
+    check_finite(module)
+    shapes = record_shapes(module, traced.args, traced.kwargs)
+    return _structure(_propagate(replace(traced, module=module, shapes=shapes, fingerprint=fingerprint(module))))
 
 
 def _propagate(traced: TracedGraph) -> Propagation:

@@ -24,9 +24,8 @@ from experiments.figures_units import (
     draw_layer_sensitivity,
     draw_removed,
 )
-from experiments.run_files import RunFiles, read_run
+from experiments.run_files import FIGURES, RunFiles, read_run
 
-FIGURES = "figures"
 DRAWINGS: Mapping[str, Callable[[RunFiles], Figure | None]] = {
     "comparison": draw_comparison,
     "accuracy_against_macs": draw_accuracy_against_macs,

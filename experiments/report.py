@@ -14,10 +14,9 @@ from experiments.figures_units import realised_damages
 from experiments.methods import Method, compared_stages, gather_methods, judge
 from experiments.quantities import STAGES, metric_unit
 from experiments.report_page import render_page
-from experiments.run_files import RunFiles, number, pick, read_run
+from experiments.run_files import REPORT_HTML, REPORT_JSON, RunFiles, number, pick, read_run
 
 SCHEMA_VERSION = 1
-REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 
 
 def write_report(folder: str | Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from experiments.trackers.jsonl import FILE_NAME, read_records
 
 COMPARISON_COLUMNS = ("method", "seed", "stage", "metric")
 JOINT_FILE = "joint_widths.npz"
+REPORT_JSON, REPORT_HTML, FIGURES = "report.json", "report.html", "figures"
 # What is measured and decided about the dense network.
 DECISION_FILES = (
     "features.npz", "labels.npz", "layer_labels.npz", "held_out.npz", JOINT_FILE, "labeler.json", "group_steps.json",

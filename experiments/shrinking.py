@@ -28,7 +28,7 @@ from compress.second_order_pruning import prune_weights_
 from compress.sparsifier import Sparsifier
 from compress.sparsity_schedule import SparsitySchedule
 from compress.sparsity_schedules import OneShotSchedule, PolynomialSchedule
-from compress.structure import analyze
+from compress.structure import analyze, analyze_changed
 from compress.task import evaluate
 from compress.training_hook import TrainingHook
 from compress.weight_rounding import round_weights_
@@ -319,7 +319,7 @@ class Shrinking(Labelling):
         """Write what came of it."""
         formats = plan.layer_formats if self.quantizes else {}
         macs, weight_bytes = self.cost_of(plan)
-        counted = count_macs(small, self.example)
+        counted = count_macs(analyze_changed(small, self.planned))
         ranks = any(layer_format.rank for layer_format in plan.layer_formats.values())
         promised = plan.predicted_cost.get("macs", macs)
         # Ranks may cost less than was planned with.

@@ -28,7 +28,6 @@ from experiments.components import OPTIONAL
 from experiments.config_names import names_of
 from experiments.data import ShuffledBatches
 from experiments.exporting import export_run
-from experiments.figures import FIGURES
 from experiments.front import solve_front
 from experiments.front_table import FRONT_FILE, FrontRow
 from experiments.labelling import LAYER_ROWS
@@ -37,9 +36,8 @@ from experiments.placement import PlacedBatches, placed
 from experiments.plan_prediction import predict_recovered
 from experiments.progress import progress
 from experiments.raw_table import write_raw
-from experiments.report import REPORT_HTML, REPORT_JSON, write_report
 from experiments.run_dir import RunDir
-from experiments.run_files import JOINT_FILE
+from experiments.run_files import FIGURES, JOINT_FILE, REPORT_HTML, REPORT_JSON
 from experiments.settings import Config
 from experiments.shrinking import SAVED_MANIFEST
 from experiments.stage_settings import stage_settings
@@ -64,6 +62,9 @@ def run_experiment(config: Config, run_dir: RunDir, tracker: Tracker) -> dict[st
     torch.use_deterministic_algorithms(True, warn_only=True)
     experiment = Experiment(config, run_dir, tracker)
     experiment.run()
+    # Only here: processes that help, and runs that are refused or go on for hours, draw nothing when they begin.
+    from experiments.report import write_report
+
     report = write_report(run_dir.path)
     run_dir.add_output(run_dir.file("report.json"))
     for path in sorted(run_dir.file(FIGURES).glob("*.png")):

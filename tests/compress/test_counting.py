@@ -11,9 +11,10 @@ import compress
 from compress.application import slice_model
 from compress.costs import CostTable
 from compress.counting import count_macs
-from compress.errors import CompressError
+from compress.errors import CompressError, DataError
 from compress.graph import as_inputs
 from compress.menu import pinned_units
+from compress.structure import analyze_changed
 
 SLICED = (
     "residual_projection",
@@ -340,9 +341,35 @@ def test_predicted_cost_of_a_plan_is_that_of_the_sliced_model(name: str) -> None
     macs, weight_bytes = costs.total(removed)
     assert weight_bytes == pytest.approx(4 * sum(p.numel() for p in small.parameters()), rel=1e-12)
     args, kwargs = as_inputs(inputs)
-    assert macs == pytest.approx(count_macs(small, kwargs or args), rel=1e-12)
+    traced = compress.analyze(small, kwargs or args)
+    assert macs == pytest.approx(count_macs(traced), rel=1e-12)
+    # Its own graph, not traced once more, tells the same.
+    own = analyze_changed(small, structure)
+    assert count_macs(own) == count_macs(traced)
+    assert (own.units.ids, own.units.fingerprint) == (traced.units.ids, traced.units.fingerprint)
     single = compress.unit_costs(structure).macs[np.flatnonzero(removed), 0]
     assert (single >= 0).all()
+
+
+def test_what_a_traced_network_became_is_traced_anew_where_it_calls_modules() -> None:
+    x = torch.randn(2, 5)
+    structure = compress.analyze(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)), x)
+    module = slice_model(structure, np.zeros(len(structure.units), dtype=bool))
+    first = next(node for node in module.graph.nodes if node.op == "call_function")
+    module.add_module("added", nn.Linear(5, 5))
+    with module.graph.inserting_before(first):
+        first.replace_input_with(first.args[0], module.graph.call_module("added", (first.args[0],)))
+    module.recompile()
+    assert count_macs(analyze_changed(module, structure)) == count_macs(structure) + 5 * 5
+    with torch.no_grad():
+        next(module.parameters()).fill_(torch.nan)
+    with pytest.raises(DataError, match="NaN"):
+        analyze_changed(module, structure)
+    plain = slice_model(structure, np.zeros(len(structure.units), dtype=bool))
+    with torch.no_grad():
+        next(plain.parameters()).fill_(torch.nan)
+    with pytest.raises(DataError, match="NaN"):
+        analyze_changed(plain, structure)
 
 
 class _Positions(nn.Module):

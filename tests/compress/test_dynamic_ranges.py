@@ -154,8 +154,10 @@ _LOADER = """
 import sys, numpy, torch
 from torch import nn
 from compress.artifact import load_artifact
-base = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
-numpy.save(sys.argv[2], load_artifact(sys.argv[1], base)(torch.from_numpy(numpy.load(sys.argv[3]))).detach().numpy())
+x = torch.from_numpy(numpy.load(sys.argv[1]))
+for path in sys.argv[2:]:
+    base = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    numpy.save(path + ".npy", load_artifact(path, base)(x).detach().numpy())
 """
 
 
@@ -166,10 +168,10 @@ def test_a_fresh_process_decodes_the_same_bits(tmp_path):
     save_artifact(tmp_path / "artifact", module, plan, x)
     pack_artifact(tmp_path / "artifact")
     np.save(tmp_path / "x.npy", x.numpy())
-    for path in (tmp_path / "artifact", tmp_path / "artifact" / "weights.packed"):
-        command = [sys.executable, "-c", _LOADER, path, tmp_path / "y.npy", tmp_path / "x.npy"]
-        subprocess.run(command, check=True, timeout=300)
-        assert np.array_equal(np.load(tmp_path / "y.npy"), expected)
+    paths = [str(tmp_path / "artifact"), str(tmp_path / "artifact" / "weights.packed")]
+    subprocess.run([sys.executable, "-c", _LOADER, tmp_path / "x.npy", *paths], check=True, timeout=300)
+    for path in paths:
+        assert np.array_equal(np.load(f"{path}.npy"), expected)
 
 
 def test_plans_say_which_ranges_and_older_ones_mean_static(tmp_path):

@@ -30,6 +30,9 @@ COMPONENT = """
 class Standin:
     def __init__(self, width: int = 0) -> None:
         self.width = width
+
+    def named_parameters(self):
+        return iter(())
 """
 STAGES = """
 from compress.errors import BudgetError

@@ -11,6 +11,7 @@ from compress.artifact import load_artifact
 from compress.errors import BudgetError
 from compress.plan import CompressionPlan
 from compress.task import evaluate
+from experiments import report as report_files
 from experiments.components import build_components
 from experiments.composition import compose_config
 from experiments.config import ConfigError
@@ -30,11 +31,14 @@ STUDENT = [
 ]  # fmt: skip
 
 
-def begin(folder, *overrides, whole=True):
+def begin(folder, *overrides, whole=True, figures=False):
     """A run of a student: its report, or without `whole` the run before anything is done."""
     config = compose_config([*STUDENT, *overrides])
     tracker = NullTracker(RunInfo("student", folder))
-    with RunDir(folder) as run_dir, seeded("student", 0):
+    with RunDir(folder) as run_dir, seeded("student", 0), pytest.MonkeyPatch.context() as patch:
+        if not figures:
+            # The fixture `folder` draws them; elsewhere they would take as long as all else.
+            patch.setattr(report_files, "write_figures", lambda files: {})
         return run_experiment(config, run_dir, tracker) if whole else Experiment(config, run_dir, tracker)
 
 
@@ -42,7 +46,7 @@ def begin(folder, *overrides, whole=True):
 def folder(tmp_path_factory):
     """Of one run that exported its files."""
     folder = tmp_path_factory.mktemp("student") / "run"
-    begin(folder, "export.formats=[onnx]", "export.latency_batches=[1,256]")
+    begin(folder, "export.formats=[onnx]", "export.latency_batches=[1,256]", figures=True)
     return folder
 
 
