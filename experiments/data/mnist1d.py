@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ def load_mnist1d(
     return tensor_splits("mnist1d", train, test, sizes, seed, "NCL", [str(digit) for digit in range(10)])
 
 
+# Whoever trains or judges many networks asks for the same signals each time.
+@lru_cache(maxsize=1)
 def _generate(examples: int) -> dict[str, Any]:
     """Signals `x`, `x_test` of mean 0 and variance 1, and classes `y`, `y_test`."""
     with _untouched_randomness():

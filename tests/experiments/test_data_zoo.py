@@ -9,6 +9,7 @@ import torch
 
 from compress.errors import DataError
 from experiments.data import data_root, load_mnist1d, load_shakespeare, load_small_mnist, make_batches
+from experiments.data.mnist1d import _generate
 from experiments.data.small_mnist import halve
 
 PARTS = ("train", "calibration", "label", "validation", "test")
@@ -63,6 +64,7 @@ def test_signals_are_normalised_and_split(signals):
 def test_signals_are_always_the_same_and_leave_no_trace(signals, capfd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    _generate.cache_clear()
     assert_equal(signals, load_mnist1d(examples=400, **FEW))
     assert states[0] == random.getstate()
     assert states[1] == np.random.get_state()[1].tolist()  # noqa: NPY002
@@ -72,12 +74,16 @@ def test_signals_are_always_the_same_and_leave_no_trace(signals, capfd, tmp_path
 
 
 def test_the_seed_chooses_parts_of_the_same_signals(signals):
+    drawn = _generate.cache_info().misses
     other = load_mnist1d(seed=1, examples=400, **FEW)
+    # They are generated once.
+    assert _generate.cache_info().misses == drawn
     assert torch.equal(signals.test.inputs, other.test.inputs)
     assert not torch.equal(signals.label.indices, other.label.indices)
 
 
 def test_without_its_package_the_extra_is_named(monkeypatch):
+    _generate.cache_clear()
     monkeypatch.setitem(sys.modules, "mnist1d", None)
     monkeypatch.setitem(sys.modules, "mnist1d.data", None)
     with pytest.raises(DataError, match=r"autolabel-compress\[zoo\]"):
