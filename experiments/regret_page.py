@@ -31,19 +31,22 @@ _DERIVED = """Some methods take plans that others found, and are ranked among th
 examples; `all/finals` does so with the plans of all methods, at the price of training them all. `both/search` and
 `both/race`, where they are, are what a run does by default, but with searches half as long: of one search of the
 labeler and one of the formula the favourite that loses less after its repair, and a race of two favourites of the
-labeler, one of the formula and five plans of criteria. On the boards of the zoo they were not measured yet; there
-`all/finals` chose, and paid, among two more plans (of an earlier rule for who leads), of which none was its best."""
+labeler, one of the formula and five plans of criteria. On the boards of the zoo they were measured in a run of
+their own, see the last section; in the first table `all/finals` chose, and paid, among two more plans (of an
+earlier rule for who leads), of which none was its best."""
 _TRAINED = """The labeler is the one that ships with the package, which saw nothing of these data; without six of the
 seven methods that came last above (`results/no_regret/trained_*.csv`). ResNet-20 is trained for 128 steps at a rate of
-0.005, since at 0.02 the training of some plans broke. MiniLM has two seeds, so that small differences and *within 1 sd*
-say nothing there. Methods that were not measured with all seeds of a board are left out: of ResNet-20 `both/*`, which
-has the last seed alone."""
+0.005, since at 0.02 the training of some plans broke. Methods that were not measured
+with all seeds of a board are left out: of ResNet-20 `both/*`, which has the last seed alone; with the others
+`all/finals` chose among two more plans, of an earlier rule for who leads."""
 _MEASURED = """`.../measured` goes on where one search ends (`.../search` is the best of three): plans that it likes, at
 first also those of single criteria, are repaired and measured on validation examples, eight at a time; what they lose
 corrects the judge (a Gaussian process over the numbers of plans), their children are judged anew, and the plan that
 loses least after the repair is taken. 64 plans are measured (or `job.measured`), none is trained; their repairs are the
-label cost. A run does so on label examples (`compare.search_plans`). All methods here ran anew, on networks that were
-built again on another machine."""
+label cost. In `.../measured_race` the three best of them stand where `.../race` has favourites of searches. A run does
+so on its label examples (`compare.search_plans`), here validation examples were taken too. All methods ran anew, on
+networks that were built again on another machine. `measured_refitted.csv` has the boards of the first table, with a
+labeler that learned what a plan loses after the refit alone, not after the fine-tuning (`job.truth=refitted`)."""
 _WITHIN, _RANK = 0.8, 1.5
 
 
