@@ -7,6 +7,8 @@ import onnx
 import torch
 from onnxscript import opset21 as op
 
+import compress.integer_graph as _operations  # noqa: F401  (registers them)
+
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Operation of `compress.integer_graph` -> the ONNX nodes that compute it."""

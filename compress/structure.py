@@ -93,14 +93,15 @@ def analyze(model: nn.Module | Structure, example_inputs: Any = None) -> Structu
 def analyze_changed(module: fx.GraphModule, base: Structure) -> Structure:
     """The structure of what a traced network became: sliced, factorised, trained.
 
-    Its graph is taken as it is, which spares the tracing: that takes longer than all else here.
+    Its graph is taken as it is, which spares the tracing: that takes longer than all else here. It is for counting:
+    where examples lie in a value is not in it as far as only a trace can tell.
 
     Args:
         module: as `apply_plan` and what follows return it. One that calls more than operations is traced anew.
         base: the structure that it was made from; gives the example inputs.
 
     Raises:
-        TraceError: if the module cannot be traced. DataError: for non-finite parameters.
+        TraceError: if one that is traced anew cannot be. DataError: for non-finite parameters.
     """
     traced = base.traced
     if not all(node.op in _PLAIN or isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes):

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from torch.nn.parameter import is_lazy
+
 from autolabel.labeler import Labeler
 from autolabel.oracle import Oracle
 from compress.allocator import Allocator, Constraints
@@ -100,9 +102,13 @@ def build_components(config: Config) -> Components:
 
 
 def _build_model(node: Any, key: str) -> Any:
-    model = build(node, key, within="experiments.models")
+    try:
+        model = build(node, key, within="experiments.models")
+    except RuntimeError as error:
+        # torch's own for a width below zero.
+        raise ConfigError(f"'{key}' cannot be built from {node['_target_']}: {str(error).splitlines()[0]}") from error
     for name, parameter in model.named_parameters():
-        if not parameter.numel():
+        if not is_lazy(parameter) and not parameter.numel():
             raise ConfigError(f"'{key}': {name} has no values, its shape is {tuple(parameter.shape)}: a width is 0.")
     return model
 

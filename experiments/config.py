@@ -99,7 +99,7 @@ def build(node: Mapping[str, Any] | DictConfig, key: str, *, within: str | None 
         return target(**arguments, **extra)
     except ConfigError:
         raise
-    except (CompressError, TypeError, ValueError, RuntimeError) as error:  # torch's own for a width below zero
+    except (CompressError, TypeError, ValueError) as error:
         raise ConfigError(f"'{key}' cannot be built from {node['_target_']}: {_first_line(error)}") from error
 
 

@@ -181,8 +181,8 @@ def write_samplings(rows: Sequence[UnitEconomyRow]) -> str:
     """The part of the page on which units to measure."""
     networks = len({row.network for row in rows})
     page = ["## Which units to measure", "", _SAMPLINGS, "",
-            f"{networks} networks, from a run of its own on an earlier bank (of 84 networks, those with enough units; "
-            "`results/unit_economy/made.json`).", ""]  # fmt: skip
+            f"{networks} networks, those with enough units, from a run and a bank of its own "
+            "(`results/unit_economy/made.json`).", ""]  # fmt: skip
     lines = summarize_samplings(rows)
     parts, samplings = (list(dict.fromkeys(line[key] for line in lines)) for key in ("part", "sampling"))
     page += ["| drawn | " + " | ".join(f"{100 * float(part):.0f} % measured" for part in parts) + " |"]

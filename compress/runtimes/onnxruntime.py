@@ -60,7 +60,7 @@ class OnnxRuntime:
 
     def _run(self, path: str | Path, inputs: Any, batch: int | None, exact: list[bool]) -> list[list[np.ndarray]]:
         job = {"verb": "run", "paths": [str(path)], "threads": self.threads, "batch": batch, "exact": exact}
-        answer, arrays = _in_fresh_process(job, inputs, self.timeout_s)
+        answer, arrays = _in_fresh_process(job, inputs, len(exact) * self.timeout_s)
         values = [arrays[f"output_{i}"] for i in range(answer["outputs"])]
         each = len(values) // len(exact)
         return [values[each * i : each * (i + 1)] for i in range(len(exact))]

@@ -13,6 +13,7 @@ from compress.costs import CostTable
 from compress.counting import count_macs
 from compress.errors import CompressError, DataError
 from compress.graph import as_inputs
+from compress.low_rank import Factorization, factorize
 from compress.menu import pinned_units
 from compress.structure import analyze_changed
 
@@ -349,6 +350,18 @@ def test_predicted_cost_of_a_plan_is_that_of_the_sliced_model(name: str) -> None
     assert (own.units.ids, own.units.fingerprint) == (traced.units.ids, traced.units.fingerprint)
     single = compress.unit_costs(structure).macs[np.flatnonzero(removed), 0]
     assert (single >= 0).all()
+
+
+@pytest.mark.parametrize("scheme", ["channel", "spatial"])
+def test_a_layer_that_became_two_is_counted_from_its_own_graph(scheme: str) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    structure = compress.analyze(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3)), x)
+    low = factorize(structure.traced.module, {"2": Factorization(2, scheme)})
+    own = count_macs(analyze_changed(low, structure))
+    # Per example: 6 x 6 outputs of the first layer, then those of the two.
+    first, middle, last = 36 * 3 * 9 * 6, (16 * 6 * 9 * 2, 24 * 6 * 3 * 2), (16 * 2 * 4, 16 * 2 * 3 * 4)
+    spatial = scheme == "spatial"
+    assert own == count_macs(compress.analyze(low, x)) == first + middle[spatial] + last[spatial]
 
 
 def test_what_a_traced_network_became_is_traced_anew_where_it_calls_modules() -> None:

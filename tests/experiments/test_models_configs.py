@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from torch import nn
 
 import conf
+from compress.errors import DataError
+from compress.graph import check_finite
 from experiments.components import build_components
 from experiments.composition import compose_config
 from experiments.config import ConfigError, build, locate_target
@@ -55,3 +58,10 @@ def test_digits_are_built_with_the_seed_of_the_run():
 def test_a_width_of_nothing_is_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         build_components(compose_config(["experiment=quickstart", *overrides]))
+
+
+def test_a_lazy_layer_is_left_to_what_names_it(monkeypatch):
+    monkeypatch.setattr("experiments.models.digits_mlp.nn.Linear", lambda inputs, outputs: nn.LazyLinear(outputs))
+    parts = build_components(compose_config(["experiment=quickstart", "model=digits_mlp"]))
+    with pytest.raises(DataError, match="has no values yet"):
+        check_finite(parts.model)
