@@ -35,23 +35,15 @@ def write_page(boards: Sequence[DamageRow], bank: Sequence[DamageRow] = ()) -> s
     text = ["# Predicted and realised damage of whole plans", "", _ABOUT, *about, "",
             "![Predicted and realised damage](plan_damage.svg)", ""]  # fmt: skip
     for rows, title, source in (
-        (
-            boards,
-            "Plans of formulas and searches",
-            "`results/plan_damage/raw.csv` (command: `results/plan_damage/made.json`)",
-        ),
+        (boards, "Plans of formulas and searches",
+         "`results/plan_damage/raw.csv` (command: `results/plan_damage/made.json`)"),
         (bank, "Random plans", "`results/plan_damage/bank.csv` (`experiment=who_predicts`)"),
-    ):
+    ):  # fmt: skip
         if not rows:
             continue
         lines = summarize_damages(rows)
-        text += [
-            f"## {title}",
-            "",
-            f"{len({row.board for row in rows})} boards{_of_methods(rows)}; drawn from {source}.",
-            "",
-            _HEADER,
-        ]
+        count = len({row.board for row in rows})
+        text += [f"## {title}", "", f"{count} boards{_of_methods(rows)}; drawn from {source}.", "", _HEADER]
         told = [line for line in lines if "within" in line]
         text += [_line(line) for line in told]
         text.append("")
