@@ -1,6 +1,7 @@
 """Feature and label tables: frozen arrays keyed by unit id, stored as `.npz` without pickle."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,12 @@ class LabelTable:
             raise CompressError(f"LabelTable.source must be {shape[:1]} of {SOURCES}.")
         if np.isinf(self.damage).any():
             raise CompressError("LabelTable.damage must not be infinite.")
+
+    def of_choices(self, kept: Sequence[bool]) -> "LabelTable":
+        """The same units with some of the choices; `kept` says of each whether it stays."""
+        columns = np.flatnonzero(np.asarray(kept, dtype=bool))
+        own = {name: getattr(self, name)[:, columns] for name in ("damage", "std_err", "lower", "upper")}
+        return replace(self, choices=tuple(self.choices[column] for column in columns), **own)
 
     def scores(self) -> Scores:
         """The damages as scores in nats, for an allocator."""

@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from autolabel.tables import LabelTable
+from compress.layer_choice import choice_of
 from experiments.config import ConfigError
 from experiments.settings import CompareSettings, Config
 
@@ -19,10 +21,12 @@ PLANS, REFIT_LOSS = "plans", "refit_loss"
 CHANCE = "random"
 SEARCH, RACE = "search", "race"
 SEARCHES = (SEARCH, RACE)
+WIDTHS, MASKS = "widths", "masks"
 ALLOCATORS = {"mac": "greedy", "uniform": "uniform", "threshold": "threshold", "knapsack": "knapsack",
               SEARCH: SEARCH, RACE: RACE}  # fmt: skip
-# Formats alone, every unit stays: in one solve, and the same for every layer.
-FORMATS_ALONE = {"bits": "knapsack", "uniform_bits": "uniform"}
+# Formats alone, every unit stays: all that are offered in one solve, widths of whole layers, masks in the widest of
+# them; and the same for every layer.
+FORMATS_ALONE = {"bits": "knapsack", WIDTHS: "knapsack", MASKS: "knapsack", "uniform_bits": "uniform"}
 # Allocators that sum damages over what is chosen.
 ADDING = ("greedy", "knapsack")
 _SEARCH_NEEDS = (
@@ -43,9 +47,11 @@ class Method:
 
     `"taylor"` removes below one threshold; `"taylor/mac"` spends by score per cost; `"taylor/uniform"` keeps the same
     fraction of every group; `"labeler/knapsack"` solves for everything together; `"labeler/knapsack@0.1"` too, with a
-    tenth of all damages of formats; `"criterion/bits"` removes nothing, and `"criterion/uniform_bits"` stores
-    all layers alike; `"plans/search"` asks a labeler of whole plans about hundreds of them, `"refit_loss/search"` a
-    formula, and `"plans/race"` lets favourites of both and plans of criteria compete in brief trainings.
+    tenth of all damages of formats; `"criterion/bits"` removes nothing, `"criterion/widths"` neither, and leaves no
+    single weight out, `"criterion/masks"` leaves weights out and keeps the others at the most bits that are offered,
+    and `"criterion/uniform_bits"` stores all layers alike; `"plans/search"` asks a labeler of whole plans about
+    hundreds of them, `"refit_loss/search"` a formula, and `"plans/race"` lets favourites of both and plans of criteria
+    compete in brief trainings.
     """
 
     name: str
@@ -122,6 +128,17 @@ class Method:
         """Whether formats and ranks of layers are on its menu, where there are any."""
         return not settings.formats_for or self.spending in settings.formats_for
 
+    def menu(self, formats: LabelTable | None, settings: CompareSettings) -> LabelTable | None:
+        """What it may choose of the formats that are offered, None where it may choose none."""
+        if formats is None or not self.chooses_formats(settings):
+            return None
+        if self.spending not in (WIDTHS, MASKS):
+            return formats
+        choices = [choice_of(name) for name in formats.choices]
+        most = max(choice.bits for choice in choices)
+        whole = self.spending == WIDTHS
+        return formats.of_choices([c.rank is None and (c.density == 1 if whole else c.bits == most) for c in choices])
+
 
 def _suits_search(config: Config, formats: bool) -> bool:
     """Plans of one size are compared, which removes units; formats are chosen around what goes."""
@@ -195,6 +212,8 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
                 f"compare.methods: {method.name!r} has nothing to choose without quantize.enabled, and where "
                 "compare.formats_for leaves it out."
             )
+        if method.spending == MASKS and min(config.quantize.densities) == 1:
+            raise ConfigError(f"compare.methods: {method.name!r} needs quantize.densities below 1.")
         adds = method.allocator in ADDING and not config.quantize.joint_plans
         if method.healing != 1 and not (formats and adds):
             raise ConfigError(

@@ -250,7 +250,7 @@ class _Seed:
     def plan(self, method: Method) -> CompressionPlan:
         """The plan of a method on this seed's data."""
         formats, joint = self.comparison.formats, self.comparison.joint
-        formats = formats if method.chooses_formats(self.comparison.settings) else None
+        formats = method.menu(formats, self.comparison.settings)
         if method.searches:
             finder = self._finder(formats)
             return finder.race() if method.spending == RACE else finder.search(method.source == REFIT_LOSS)

@@ -2,16 +2,20 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from autolabel.oracles import LayerChoiceOracle
+from autolabel.tables import LabelTable
 from experiments.coded_curve import CurveRow, draw_curves, write_page
+from experiments.compared_methods import Method
 from experiments.composition import compose_config
 from experiments.config import ConfigError
 from experiments.jobs.coded_curve import CodedCurveJob
 from experiments.raw_table import read_raw, write_raw
 from experiments.results import collect_rows
 from experiments.run_dir import RunDir
+from experiments.settings import CompareSettings
 from experiments.tracker import RunInfo
 from experiments.trackers.null import NullTracker
 
@@ -23,6 +27,18 @@ BASE = [
 ]  # fmt: skip
 ROW = CurveRow("cifar10_coded", "joint", "budget.coded_bytes=0.1", 0, "accuracy_percent", 91.7, 91.0, 110, 1100, 1e6,
                "c", "a", "{}")  # fmt: skip
+
+
+def test_each_way_alone_is_a_part_of_the_menu():
+    names = ("8bit", "3bit", "8bit_d0.5", "3bit_d0.5", "8bit_r0.5")
+    damage = np.arange(10.0).reshape(2, 5)
+    table = LabelTable(("a", "b"), names, damage, damage, damage, damage, np.array(["measured"] * 2))
+    menus = {way: Method(f"fisher/{way}").menu(table, CompareSettings()) for way in ("bits", "widths", "masks")}
+    assert menus["bits"] is table
+    assert menus["widths"].choices == ("8bit", "3bit")
+    assert menus["masks"].choices == ("8bit", "8bit_d0.5")
+    assert menus["masks"].damage.tolist() == [[0.0, 2.0], [5.0, 7.0]]
+    assert Method("fisher/widths").menu(table, CompareSettings(formats_for=["bits"])) is None
 
 
 def test_arms_are_compared_at_equal_bytes():

@@ -110,6 +110,7 @@ def test_of_the_default_methods_those_take_part_that_suit_the_run(earlier, overr
             "compare.methods=[fisher/bits] compare.formats_for=[knapsack]",
             "'fisher/bits' has nothing to choose",
         ),
+        ("compare.methods=[fisher/masks]", "'fisher/masks' needs quantize.densities below 1"),
         ("compare.formats_for=[taylor]", "compare.formats_for: 'taylor' is not one of"),
         ("compare.formats_for=[knapsack] quantize.enabled=false", "it needs quantize.enabled"),
         ("compare.methods=[labeler/mac@0.1] compare.formats_for=[bits]", "needs damages of formats that add up"),
