@@ -262,7 +262,7 @@ class Config:
     Attributes:
         name: of the experiment: folder of its runs and group in the tracker.
         seed: of everything random in the run.
-        seeds: over which the compared methods are repeated inside one run.
+        seeds: over which the compared methods are repeated inside one run, besides `seed`.
         threads: of torch; results repeat bit for bit only at the same number.
         device: of torch, for training; everything else is computed on the CPU.
         traceback: show the whole traceback of an error instead of one line.
@@ -284,7 +284,7 @@ class Config:
 
     name: str = "run"
     seed: int = 0
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[int] = field(default_factory=list)
     threads: int = 2
     device: str = "cpu"
     traceback: bool = False
