@@ -25,6 +25,7 @@ class CurveRow:
         metric_name: of `metric` and `dense`, which are of the test part.
         dense, metric: of the dense network and of the file.
         file_bytes: its size; dense_bytes: of the dense network's parameters in float32.
+        chosen: the plan that validation took, by the name of its method; empty in tables from before it was told.
     """
 
     network: str
@@ -40,6 +41,7 @@ class CurveRow:
     command: str
     commit: str
     versions: str
+    chosen: str = ""
 
     @property
     def ratio(self) -> float:

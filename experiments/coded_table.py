@@ -94,7 +94,7 @@ def _rows(folder: Path) -> list[CodedRow]:
         "file_bytes": packed.stat().st_size, "dense_bytes": int(dense["weight_bytes"]),
         "command": command_of(run), "commit": run["code"].get("commit", ""), "versions": json.dumps(run["libraries"]),
     }  # fmt: skip
-    layers = _layers(folder, model, task.inputs(batches[0]))
+    layers = layers_of(folder, model, task.inputs(batches[0]))
     whole: dict[str, Any] = {"layer": "", "bits": 0, "entropy": mean_entropy(layers)}
     for name in ("dense_weights", "kept_weights", "coded_bytes", "raw_bytes", "packed_bytes"):
         whole[name] = sum(layer[name] for layer in layers)
@@ -109,8 +109,14 @@ def mean_entropy(parts: Sequence[Mapping[str, Any]]) -> float | None:
     return round(sum(entropy * size for entropy, size in known) / sum(size for _, size in known), 4)
 
 
-def _layers(folder: Path, model: Any, inputs: Any) -> list[dict[str, Any]]:
-    """One entry for each layer of the dense model; factors of a layer of low rank count for it together."""
+def layers_of(folder: Path, model: Any, inputs: Any) -> list[dict[str, Any]]:
+    """What the packed file of a run holds, layer by layer: the fields of `CodedRow` from `layer` on, but for versions.
+
+    Args:
+        folder: of the run.
+        model: of the dense architecture; factors of a layer of low rank count for the layer together.
+        inputs: of its forward, two examples at least.
+    """
     told = {tensor["name"]: tensor for tensor in read_json(folder / "packed.json")["tensors"]}
     ranks = {
         name

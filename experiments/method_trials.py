@@ -5,8 +5,10 @@ import shlex
 import shutil
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +16,7 @@ from compress.artifact import load_artifact
 from compress.files import read_json, write_atomic
 from compress.hashing import hash_values
 from compress.masking import density_of
+from experiments.coded_table import layers_of
 from experiments.composition import compose_config
 from experiments.labelling import LAYER_ROWS
 from experiments.manifest import describe_code, hash_file, library_versions
@@ -49,6 +52,7 @@ class MethodRow:
         file_bytes: of the one file that holds all of it.
         seconds: from labels of layers, which trials share, to the file.
         command, commit, versions: what made it.
+        chosen: the compared method whose plan validation took; empty where the run's plan was there before.
     """
 
     method: str
@@ -66,6 +70,7 @@ class MethodRow:
     command: str
     commit: str
     versions: str
+    chosen: str = ""
 
 
 class MethodTrials:
@@ -134,7 +139,12 @@ class MethodTrials:
             density=density_of(load_artifact(folder / "artifact", trial.planned)).total,
             weight_bytes=result["weight_bytes"], file_bytes=read_json(folder / "packed.json")["file_bytes"],
             seconds=seconds, command=shlex.join(["python", "-m", "experiments.run", *overrides]), **self._made,
+            chosen=read_json(folder / "choice.json")["chosen"] if method.decides else "",
         )  # fmt: skip
+
+    def layers(self, folder: Path) -> list[dict[str, Any]]:
+        """What the packed file of a trial holds of every layer, see `CodedRow`."""
+        return layers_of(folder, deepcopy(self.base.model), self.base.task.inputs(self.base.batches("label")[0]))
 
 
 def _choices_hash(config: Config, base: Experiment) -> str:

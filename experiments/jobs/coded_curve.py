@@ -16,7 +16,8 @@ from experiments.trial_job import TrialJob
 
 
 class CodedCurveJob(TrialJob):
-    """Writes `coded_curve.csv`, one row for each arm and size that it can meet. Seeds are runs of the job.
+    """Writes `coded_curve.csv`, one row for each arm and size that it can meet, and `coded_curve.layers.csv`, one for
+    each layer of each file. Seeds are runs of the job.
 
     Args:
         base: overrides of the run whose dense network and labels all share.
@@ -28,7 +29,7 @@ class CodedCurveJob(TrialJob):
 
     name = "coded_curve"
     reports = ("coded_curve.*",)
-    may_refuse = True
+    may_refuse = keeps_layers = True
 
     def __init__(
         self, base: Sequence[str], arms: Mapping[str, Sequence[str] | None], points: Sequence[str],
@@ -65,16 +66,20 @@ class CodedCurveJob(TrialJob):
         """Try what is not tried yet."""
         found = self.rows(config, run_dir, tracker)
         dense_bytes = int(read_json(run_dir.path / "base" / "dense.json")["weight_bytes"])
-        rows = []
+        rows, layers = [], []
         for (arm, point), trial in zip(self.places, self.trials, strict=True):
             if trial.name not in found:
                 continue
             row = found[trial.name]
             rows.append(
                 CurveRow(self._network(), arm, point, row.seed, row.metric_name, row.dense, row.metric, row.file_bytes,
-                         dense_bytes, row.macs, row.command, row.commit, row.versions)
+                         dense_bytes, row.macs, row.command, row.commit, row.versions, row.chosen)
             )  # fmt: skip
+            place = {"network": self._network(), "arm": arm, "point": point, "seed": row.seed}
+            layers += [place | layer for layer in read_json(self.layers_file(run_dir, trial))]
         write_raw(run_dir, "coded_curve.csv", [field.name for field in fields(CurveRow)], map(asdict, rows))
+        if layers:
+            write_raw(run_dir, "coded_curve.layers.csv", list(layers[0]), layers)
         return {"coded_curve": {f"{row.arm}, {row.point}": row.metric for row in rows}}
 
     def _network(self) -> str:

@@ -1,5 +1,6 @@
 """The job that spends the same bytes in several ways, its table, and its page."""
 
+import csv
 from dataclasses import replace
 
 import numpy as np
@@ -110,6 +111,14 @@ def test_arms_share_the_network_and_meet_the_point(config, tmp_path, monkeypatch
     assert bits.macs == uniform.macs > joint.macs
     assert uniform.file_bytes > bits.file_bytes
     assert "budget.coded_bytes=1.0 'quantize.bits=[8]' constraints.floor=0.999" in uniform.command
+    assert {row.chosen for row in rows} == {"criterion/knapsack"}
+    # What a file holds is told layer by layer.
+    with (tmp_path / "coded_curve.layers.csv").open() as file:
+        layers = [line for line in csv.DictReader(file) if line["arm"] == "bits alone"]
+    assert len(layers) == 5
+    assert {line["point"] for line in layers} == {bits.point}
+    assert sum(int(line["dense_weights"]) for line in layers) * 4 < bits.dense_bytes
+    assert bits.file_bytes * 0.5 < sum(int(line["coded_bytes"]) for line in layers) < bits.file_bytes
     # Arms that offer the same choices share what was measured of them: once for all, once for 8 bits alone.
     layers, widths = 5, (2, 1)
     shared = [path.read_text().count("unit_id") for path in (tmp_path / "base" / "layer_rows").iterdir()]
