@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata, spearmanr
 
+from autolabel.feature import describe_features
 from autolabel.regressor import AdditiveRegressor
 from autolabel.tables import FeatureTable, LabelTable
 from autolabel.tabular import FittedProblem, TabularLabeler
@@ -63,12 +64,14 @@ class Reason:
         amount: predicted damage minus what it would be without this contribution; on a logarithmic scale such amounts
             do not add up.
         above: share of units with a lower value.
+        means: what the feature is, see `describe_features`; empty for one that is not the package's own.
     """
 
     name: str
     value: float
     amount: float
     above: float
+    means: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class Explanation:
         ]
         lines += [
             f"  {'+' if reason.amount >= 0 else '-'}{abs(reason.amount):.3g}  {reason.name} = {reason.value:.4g}, "
-            f"higher than in {reason.above:.0%} of {self.peers} units."
+            f"higher than in {reason.above:.0%} of {self.peers} units{f': {reason.means}' if reason.means else ''}."
             for reason in self.reasons
         ]
         if not self.reasons:
@@ -139,6 +142,8 @@ def explain(
     measured: LabelTable | None = None,
 ) -> Explanation:
     """The predicted damage of one unit, and the `n` features that moved it most; `str` of it is words.
+
+    What a layer or a group would cost with a bit or a channel less is told by `explain_layer`.
 
     Args:
         labeler: fitted.
@@ -164,11 +169,12 @@ def explain(
     peers = x[fitted.applies_to(features)]
     split = _contributions(fitted, x[[row]])[0, :-1]
     z = fitted.transformed(features.select(np.array([row])), choice)[0]
+    means = describe_features()
     reasons = [
         Reason(
             fitted.problem.columns[i], float(x[row, i]),
             float(fitted.transform.inverse(z) - fitted.transform.inverse(z - split[i])),
-            float((peers[:, i] < x[row, i]).mean()),
+            float((peers[:, i] < x[row, i]).mean()), means.get(fitted.problem.columns[i], ""),
         )
         for i in np.argsort(-np.abs(split), kind="stable")[:n] if split[i] != 0.0
     ]  # fmt: skip

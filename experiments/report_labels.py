@@ -207,12 +207,20 @@ def _explanations(run: RunFiles, figures: Figures) -> str:
     for words, found in run.explanations.items():
         alike = "; ".join(f"{other['unit_id']}: {format_damage(other['damage'])}" for other in found["relatives"][:3])
         interval = f"{format_damage(found['lower'])} to {format_damage(found['upper'])}"
+        why = "; ".join(map(_reason, found["reasons"][:3]))
         told = [words, found["unit_id"], format_damage(found["damage"]), interval]
-        rows.append([*told, (alike or NOTHING, "class=wrap")])
+        rows.append([*told, (why or NOTHING, "class=wrap"), (alike or NOTHING, "class=wrap")])
     caption = "What moved the label of each of these units most, in loss per example."
     about = note("Any other unit: autolabel.explain(labeler, features, unit_id), with the labeler of this run folder.")
-    header = ["label", "unit", "predicted damage", "interval", "measured units most alike"]
+    header = ["label", "unit", "predicted damage", "interval", "why", "measured units most alike"]
     return figure(figures, "reasons", caption) + table(header, rows) + about
+
+
+def _reason(reason: Mapping[str, Any]) -> str:
+    """What one feature did to one label."""
+    amount, means = reason["amount"], reason.get("means") or reason["name"]
+    way = "raised" if amount >= 0 else "lowered"
+    return f"{way} by {format_damage(abs(amount))}: {means}, higher than in {reason['above']:.0%} of units"
 
 
 def _explain(feature: Mapping[str, Any]) -> str:

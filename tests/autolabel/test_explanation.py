@@ -1,5 +1,7 @@
 """Explanations name the features that made the damage."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +71,13 @@ def test_words_name_the_unit_the_interval_and_the_reasons(tables):
     assert "90% interval" in lines[0]
     assert any("saliency = " in line and line.strip().startswith("+") for line in lines[1:])
     assert "of 90 units" in lines[1]
+    # What a feature of the package is stands behind its number.
+    own = replace(features, names=("act_mean", "act_zeros", "act_std", "act_max"))
+    reason = explain(GBDTLabeler().fit(own, labels), own, worst, n=1).reasons[0]
+    assert (reason.name, reason.means) == ("act_zeros", "part of the values that is exactly zero")
+    assert str(explain(GBDTLabeler().fit(own, labels), own, worst, n=1)).endswith(
+        ": part of the values that is exactly zero."
+    )
     assert str(explain(labeler, features, "c3")).startswith("c3, 8bit:")
     assert str(explain(labeler, features, "c3", "2bit")).startswith("c3, 2bit:")
 
