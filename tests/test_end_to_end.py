@@ -291,6 +291,19 @@ def test_half_of_the_measurements_may_go_where_the_plan_hangs_on_them(tmp_path):
     assert "“criterion” is ziplm" in (folder / "report.html").read_text()
 
 
+@pytest.mark.parametrize("oracle", ["context", "repaired"])
+def test_units_may_be_labelled_in_thinned_company_or_after_a_repair(tmp_path, oracle):
+    call_here(*SHORT, f"oracle@oracles.removal={oracle}", "oracles.removal.masks=8", "measure.images=64",
+              "measure.plans=0", "quantize.enabled=false", "budget.weight_bytes=null", "compare.methods=[labeler/mac]",
+              "finetune.epochs=0", "export.formats=[]", "train.epochs=1", f"hydra.run.dir={tmp_path}")  # fmt: skip
+    labels = LabelTable.load(tmp_path / "labels.npz")
+    measured = labels.source == "measured"
+    assert 0 < measured.sum() < len(measured)
+    # A marginal effect among few random masks has a standard error, and may well be negative.
+    assert (labels.std_err[measured] > 0).all()
+    assert read(tmp_path / "choice.json")["chosen"]
+
+
 def test_plans_are_tried_in_their_formats(tmp_path):
     tight = ["budget.macs=null", "budget.weight_bytes=null", "budget.coded_bytes=0.17", "quantize.joint_plans=0"]
     methods = "compare.methods=[labeler/knapsack@0.1,labeler/knapsack,fisher/bits]"

@@ -142,6 +142,11 @@ def test_the_page_and_the_figure_tell_means_over_seeds():
     page = write_page(rows)
     assert "| joint | 10.0 | 110 | 90.50 | 0.71 |" in page
     assert "| bits alone | 10.0 | 110 | 80.00 | one seed |" in page
+    assert "took" not in page
+    told = [
+        replace(row, chosen=name) for row, name in zip(rows, ("labeler/knapsack", "criterion/bits", "x"), strict=True)
+    ]
+    assert "Plans that *joint* took: `labeler/knapsack` 1, `criterion/bits` 1." in write_page(told)
     figure = draw_curves([*rows, replace(ROW, point="budget.coded_bytes=0.05", file_bytes=55, metric=85.0)])
     (axes,), (legend,) = figure.axes, figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["joint", "bits alone"]
