@@ -116,10 +116,21 @@ def _at_equal_bytes(rows: Sequence[CurveRow]) -> list[str]:
         found = {name: metric_at(points, point.file_bytes) for name, points in others.items()}
         known = {name: metric for name, metric in found.items() if metric is not None}
         best = max(known, key=lambda name: known[name], default=None)
-        ahead = "-" if best is None else f"{point.metric - known[best]:+.2f} ({best})"
+        ahead = "-"
+        if best is not None:
+            gap = point.metric - known[best]
+            ahead = f"{gap:+.2f} ({best}{_chance(gap, point, others[best])})"
         cells = [_cell(points, found[name], point.file_bytes) for name, points in others.items()]
         page.append("| " + " | ".join([f"{point.ratio:.1f}", f"{point.metric:.2f}", *cells, ahead]) + " |")
     return [*page, ""]
+
+
+def _chance(gap: float, point: "CurvePoint", other: Sequence["CurvePoint"]) -> str:
+    """In words, where a gap is no larger than seeds make it; of the other arm the file of the nearest size counts."""
+    nearest = min(other, key=lambda own: abs(math.log(own.file_bytes / point.file_bytes)))
+    if point.error is None or nearest.error is None:
+        return ""
+    return "; within two standard errors" if abs(gap) <= 2 * math.hypot(point.error, nearest.error) else ""
 
 
 def _chosen(rows: Sequence[CurveRow]) -> list[str]:
@@ -184,13 +195,14 @@ def draw_curves(rows: Sequence[CurveRow]) -> Figure:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Means over seeds at one size."""
+    """Means over seeds at one size; `error` is the standard error of `metric`, None for one seed."""
 
     ratio: float
     file_bytes: float
     metric: float
     deviation: float
     spread: str
+    error: float | None
 
 
 def _points(rows: Sequence[CurveRow]) -> list[CurvePoint]:
@@ -199,7 +211,8 @@ def _points(rows: Sequence[CurveRow]) -> list[CurvePoint]:
         metrics = [row.metric for row in own]
         deviation = stdev(metrics) if len(metrics) > 1 else 0.0
         found.append(CurvePoint(fmean(row.ratio for row in own), fmean(row.file_bytes for row in own), fmean(metrics),
-                            deviation, f"{deviation:.2f}" if len(metrics) > 1 else "one seed"))  # fmt: skip
+                            deviation, f"{deviation:.2f}" if len(metrics) > 1 else "one seed",
+                            deviation / math.sqrt(len(metrics)) if len(metrics) > 1 else None))  # fmt: skip
     return found
 
 

@@ -143,6 +143,15 @@ def test_the_page_and_the_figure_tell_means_over_seeds():
     assert "| joint | 10.0 | 110 | 90.50 | 0.71 |" in page
     assert "| bits alone | 10.0 | 110 | 80.00 | one seed |" in page
     assert "took" not in page
+    # A gap as small as seeds make it is told as such.
+    spread = [
+        replace(ROW, seed=1, metric=90.0),
+        *(replace(ROW, arm="bits alone", seed=s, metric=90.2 + s) for s in (0, 1)),
+    ]
+    assert "-0.20 (bits alone; within two standard errors)" in write_page([ROW, *spread])
+    assert "+10.50 (bits alone)" in write_page(
+        [ROW, replace(ROW, seed=1, metric=90.0), replace(ROW, arm="bits alone", metric=80.0)]
+    )
     told = [
         replace(row, chosen=name) for row, name in zip(rows, ("labeler/knapsack", "criterion/bits", "x"), strict=True)
     ]
