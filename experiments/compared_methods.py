@@ -242,8 +242,9 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
         raise ConfigError(f"compare.finetune_methods: {unknown[0]!r} is not compared. Compared are {names}.")
     if compare.choose_after not in STAGES:
         raise ConfigError(f"compare.choose_after must be one of {STAGES}. Got {compare.choose_after!r}.")
-    if compare.choose_after == "tried" and not compare.trial_steps:
-        raise ConfigError("compare.choose_after=tried needs compare.trial_steps above 0.")
+    if config.quantize.enabled and not compare.tries and sum(method.keeps_units for method in methods) > 1:
+        log.warning("Plans that keep all units differ in their formats alone, which no stage before 'tried' has: set "
+                    "compare.choose_after=tried.")  # fmt: skip
     some = bool(compare.finetune_epochs and compare.finetune_methods and set(compare.finetune_methods) != set(names))
     if compare.choose_after == "tried" and some:
         raise ConfigError(

@@ -169,7 +169,7 @@ class Comparison:
             name = f"compare/{method.name}"
             experiment.finetune(small, self.settings.finetune_epochs, settings.lr, name, checkpoint, seed)
             note("fine_tuned", small)
-        if self.settings.trial_steps:
+        if self.settings.tries:
             name = f"compare/{method.name}/trial"
             note("tried", experiment.tried(small, plan, self.settings.trial_steps, name, seed))
         self._file(method, seed, "checkpoint").with_suffix(".safetensors").unlink(missing_ok=True)

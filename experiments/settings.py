@@ -113,7 +113,8 @@ class CompareSettings:
 
     With `trial_steps` each repaired model is trained so many steps in the formats, masks and ranks of its plan, after
     which it is `"tried"`: few bits heal in training, removed units less so. `"labeler/knapsack@0.1"` is a method that
-    takes a tenth of all damages of formats for what is left of them then.
+    takes a tenth of all damages of formats for what is left of them then. To choose after `"tried"` without any step is
+    to choose by the formats as they are rounded; before that stage no model has them.
     """
 
     methods: list[str] = field(
@@ -133,6 +134,11 @@ class CompareSettings:
     trial_steps: int = 0
     search_plans: int = 0
     choose_after: str = "recovered"
+
+    @property
+    def tries(self) -> bool:
+        """Whether plans are looked at in their formats."""
+        return self.trial_steps > 0 or self.choose_after == "tried"
 
 
 @dataclass

@@ -254,7 +254,8 @@ class Shrinking(Labelling):
         plan = self.final_plan(small, plan)
         # Which holds masks too.
         model = self.in_formats(small, plan) if part_formats(plan) else small
-        self.finetune_steps(model, steps, self.config.quantize.lr, name, seed)
+        if steps:
+            self.finetune_steps(model, steps, self.config.quantize.lr, name, seed)
         return model
 
     def with_activations(self, plan: CompressionPlan) -> CompressionPlan:

@@ -242,7 +242,7 @@ class Experiment(Teaching):
         races = any(Method(name).spending == RACE for name in compare.methods)
         trained = ["finetune"] if compare.finetune_epochs or compare.trial_steps or races else []
         trained += ["distillation"] if trained and self.config.distillation is not None else []
-        tried = ["quantizer", "sparsify", *OPTIONAL] if compare.trial_steps else []
+        tried = ["quantizer", "sparsify", *OPTIONAL] if compare.tries else []
         searches = {"searches": SEARCHES_VERSION} if any(Method(name).searches for name in compare.methods) else {}
         if searches and compare.search_plans:
             searches["measured_search"] = MEASURED_VERSION

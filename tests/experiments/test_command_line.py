@@ -115,7 +115,7 @@ def test_a_run_leaves_its_folder(call):
     assert (status, err) == (0, "")
     manifest = read_manifest("out")
     assert manifest["status"] == "finished"
-    assert manifest["seeds"] == {"seed": 3, "seeds": [0]}
+    assert manifest["seeds"] == {"seed": 3, "seeds": []}
     assert manifest["threads"] == 1
     assert manifest["metrics"]["compressed"]["metric"]["value"] == 93.5
     assert manifest["command"].startswith("autolabel hydra.run.dir=out ")

@@ -92,7 +92,6 @@ def test_of_the_default_methods_those_take_part_that_suit_the_run(earlier, overr
         ("compare.finetune_methods=[fisher]", "compare.finetune_methods: 'fisher' is not compared"),
         ("compare.choose_after=finetuned", "compare.choose_after must be one of"),
         ("compare.choose_after=fine_tuned", "needs every method fine-tuned"),
-        ("compare.choose_after=tried", "needs compare.trial_steps above 0"),
         (
             "compare.choose_after=tried compare.trial_steps=9 compare.finetune_epochs=1 "
             "compare.finetune_methods=[random]",
