@@ -139,7 +139,7 @@ def _chosen(rows: Sequence[CurveRow]) -> list[str]:
     if not taken:
         return []
     told = ", ".join(f"`{name}` {count}" for name, count in taken.most_common())
-    return [f"Plans that *{_JOINT}* took: {told}.", ""]
+    return [f"Plans that *{_JOINT}* took: {told} (`/bits`: bits and masks, no channel; `/widths`: bits alone).", ""]
 
 
 def _cell(points: Sequence["CurvePoint"], metric: float | None, file_bytes: float) -> str:

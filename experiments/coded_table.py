@@ -14,7 +14,7 @@ from compress.attributes import value_of
 from compress.errors import ArtifactError
 from compress.files import read_json, write_atomic
 from compress.splitting import part_names
-from compress.structure import analyze
+from compress.structure import Structure, analyze
 from experiments.config import build, config_of
 from experiments.data import make_batches
 from experiments.packed_evaluation import SCORING_BATCH, score_packed, tensor_sizes
@@ -94,7 +94,7 @@ def _rows(folder: Path) -> list[CodedRow]:
         "file_bytes": packed.stat().st_size, "dense_bytes": int(dense["weight_bytes"]),
         "command": command_of(run), "commit": run["code"].get("commit", ""), "versions": json.dumps(run["libraries"]),
     }  # fmt: skip
-    layers = layers_of(folder, model, task.inputs(batches[0]))
+    layers = layers_of(folder, analyze(model, tuple(value[:2] for value in task.inputs(batches[0]))))
     whole: dict[str, Any] = {"layer": "", "bits": 0, "entropy": mean_entropy(layers)}
     for name in ("dense_weights", "kept_weights", "coded_bytes", "raw_bytes", "packed_bytes"):
         whole[name] = sum(layer[name] for layer in layers)
@@ -109,13 +109,13 @@ def mean_entropy(parts: Sequence[Mapping[str, Any]]) -> float | None:
     return round(sum(entropy * size for entropy, size in known) / sum(size for _, size in known), 4)
 
 
-def layers_of(folder: Path, model: Any, inputs: Any) -> list[dict[str, Any]]:
-    """What the packed file of a run holds, layer by layer: the fields of `CodedRow` from `layer` on, but for versions.
+def layers_of(folder: Path, structure: Structure) -> list[dict[str, Any]]:
+    """What the packed file of a run holds, layer by layer: the fields of `CodedRow` from `layer` on, but for what made
+    it.
 
     Args:
         folder: of the run.
-        model: of the dense architecture; factors of a layer of low rank count for the layer together.
-        inputs: of its forward, two examples at least.
+        structure: of the dense network; factors of a layer of low rank count for the layer together.
     """
     told = {tensor["name"]: tensor for tensor in read_json(folder / "packed.json")["tensors"]}
     ranks = {
@@ -125,13 +125,13 @@ def layers_of(folder: Path, model: Any, inputs: Any) -> list[dict[str, Any]]:
     }
     found: dict[str, dict[str, Any]] = {}
     layer_of: dict[str, str] = {}
-    for layer in analyze(model, tuple(value[:2] for value in inputs)).traced.layers():
+    for layer in structure.traced.layers():
         empty = dict.fromkeys(("kept_weights", "bits", "coded_bytes", "raw_bytes", "packed_bytes"), 0)
-        whole = value_of(model, layer.weight).numel()
+        whole = value_of(structure.traced.module, layer.weight).numel()
         found.setdefault(layer.name, {"layer": layer.name, "dense_weights": whole, **empty, "tensors": []})
         parts = (f"{part}.weight" for part in part_names(layer.name)) if layer.name in ranks else (layer.weight,)
         layer_of |= dict.fromkeys(parts, layer.name)
-    small = load_artifact(folder / "artifact" / PACKED, model)
+    small = load_artifact(folder / "artifact" / PACKED, structure)
     for name in layer_of.keys() & told.keys():
         entry = found[layer_of[name]]
         entry["kept_weights"] += int((value_of(small, name) != 0).sum())

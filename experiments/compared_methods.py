@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from autolabel.tables import LabelTable
 from compress.layer_choice import choice_of
+from compress.quantizer import FLOAT_BITS
 from experiments.config import ConfigError
 from experiments.settings import CompareSettings, Config
 
@@ -22,6 +23,8 @@ CHANCE = "random"
 SEARCH, RACE = "search", "race"
 SEARCHES = (SEARCH, RACE)
 WIDTHS, MASKS = "widths", "masks"
+# Of a weight in few bits.
+MOST_BITS = 8
 ALLOCATORS = {"mac": "greedy", "uniform": "uniform", "threshold": "threshold", "knapsack": "knapsack",
               SEARCH: SEARCH, RACE: RACE}  # fmt: skip
 # Formats alone, every unit stays: all that are offered in one solve, widths of whole layers, masks in the widest of
@@ -48,7 +51,7 @@ class Method:
     `"taylor"` removes below one threshold; `"taylor/mac"` spends by score per cost; `"taylor/uniform"` keeps the same
     fraction of every group; `"labeler/knapsack"` solves for everything together; `"labeler/knapsack@0.1"` too, with a
     tenth of all damages of formats; `"criterion/bits"` removes nothing, `"criterion/widths"` neither, and leaves no
-    single weight out, `"criterion/masks"` leaves weights out and keeps the others at the most bits that are offered,
+    single weight out, `"criterion/masks"` leaves weights out and keeps the others at the most of the few bits offered,
     and `"criterion/uniform_bits"` stores all layers alike; `"plans/search"` asks a labeler of whole plans about
     hundreds of them, `"refit_loss/search"` a formula, and `"plans/race"` lets favourites of both and plans of criteria
     compete in brief trainings.
@@ -135,7 +138,7 @@ class Method:
         if self.spending not in (WIDTHS, MASKS):
             return formats
         choices = [choice_of(name) for name in formats.choices]
-        most = max(choice.bits for choice in choices)
+        most = max((choice.bits for choice in choices if choice.bits <= MOST_BITS), default=FLOAT_BITS)
         whole = self.spending == WIDTHS
         return formats.of_choices([c.rank is None and (c.density == 1 if whole else c.bits == most) for c in choices])
 
@@ -212,8 +215,10 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
                 f"compare.methods: {method.name!r} has nothing to choose without quantize.enabled, and where "
                 "compare.formats_for leaves it out."
             )
-        if method.spending == MASKS and min(config.quantize.densities) == 1:
+        if method.spending == MASKS and min(config.quantize.densities, default=1.0) == 1:
             raise ConfigError(f"compare.methods: {method.name!r} needs quantize.densities below 1.")
+        if method.spending in (WIDTHS, MASKS) and min(config.quantize.bits, default=0) > MOST_BITS:
+            raise ConfigError(f"compare.methods: {method.name!r} needs quantize.bits of {MOST_BITS} at most.")
         adds = method.allocator in ADDING and not config.quantize.joint_plans
         if method.healing != 1 and not (formats and adds):
             raise ConfigError(

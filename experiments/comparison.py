@@ -79,6 +79,8 @@ class Comparison:
             for reason in dict.fromkeys(filter(None, told)):
                 log.warning("%s takes no part: %s", method.name, reason)
         self.methods = [m for m in self.methods if all(read_rows(self._file(m, seed, "rows")) for seed in seeds)]
+        if not self.methods:
+            raise BudgetError(told[0])
         plans = {m.name: CompressionPlan.load(self._file(m, seeds[0], "plan")) for m in self.methods}
         return self._choose(rows, plans)
 
@@ -96,10 +98,7 @@ class Comparison:
                         on_row(len(tasks) - len(left), len(tasks))
 
     def _chooses_all(self, method: Method) -> bool:
-        """Whether it may remove units and choose formats of layers: if its budget cannot be met, none can.
-
-        A search meets MACs by units alone, where others may have ranks.
-        """
+        """Whether it may remove units and choose formats, ranks too: if its budget cannot be met, none can."""
         formats = self.formats is None or method.chooses_formats(self.settings)
         return formats and not method.keeps_units and not method.searches
 
@@ -123,7 +122,7 @@ class Comparison:
                         shared.plan(method).save(plan_path)
                 except BudgetError as error:
                     # The others may have more to choose from.
-                    if self._chooses_all(method) or not any(map(self._chooses_all, self.methods)):
+                    if self._chooses_all(method) or len(self.methods) == 1:
                         raise
                     refused = str(error)
                 else:

@@ -5,7 +5,6 @@ import shlex
 import shutil
 import time
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +131,7 @@ class MethodTrials:
         dense, result = read_json(folder / "dense.json"), read_json(folder / "result.json")
         stages = result["stages"]
         last = stages.get("quantized", stages["fine_tuned"])
+        chooses = method.decides and trial.parts.student is None
         return MethodRow(
             method=method.name, seed=trial.config.seed, metric_name=dense["metric_name"],
             dense=dense["test"]["metric"], fine_tuned=stages["fine_tuned"]["metric"], metric=last["metric"],
@@ -139,12 +139,12 @@ class MethodTrials:
             density=density_of(load_artifact(folder / "artifact", trial.planned)).total,
             weight_bytes=result["weight_bytes"], file_bytes=read_json(folder / "packed.json")["file_bytes"],
             seconds=seconds, command=shlex.join(["python", "-m", "experiments.run", *overrides]), **self._made,
-            chosen=read_json(folder / "choice.json")["chosen"] if method.decides else "",
+            chosen=read_json(folder / "choice.json")["chosen"] if chooses else "",
         )  # fmt: skip
 
     def layers(self, folder: Path) -> list[dict[str, Any]]:
         """What the packed file of a trial holds of every layer, see `CodedRow`."""
-        return layers_of(folder, deepcopy(self.base.model), self.base.task.inputs(self.base.batches("label")[0]))
+        return layers_of(folder, self.base.structure)
 
 
 def _choices_hash(config: Config, base: Experiment) -> str:

@@ -55,11 +55,11 @@ def render_comparison(run: RunFiles, report: Report, figures: Figures) -> str:
                 "Mean ± standard deviation over n seeds; n=1 has no spread. How the budget is spent over the scores: a "
                 "plain name removes below one threshold, “/mac” spends by score per MAC, “/uniform” keeps the same "
                 "fraction of every group, “/knapsack” solves for everything together, “/bits” too but removes nothing, "
-                "“/widths” neither, and no single weight, “/masks” single weights alone, “/uniform_bits” stores all "
-                "layers alike; “@0.1” counts a tenth of the damage of formats; "
-                "“plans/search” is what a labeler of whole plans likes best among hundreds, “refit_loss/search” what a "
-                "formula does, and “plans/race” the winner of brief trainings among favourites of both and plans of "
-                "criteria, judged on validation data."
+                "“/widths” the same without leaving single weights out, “/masks” leaves single weights out at the most "
+                "bits, “/uniform_bits” removes nothing either and stores all layers alike; “@0.1” counts a tenth of "
+                "the damage of formats; “plans/search” is what a labeler of whole plans likes best among hundreds, "
+                "“refit_loss/search” what a formula does, and “plans/race” the winner of brief trainings among "
+                "favourites of both and plans of criteria, judged on validation data."
                 + _searched_after(run)
                 + (f" “criterion” is {report['criterion']}." if report["criterion"] else "")
             ),

@@ -99,7 +99,7 @@ class CompareSettings:
     Methods are `"labeler"`, `"criterion"` (the configured one) or the name of a baseline: alone they remove below one
     threshold, with `/mac` they spend by score per cost, with `/uniform` the same fraction of every group, with
     `/knapsack` in one solve, with `/bits` no unit but formats in one solve, with `/widths` no unit but widths of
-    whole layers, with `/masks` no unit but densities at the most bits that are offered, with `/uniform_bits` no unit
+    whole layers, with `/masks` no unit but densities at the most of the few bits offered, with `/uniform_bits` no unit
     but the same format of all layers. `"plans/search"` is the favourite of a labeler of whole plans among hundreds of
     them, `"refit_loss/search"` that of a formula (the error in nats that a refit leaves), and `"plans/race"` the winner
     of brief trainings among two favourites of the labeler, one of the formula, and plans of criteria (an eighth and

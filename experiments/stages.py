@@ -246,7 +246,9 @@ class Experiment(Teaching):
         searches = {"searches": SEARCHES_VERSION} if any(Method(name).searches for name in compare.methods) else {}
         if searches and compare.search_plans:
             searches["measured_search"] = MEASURED_VERSION
-        return searches | self._settings(*names, *trained, *tried)
+        # No seed named is the run's own.
+        seeds = {"seeds": self.config.seeds or [self.config.seed]}
+        return searches | self._settings(*names, *trained, *tried) | seeds
 
     def train_dense(self) -> None:
         """Train the dense model where the experiment says so, and keep its weights."""

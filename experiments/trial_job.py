@@ -91,7 +91,7 @@ class TrialJob(ABC):
             shutil.rmtree(folder)
             write_json(path, asdict(row))
 
-        base = [run_dir.path / "base" / file for file in ("dense/model.safetensors", "plan.json")]
+        base = [f"base/{file}" for file in ("dense/model.safetensors", "plan.json")]
         run_dir.run_stage(name, work, inputs=base, outputs=[path, *layers], settings={"overrides": overrides})
         return MethodRow(**read_json(path))
 

@@ -253,6 +253,7 @@ def test_single_labels_are_explained(run):
         assert told["reasons"]
         assert {labels.source[labels.unit_ids.index(other["unit_id"])] for other in told["relatives"]} == {"measured"}
         assert told["unit_id"] in page
+        assert len(told["reasons"][0]["means"]) > 5
         assert html.escape(told["reasons"][0]["means"]) in page
     assert found["least predicted damage"]["damage"] < found["most predicted damage"]["damage"]
     assert (run / "figures" / "reasons.png").stat().st_size > 1000

@@ -14,6 +14,9 @@ from experiments.settings import Config
 from experiments.tracker import Tracker
 from experiments.trial_job import TrialJob
 
+_LAYER_COLUMNS = ("network", "arm", "point", "seed", "layer", "dense_weights", "kept_weights", "bits", "coded_bytes",
+                  "raw_bytes", "packed_bytes", "entropy")  # fmt: skip
+
 
 class CodedCurveJob(TrialJob):
     """Writes `coded_curve.csv`, one row for each arm and size that it can meet, and `coded_curve.layers.csv`, one for
@@ -78,8 +81,7 @@ class CodedCurveJob(TrialJob):
             place = {"network": self._network(), "arm": arm, "point": point, "seed": row.seed}
             layers += [place | layer for layer in read_json(self.layers_file(run_dir, trial))]
         write_raw(run_dir, "coded_curve.csv", [field.name for field in fields(CurveRow)], map(asdict, rows))
-        if layers:
-            write_raw(run_dir, "coded_curve.layers.csv", list(layers[0]), layers)
+        write_raw(run_dir, "coded_curve.layers.csv", _LAYER_COLUMNS, layers)
         return {"coded_curve": {f"{row.arm}, {row.point}": row.metric for row in rows}}
 
     def _network(self) -> str:
