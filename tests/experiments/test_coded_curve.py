@@ -85,7 +85,7 @@ def test_what_cannot_be_tried_is_refused(config, changed, match):
         CodedCurveJob(**{**good, **changed}).check(config)
 
 
-def test_arms_share_the_network_and_meet_the_point(config, tmp_path, monkeypatch):
+def test_arms_share_the_network_and_meet_the_point(config, tmp_path, monkeypatch, caplog):
     measured, measure = [], LayerChoiceOracle.measure
 
     def counted(self, structure, replay, rows, known, notes):
@@ -95,17 +95,23 @@ def test_arms_share_the_network_and_meet_the_point(config, tmp_path, monkeypatch
     monkeypatch.setattr(LayerChoiceOracle, "measure", counted)
     job = CodedCurveJob(
         BASE,
-        {"joint": [], "bits alone": ["constraints.floor=1.0"], "gone": None, "uniform": ["constraints.floor=0.999"]},
+        {
+            "joint": [],
+            "bits alone": ["constraints.floor=1.0"],
+            "gone": None,
+            "uniform": ["constraints.floor=0.999"],
+            "no channel": ["compare.methods=[criterion/bits,criterion/masks]", "quantize.densities=[1.0,0.9]"],
+        },
         ["budget.coded_bytes=0.2", "budget.coded_bytes=0.03"],
         alone={"uniform": ["budget.coded_bytes=1.0 quantize.bits=[8]"]},
     )
     with RunDir(tmp_path) as run_dir, seeded("coded_curve", 0):
         told = job.run(config, run_dir, NullTracker(RunInfo("coded_curve", tmp_path)))["coded_curve"]
     rows = read_raw(tmp_path / "coded_curve.csv", CurveRow)
-    # Bits alone cannot come to a thirtieth.
-    assert [row.arm for row in rows] == ["joint", "bits alone", "joint", "uniform"]
+    # Without channels going none comes to a thirtieth, and masks at 8 bits not to a fifth.
+    assert [row.arm for row in rows] == ["joint", "bits alone", "no channel", "joint", "uniform"]
     assert list(told.values()) == [pytest.approx(row.metric, rel=1e-5) for row in rows]
-    joint, bits, small, uniform = rows
+    joint, bits, other, small, uniform = rows
     assert small.file_bytes < joint.file_bytes
     assert {row.dense for row in rows} == {joint.dense}
     # The prediction of the plan before training; the header and biases come on top.
@@ -113,7 +119,9 @@ def test_arms_share_the_network_and_meet_the_point(config, tmp_path, monkeypatch
     assert bits.macs == uniform.macs > small.macs
     assert uniform.file_bytes > bits.file_bytes
     assert "budget.coded_bytes=1.0 'quantize.bits=[8]' constraints.floor=0.999" in uniform.command
-    assert {row.chosen for row in rows} == {"criterion/knapsack"}
+    assert {row.chosen for row in rows if row is not other} == {"criterion/knapsack"}
+    assert other.chosen == "criterion/bits"
+    assert "criterion/masks takes no part: " in caplog.text
     # What a file holds is told layer by layer.
     with (tmp_path / "coded_curve.layers.csv").open() as file:
         layers = [line for line in csv.DictReader(file) if line["arm"] == "bits alone"]
@@ -122,10 +130,10 @@ def test_arms_share_the_network_and_meet_the_point(config, tmp_path, monkeypatch
     assert sum(int(line["dense_weights"]) for line in layers) * 4 < bits.dense_bytes
     assert bits.file_bytes * 0.5 < sum(int(line["coded_bytes"]) for line in layers) < bits.file_bytes
     # Arms that offer the same choices share what was measured of them: once for all, once for 8 bits alone.
-    layers, widths = 5, (2, 1)
+    layers, widths = 5, (2, 1, 4)
     shared = [path.read_text().count("unit_id") for path in (tmp_path / "base" / "layer_rows").iterdir()]
     assert sorted(shared) == sorted(layers * n for n in widths)
-    assert sorted(measured) == [0, 0, 0, 0, layers, 2 * layers]
+    assert sorted(measured) == [0, 0, 0, 0, 0, layers, 2 * layers, 4 * layers]
 
 
 def test_tables_of_several_runs_come_together(tmp_path):
