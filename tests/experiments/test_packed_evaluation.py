@@ -193,7 +193,8 @@ def test_a_record_says_what_it_is(path):
 def test_a_file_of_an_earlier_version_is_packed_anew(path, tmp_path):
     assert path.read_bytes()[3] in (2, 3)
     model = model_of(path)
-    repack_artifact(path, tmp_path / "anew.packed", model)
+    # What the fast coder writes is of the same version.
+    repack_artifact(path, tmp_path / "anew.packed", model, coder="zstd")
     assert (tmp_path / "anew.packed").read_bytes()[3] == VERSION
     x = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     first, second = (load_artifact(file, model) for file in (path, tmp_path / "anew.packed"))

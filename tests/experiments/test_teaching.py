@@ -177,15 +177,14 @@ def test_refuses_in_the_first_second(override, message):
         check_settings(config, build_components(config))
 
 
-def test_inner_values_need_pairs_where_no_layer_is_common(tmp_path):
+def test_inner_values_need_pairs_where_no_layer_is_common(folder, tmp_path):
     with pytest.raises(ConfigError, match="distillation: The student and the teacher have no layer in common"):
         begin(tmp_path / "run", "distillation=hints")
     with pytest.raises(ConfigError, match="distillation: The 'pairs' parameter names 'fc9'"):
         begin(tmp_path / "run", "distillation=hints", "distillation.pairs=[[hidden,fc9]]")
     assert not (tmp_path / "run" / "dense").exists()
     begin(tmp_path / "run", "distillation=hints", "distillation.pairs=[[hidden,fc1]]")
-    plain = begin(tmp_path / "plain")
-    hinted = read(tmp_path / "run" / "report.json")
+    plain, hinted = (read(run / "report.json") for run in (folder, tmp_path / "run"))
     assert hinted["compressed"]["loss"] != plain["compressed"]["loss"]
 
 
