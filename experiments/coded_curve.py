@@ -56,8 +56,9 @@ dense network, its labels, the repair without labels, and the same training; an 
 masks* leaves the last out. What few bits damage heals in training, what was removed does so less: of four plans, in
 which damages of formats count a tenth or less of what was measured or no channel goes, on measured labels or on a
 criterion, that is taken which has the lowest validation loss after 100 steps of training (400 of the LeNets; of MiniLM
-damages count whole, and nothing is trained). On the LeNets and MiniLM bits alone and masks alone are among the plans
-too: where they are best, *joint* is equal to them but for chance.
+damages count whole, and nothing is trained). Of LeNet-300-100 and MiniLM bits alone and masks alone are among the
+plans too: where they are best, *joint* is meant to be equal to them but for the noise of the choice. Every layer of
+the files made last is told in `results/coded_curve/layers.csv`.
 *fisher* and *magnitude* are to be compared with *joint without masks*: three such plans, on these scores alone. *as
 measured* takes damages as they were measured, of labels or of Fisher, whichever has the lower validation loss after
 the repair; the figure leaves such arms out. *channels alone* and *masks alone* keep what stays in 8 bits, *bits
