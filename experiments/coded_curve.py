@@ -57,7 +57,8 @@ masks* leaves the last out. What few bits damage heals in training, what was rem
 which damages of formats count a tenth or less of what was measured or no channel goes, on measured labels or on a
 criterion, that is taken which has the lowest validation loss after 100 steps of training (400 of the LeNets; of MiniLM
 damages count whole, and nothing is trained). Of LeNet-300-100 and MiniLM bits alone and masks alone are among the
-plans too: where they are best, *joint* is meant to be equal to them but for the noise of the choice. Every layer of
+plans too: where they are best, *joint* is meant to be equal to them but for the noise of the choice. That of MiniLM
+was made on another processor than the arms beside it: it took bits alone, and is ahead of them by that. Every layer of
 the files made last is told in `results/coded_curve/layers.csv`.
 *fisher* and *magnitude* are to be compared with *joint without masks*: three such plans, on these scores alone. *as
 measured* takes damages as they were measured, of labels or of Fisher, whichever has the lower validation loss after

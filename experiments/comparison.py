@@ -74,13 +74,15 @@ class Comparison:
         seeds = self._seeds()
         rows = [row for seed in seeds for m in self.methods for row in read_rows(self._file(m, seed, "rows"))]
         self._write(rows)
+        refused = []
         for method in self.methods:
             told = [read_json(self._file(method, seed, "rows")).get("refused") for seed in seeds]
             for reason in dict.fromkeys(filter(None, told)):
                 log.warning("%s takes no part: %s", method.name, reason)
+                refused.append(reason)
         self.methods = [m for m in self.methods if all(read_rows(self._file(m, seed, "rows")) for seed in seeds)]
         if not self.methods:
-            raise BudgetError(told[0])
+            raise BudgetError(refused[0])
         plans = {m.name: CompressionPlan.load(self._file(m, seeds[0], "plan")) for m in self.methods}
         return self._choose(rows, plans)
 
@@ -122,7 +124,7 @@ class Comparison:
                         shared.plan(method).save(plan_path)
                 except BudgetError as error:
                     # The others may have more to choose from.
-                    if self._chooses_all(method) or len(self.methods) == 1:
+                    if self._chooses_all(method):
                         raise
                     refused = str(error)
                 else:

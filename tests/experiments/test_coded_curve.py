@@ -152,7 +152,7 @@ def test_the_page_and_the_figure_tell_means_over_seeds():
     page = write_page(rows)
     assert "| joint | 10.0 | 110 | 90.50 | 0.71 |" in page
     assert "| bits alone | 10.0 | 110 | 80.00 | one seed |" in page
-    assert "took" not in page
+    assert "Plans that" not in page
     # A gap as small as seeds make it is told as such.
     spread = [
         replace(ROW, seed=1, metric=90.0),
