@@ -10,6 +10,9 @@ from autolabel.label_bank import LabelBank
 from autolabel.plan_board import normal_scores
 from compress.errors import CompressError
 
+# Which units of a network are ordered among one another: those of each coupled group, or all of them.
+WITHIN_LAYERS, ACROSS_LAYERS = SCOPES = ("within_layers", "across_layers")
+
 
 @dataclass(frozen=True, eq=False)
 class UnitBoard:
@@ -21,6 +24,7 @@ class UnitBoard:
         values: `(n_units, n_features)`.
         group: `(n_units,)` int, 0, 1, ...: coupled group.
         damage: moment -> `(n_units,)` measured damage in nats.
+        scope: out of `SCOPES`.
     """
 
     network: str
@@ -30,13 +34,18 @@ class UnitBoard:
     values: np.ndarray
     group: np.ndarray
     damage: dict[str, np.ndarray]
+    scope: str = WITHIN_LAYERS
 
     def target(self, moment: str) -> np.ndarray:
-        """`(n_units,)` normal scores of the damage within each group: 0 in the middle, higher costs more."""
+        """`(n_units,)` normal scores of the damage within each query: 0 in the middle, higher costs more."""
         found = np.zeros(len(self.group))
-        for rows in self.groups():
+        for rows in self.queries():
             found[rows] = normal_scores(self.damage[moment][rows])
         return found
+
+    def queries(self) -> list[np.ndarray]:
+        """Rows of each set of units that are ordered among one another."""
+        return self.groups() if self.scope == WITHIN_LAYERS else [np.arange(len(self.group))]
 
     def groups(self) -> list[np.ndarray]:
         """Rows of each group."""
@@ -44,15 +53,17 @@ class UnitBoard:
         return np.split(order, np.cumsum(np.bincount(self.group))[:-1])
 
 
-def unit_boards_of(bank: LabelBank, moments: Sequence[str], fewest: int = 8) -> list[UnitBoard]:
-    """Every network of a bank; groups with fewer units, and units that were not measured, are left out."""
+def unit_boards_of(
+    bank: LabelBank, moments: Sequence[str], scope: str = WITHIN_LAYERS, fewest: int = 8
+) -> list[UnitBoard]:
+    """Every network of a bank; queries with fewer units, and units that were not measured, are left out."""
     found = []
     for i, name in enumerate(bank.networks["name"].tolist()):
         rows = bank.rows("units", i)
         columns = [column for column in rows if column.startswith("feature_")]
         known = np.all([np.isfinite(rows[f"std_err_{moment}"]) for moment in moments], axis=0)
         _groups, place, sizes = np.unique(rows["group"][known], return_inverse=True, return_counts=True)
-        large = sizes[place] >= fewest
+        large = sizes[place] >= fewest if scope == WITHIN_LAYERS else np.full(len(place), len(place) >= fewest)
         if not large.any():
             continue
         values = np.stack([rows[column][known][large] for column in columns], axis=1).astype(np.float64)
@@ -65,6 +76,7 @@ def unit_boards_of(bank: LabelBank, moments: Sequence[str], fewest: int = 8) -> 
                 values,
                 np.unique(place[large], return_inverse=True)[1],
                 {moment: rows[f"damage_{moment}"][known][large].astype(np.float64) for moment in moments},
+                scope,
             )
         )
     return found

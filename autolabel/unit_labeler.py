@@ -1,4 +1,4 @@
-"""The seam of unit labelers: they order the units of a layer by what their removal costs."""
+"""The seam of unit labelers: they order units by what their removal costs, within layers or across them."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -15,7 +15,11 @@ class UnitLabeler(Protocol):
     name: str
 
     def fit(self, boards: Sequence[UnitBoard], moment: str) -> "UnitLabeler":
-        """Learn the damage at this moment; returns itself. Raises CompressError without boards."""
+        """Learn the damage at this moment from boards of one scope; returns itself.
+
+        Raises:
+            CompressError: without boards.
+        """
 
     def predict(self, board: UnitBoard) -> np.ndarray:
-        """`(n_units,)` score of each unit among those of its group, higher costs more; `board.damage` is not read."""
+        """`(n_units,)` score of each unit among those of its query, higher costs more; `board.damage` is not read."""

@@ -1,39 +1,121 @@
 """Who predicts the damage of storing layers otherwise: of one layer alone, and of all of them at once."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-from scipy.stats import kendalltau, spearmanr
+from scipy.stats import kendalltau, rankdata, spearmanr
 
 from autolabel.label_bank import LabelBank
-from experiments.who_predicts import Row
+from autolabel.unit_board import ACROSS_LAYERS, UnitBoard
+from autolabel.unit_labeler import UnitLabeler
+from experiments.who_predicts import SPLITS, Row, assert_disjoint, held_out, seen_with
+from experiments.worker_pool import run_pieces
 
 STORED = "stored"
 _MEASURED = "damage_alone"
+_FEATURES = ("bits", "density", "weights", "weight_error", "fisher_error", "dropped_bits", "depth")
+# Places in a network's order for which labelers learn how many nats are lost there.
+_PLACES = np.linspace(0.01, 0.99, 50)
 
 
 def judge_choices(bank: LabelBank) -> list[Row]:
-    """One row for each scope, network and predictor; configurations are predicted by sums over their layers.
+    """One row for each scope, network and formula; configurations are predicted by sums over their layers.
 
     Damages of single layers are measured on label examples, those of configurations judged on test examples.
     """
     rows = []
-    for number, name in enumerate(bank.networks["name"].tolist()):
-        choices, configs = bank.rows("choices", number), bank.rows("configs", number)
-        family, task = str(bank.networks["family"][number]), str(bank.networks["task"][number])
-        alone = dict(_predictors(choices))
-        taken = _taken(choices, configs["choices"].tolist())
-        found = [("choices", predictor, score, choices["damage"]) for predictor, score in alone.items()]
+    for number in range(len(bank.networks["name"])):
+        choices = bank.rows("choices", number)
+        for predictor, score in _predictors(choices):
+            rows += [_row(bank, number, scope, predictor, "", score) for scope in ("choices", "configs")]
         # What was measured of single layers predicts what they do together; noise below zero helps nobody.
-        alone[_MEASURED] = np.maximum(choices["damage"], 0.0)
-        found += [("configs", predictor, taken @ score, configs["damage_test"]) for predictor, score in alone.items()]
-        for scope, predictor, score, truth in found:
-            seen = "measured" if predictor == _MEASURED else ""
-            # A predictor that says the same of all orders nothing.
-            flat = not len(score) or np.ptp(score) == 0 or np.ptp(truth) == 0
-            orders = [0.0 if flat else float(test(score, truth).statistic) for test in (spearmanr, kendalltau)]
-            rows.append(Row(STORED, scope, family, task, name, predictor, seen, *orders, None))
+        measured = np.maximum(choices["damage"], 0.0)
+        rows.append(_row(bank, number, "configs", _MEASURED, "measured", measured))
     return rows
+
+
+def judge_choice_labelers(
+    bank: LabelBank, labelers: Mapping[str, Callable[[], UnitLabeler]], splits: Sequence[str] = SPLITS,
+    on_fit: Callable[[int, int], None] | None = None, workers: int = 1,
+) -> list[Row]:  # fmt: skip
+    """The same rows of labelers, each network judged by one that never saw it, or its family and its task.
+
+    A labeler orders all choices of a network among one another. As many nats as choices at that place have in the
+    networks that it learned from are then added up over the layers of a configuration.
+    """
+    boards = choice_boards_of(bank)
+    pieces, places = [], []
+    for split in splits:
+        for test in held_out(boards, split):
+            train, judged = seen_with(boards, test, split), [boards[i] for i in test]
+            assert_disjoint(train, judged, split)
+            pieces.append((train, judged, dict(labelers)))
+            places.append((split, test))
+    found: dict[int, dict[str, list[np.ndarray]]] = {}
+    for number, scores in run_pieces(predict_choices, pieces, workers):
+        found[number] = scores
+        if on_fit is not None:
+            on_fit(len(found), len(pieces))
+    return [
+        _row(bank, network, scope, name, split, score)
+        for number, (split, test) in enumerate(places)
+        for name, scores in found[number].items()
+        for network, score in zip(test, scores, strict=True)
+        for scope in ("choices", "configs")
+    ]
+
+
+def choice_boards_of(bank: LabelBank) -> list[UnitBoard]:
+    """Every network of a bank; in the place of units there are all choices of all layers, a group for each layer."""
+    found = []
+    for number, name in enumerate(bank.networks["name"].tolist()):
+        choices = bank.rows("choices", number)
+        layers = list(dict.fromkeys(choices["layer"].tolist()))
+        group = np.array([layers.index(layer) for layer in choices["layer"].tolist()])
+        columns = {**choices, **dict(_predictors(choices)), "depth": group / len(layers)}
+        found.append(
+            UnitBoard(
+                name, str(bank.networks["family"][number]), str(bank.networks["task"][number]), _FEATURES,
+                np.stack([columns[feature] for feature in _FEATURES], axis=1).astype(np.float64), group,
+                {STORED: choices["damage"].astype(np.float64)}, ACROSS_LAYERS,
+            )
+        )  # fmt: skip
+    return found
+
+
+def predict_choices(
+    train: Sequence[UnitBoard], judged: Sequence[UnitBoard], labelers: Mapping[str, Callable[[], UnitLabeler]]
+) -> dict[str, list[np.ndarray]]:
+    """Labeler -> `(n_choices,)` of each judged board: damage in parts of its network's mean damage."""
+    shares = [np.maximum(board.damage[STORED], 0.0) for board in train]
+    shares = [share / share.mean() for share in shares if share.any()]
+    typical = np.mean([np.quantile(share, _PLACES, method="hazen") for share in shares], axis=0)
+    found = {}
+    for name, make in labelers.items():
+        labeler = make().fit(train, STORED)
+        scores = [labeler.predict(board) for board in judged]
+        found[name] = [_at(score, typical) for score in scores]
+    return found
+
+
+def _at(score: np.ndarray, typical: np.ndarray) -> np.ndarray:
+    """What is typical at each place of the order; ties of what is typical keep the order of the scores."""
+    place = (rankdata(score) - 0.5) / len(score)
+    return np.interp(place, _PLACES, typical) + 1e-9 * place
+
+
+def _row(bank: LabelBank, number: int, scope: str, predictor: str, seen: str, score: np.ndarray) -> Row:
+    """How well `(n_choices,)` scores of one network order them, or configurations by their sums."""
+    choices = bank.rows("choices", number)
+    truth = choices["damage"]
+    if scope == "configs":
+        configs = bank.rows("configs", number)
+        score, truth = _taken(choices, configs["choices"].tolist()) @ score, configs["damage_test"]
+    # A predictor that says the same of all orders nothing.
+    flat = not len(score) or np.ptp(score) == 0 or np.ptp(truth) == 0
+    orders = [0.0 if flat else float(test(score, truth).statistic) for test in (spearmanr, kendalltau)]
+    family, task, name = (str(bank.networks[column][number]) for column in ("family", "task", "name"))
+    return Row(STORED, scope, family, task, name, predictor, seen, *orders, None)
 
 
 def _predictors(choices: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:

@@ -7,14 +7,13 @@ import numpy as np
 from scipy.stats import kendalltau, rankdata, spearmanr
 
 from autolabel.label_bank import LabelBank
-from autolabel.unit_board import UnitBoard
+from autolabel.unit_board import SCOPES, WITHIN_LAYERS, UnitBoard
 from autolabel.unit_labeler import UnitLabeler
 from autolabel.unit_labelers import GBDTUnitLabeler, SetUnitLabeler
 from experiments.who_predicts import SPLITS, Row, assert_disjoint, held_out, seen_with
 from experiments.worker_pool import run_pieces
 
 TRUTHS = ("at_once", "in_context", "repaired")
-SCOPES = ("within_layers", "across_layers")
 UNIT_LABELERS: Mapping[str, Callable[[], UnitLabeler]] = {
     "labeler/gbdt": GBDTUnitLabeler,
     "labeler/lambdarank": partial(GBDTUnitLabeler, objective="lambdarank"),
@@ -60,7 +59,8 @@ def judge_unit_labelers(
     boards: Sequence[UnitBoard], labelers: Mapping[str, Callable[[], UnitLabeler]], truths: Sequence[str],
     splits: Sequence[str] = SPLITS, on_fit: Callable[[int, int], None] | None = None, workers: int = 1,
 ) -> list[Row]:  # fmt: skip
-    """Rows of unit labelers within layers, each network judged by one that never saw it, or its family and its task."""
+    """Rows of unit labelers in the scope of the boards, each network judged by one that never saw it, or its family and
+    its task."""
     pieces = []
     for truth, split in ((truth, split) for truth in truths for split in splits):
         for test in held_out(boards, split):
@@ -84,9 +84,9 @@ def judge_unit_fold(
     for name, make in labelers.items():
         labeler = make().fit(train, truth)
         for board in judged:
-            found = _agreement(labeler.predict(board), board.damage[truth].copy(), board.group, "within_layers")
+            found = _agreement(labeler.predict(board), board.damage[truth].copy(), board.group, board.scope)
             if found is not None:
-                rows.append(Row(truth, "within_layers", board.family, board.task, board.network, name, split, *found,
+                rows.append(Row(truth, board.scope, board.family, board.task, board.network, name, split, *found,
                                 None))  # fmt: skip
     return rows
 
@@ -124,7 +124,7 @@ def _over_mean(score: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 def _agreement(score: np.ndarray, damage: np.ndarray, group: np.ndarray, scope: str) -> tuple[float, float] | None:
     """Spearman and Kendall; within layers, that of the ranks within each group, all groups pooled."""
-    if scope == "within_layers":
+    if scope == WITHIN_LAYERS:
         _, place, sizes = np.unique(group, return_inverse=True, return_counts=True)
         large = sizes[place] >= _FEWEST
         score, damage, place = score[large], damage[large], place[large]

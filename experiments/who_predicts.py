@@ -14,7 +14,7 @@ from autolabel.plan_board import PlanBoard
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_summary import PlanSummary
-from autolabel.unit_board import UnitBoard
+from autolabel.unit_board import SCOPES, UnitBoard
 from compress.errors import CompressError
 from experiments.plan_formulas import formulas
 from experiments.worker_pool import run_pieces
@@ -22,7 +22,7 @@ from experiments.worker_pool import run_pieces
 log = logging.getLogger(__name__)
 COLUMNS = ("truth", "scope", "family", "task", "network", "predictor", "zero_shot", "spearman", "kendall", "regret")
 PLANS = "plans"
-_SCOPES = (PLANS, "within_layers", "across_layers", "choices", "configs")
+_SCOPES = (PLANS, *SCOPES, "choices", "configs")
 # What is held out when a labeler judges a board.
 SPLITS = ("family_and_task", "network")
 _FOLDS = 10

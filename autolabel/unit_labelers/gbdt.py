@@ -17,7 +17,7 @@ _GRADES = 31
 
 @dataclass(eq=False)
 class GBDTUnitLabeler:
-    """LightGBM on normal scores of damages within each group, or LambdaRank with a query for each group.
+    """LightGBM on normal scores of damages within each query, or LambdaRank on the queries.
 
     Args:
         objective: `"regression"` or `"lambdarank"` (Burges 2010).
@@ -48,13 +48,13 @@ class GBDTUnitLabeler:
         if not boards:
             raise CompressError("A unit labeler needs at least one board to learn from. Got none.")
         self._names = boards[0].names
-        groups = [rows for board in boards for rows in board.groups()]
-        x = np.concatenate([unit_matrix(board)[rows] for board in boards for rows in board.groups()])
-        y = np.concatenate([board.target(moment)[rows] for board in boards for rows in board.groups()])
+        orders = [np.concatenate(board.queries()) for board in boards]
+        x = np.concatenate([unit_matrix(board)[order] for board, order in zip(boards, orders, strict=True)])
+        y = np.concatenate([board.target(moment)[order] for board, order in zip(boards, orders, strict=True)])
         ranking: dict[str, Any] = {}
         sizes = None
         if self.objective == "lambdarank":
-            sizes = [len(rows) for rows in groups]
+            sizes = [len(rows) for board in boards for rows in board.queries()]
             starts = np.cumsum([0, *sizes])
             y = np.concatenate([_grades(y[a:b]) for a, b in itertools.pairwise(starts)])
             ranking = {"label_gain": list(range(_GRADES)), "lambdarank_truncation_level": 1000}

@@ -1,5 +1,6 @@
 """The job that judges predictors of what plans lose, on networks of families and tasks that a labeler never saw."""
 
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -11,10 +12,10 @@ import numpy as np
 from autolabel.label_bank import LabelBank
 from autolabel.plan_board import PlanBoard, boards_of
 from autolabel.plan_oracle import MOMENTS
-from autolabel.unit_board import unit_boards_of
+from autolabel.unit_board import SCOPES, unit_boards_of
 from compress.files import write_json
 from experiments.ablations import ablated_labelers, ablated_parts
-from experiments.choice_predictors import judge_choices
+from experiments.choice_predictors import judge_choice_labelers, judge_choices
 from experiments.config import ConfigError
 from experiments.label_economy import COLUMNS as ECONOMY_COLUMNS
 from experiments.label_economy import EconomyRow, economy
@@ -60,7 +61,7 @@ class WhoPredictsJob:
         bank: file of a label bank that `experiment=bank` measured.
         truths: moments that are predicted, out of `MOMENTS`.
         labelers: names out of `LABELERS`.
-        unit_labelers: names out of `UNIT_LABELERS`, of labelers that order single units.
+        unit_labelers: names out of `UNIT_LABELERS`, of labelers that order single units, and ways to store layers.
         unit_truths: damages that these predict, out of `TRUTHS`.
         ablations: judge labelers that go without an ingredient too, of the loss after fine-tuning, see
             `experiments.ablations`.
@@ -102,10 +103,13 @@ class WhoPredictsJob:
         bank = LabelBank.load(self.bank)
         boards = boards_of(bank, MOMENTS)
         rows = judge_units(bank) + judge_choices(bank)
-        with progress("judging labelers of units") as on_fit:
-            kinds = {name: UNIT_LABELERS[name] for name in self.unit_labelers}
-            own = unit_boards_of(bank, TRUTHS)
-            rows += judge_unit_labelers(own, kinds, self.unit_truths, on_fit=on_fit, workers=self.workers)
+        kinds = {name: UNIT_LABELERS[name] for name in self.unit_labelers}
+        for scope, truth in itertools.product(SCOPES, self.unit_truths):
+            with progress(f"judging labelers of units ({scope}, {truth})") as on_fit:
+                own = unit_boards_of(bank, [truth], scope)
+                rows += judge_unit_labelers(own, kinds, [truth], on_fit=on_fit, workers=self.workers)
+        with progress("judging labelers of choices") as on_fit:
+            rows += judge_choice_labelers(bank, kinds, on_fit=on_fit, workers=self.workers)
         if self.samplings:
             with progress("judging samplings") as on_network:
                 samplings = judge_samplings(bank, on_network=on_network, workers=self.workers)

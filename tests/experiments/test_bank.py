@@ -232,6 +232,9 @@ def test_who_predicts_judges_everything_on_a_bank_of_several_families_and_tasks(
     assert judged >= {"labeler/blend", "labeler/blend without trees", "labeler/ridge without least squares",
                       "labeler/ridge without half of the networks"}  # fmt: skip
     assert {row.scope for row in rows} >= {"plans", "within_layers", "choices", "configs"}
+    assert {row.scope for row in rows if row.predictor == "labeler/gbdt" and row.zero_shot == "network"} == {
+        "within_layers", "across_layers", "choices", "configs",
+    }  # fmt: skip
     assert {row.truth for row in rows if row.scope == "plans"} == {"at_once", "refitted", "finetuned"}
     assert {row.predictor for row in rows if row.scope == "plans"} >= {"apoz", "ziplm/normalised"}
     assert {row.predictor for row in rows if row.scope == "across_layers"} >= {"reconstruction", "random",

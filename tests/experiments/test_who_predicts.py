@@ -12,9 +12,9 @@ from autolabel.plan_board import PlanBoard
 from autolabel.plan_labelers import RidgePlanLabeler
 from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_summary import PlanSummary
-from autolabel.unit_board import UnitBoard
+from autolabel.unit_board import ACROSS_LAYERS, SCOPES, WITHIN_LAYERS, UnitBoard, unit_boards_of
 from experiments.ablations import INGREDIENTS, LearnedOtherwise, WithoutColumns
-from experiments.choice_predictors import judge_choices
+from experiments.choice_predictors import choice_boards_of, judge_choice_labelers, judge_choices, predict_choices
 from experiments.plan_formulas import formulas, measured_sums, unit_formulas, unpack_masks
 from experiments.unit_predictors import judge_unit_labelers, judge_units
 from experiments.who_predicts import (
@@ -280,6 +280,58 @@ def test_choices_are_judged_by_what_they_do_and_configurations_by_their_sums():
     assert {row.zero_shot for row in rows if row.predictor == "damage_alone"} == {"measured"}
 
 
+def choice_bank():
+    """Four networks of two layers and three choices, whose error says all; of configurations the sum is the truth."""
+    networks, choices, configs = [], [], []
+    for number, (family, task) in enumerate((f, t) for f in ("mlp", "conv") for t in ("digits", "text")):
+        rng = np.random.default_rng(number)
+        error = rng.random(6)
+        damage = 10.0**number * error
+        picks = np.array([(a, b) for a in range(3) for b in range(3)])
+        networks.append((f"{family}-{task}", family, task))
+        choices.append({
+            "network": np.full(6, number), "layer": np.repeat(["a", "b"], 3), "choice": np.tile(["x", "y", "z"], 2),
+            "bits": np.tile([2, 4, 8], 2), "density": np.ones(6), "weights": np.full(6, 10), "fisher_error": error,
+            "weight_error": rng.random(6), "damage": damage,
+        })  # fmt: skip
+        configs.append({
+            "network": np.full(9, number), "choices": np.array([f"{'xyz'[a]} {'xyz'[b]}" for a, b in picks]),
+            "damage_test": damage[picks[:, 0]] + damage[3 + picks[:, 1]],
+        })  # fmt: skip
+    name, family, task = map(np.array, zip(*networks, strict=True))
+    tables = [
+        {key: np.concatenate([table[key] for table in found]) for key in found[0]} for found in (choices, configs)
+    ]
+    none = {"network": np.zeros(0, dtype=np.int64)}
+    return LabelBank({"name": name, "family": family, "task": task}, none, {"plan": none["network"]}, none, *tables, {})
+
+
+class KnowsErrors:
+    """Orders choices by their Fisher error."""
+
+    name = "knows_errors"
+
+    def fit(self, boards, moment):
+        self.column = boards[0].names.index("fisher_error")
+        return self
+
+    def predict(self, board):
+        return board.values[:, self.column]
+
+
+def test_labelers_order_choices_and_add_up_what_is_typical_at_their_place():
+    rows = judge_choice_labelers(choice_bank(), {"knows": KnowsErrors})
+    assert len(rows) == 4 * len(SPLITS) * 2
+    assert {row.zero_shot for row in rows} == set(SPLITS)
+    assert all(row.spearman == pytest.approx(1) for row in rows if row.scope == "choices")
+    # Networks lose other parts of their mean at the same place.
+    assert all(0.7 < row.spearman < 1 + 1e-9 for row in rows if row.scope == "configs")
+    boards = choice_boards_of(choice_bank())
+    (score,) = predict_choices(boards[:1], boards[:1], {"knows": KnowsErrors})["knows"]
+    truth = boards[0].damage["stored"]
+    np.testing.assert_allclose(score, truth / truth.mean(), rtol=0.2)
+
+
 class Knows:
     """A unit labeler that reads the damage off a feature."""
 
@@ -294,13 +346,27 @@ class Knows:
         return board.values[:, 0]
 
 
-def test_units_are_ordered_by_labelers_that_never_saw_them():
+@pytest.mark.parametrize("scope", SCOPES)
+def test_units_are_ordered_by_labelers_that_never_saw_them(scope):
     damage, group = np.arange(20.0), np.repeat([0, 1], 10)
-    boards = [UnitBoard(f"{f}-{t}", f, t, ("x",), damage[:, None], group, {"at_once": damage})
+    boards = [UnitBoard(f"{f}-{t}", f, t, ("x",), damage[:, None], group, {"at_once": damage}, scope)
               for f in ("mlp", "conv") for t in ("digits", "text")]  # fmt: skip
     rows = judge_unit_labelers(boards, {"knows": Knows}, ["at_once"])
     assert sorted(row.network for row in rows) == sorted(board.network for board in boards for _ in SPLITS)
-    assert all(row.spearman == pytest.approx(1) for row in rows)
+    assert all(row.spearman == pytest.approx(1) and row.scope == scope for row in rows)
+
+
+def test_a_query_is_a_layer_or_the_network():
+    bank = unit_bank()
+    within, across = (unit_boards_of(bank, ["at_once"], scope)[0] for scope in SCOPES)
+    assert [len(rows) for rows in within.queries()] == [10, 10]
+    assert [len(rows) for rows in across.queries()] == [20]
+    np.testing.assert_array_equal(within.target("at_once")[:10], within.target("at_once")[10:])
+    assert across.target("at_once")[:10].max() < across.target("at_once")[10:].min()
+    # Of layers with few units, only all together are ordered.
+    bank.units["group"] = np.repeat(["a", "b", "c", "d"], 5)
+    assert unit_boards_of(bank, ["at_once"], WITHIN_LAYERS) == []
+    assert len(unit_boards_of(bank, ["at_once"], ACROSS_LAYERS)[0].group) == 20
 
 
 def test_variants_are_judged_beside_who_made_them():
