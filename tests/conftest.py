@@ -28,6 +28,29 @@ def translations_are_listed_once():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def configurations_are_composed_once():
+    """Hydra composes a run's configuration once more, only to see whether it sets the mode (none does), and builds
+    all choices anew for each group, for interpolations in defaults lists: half of the time, hundreds of times."""
+    try:
+        from hydra._internal import defaults_list
+        from hydra._internal.hydra import Hydra
+
+        build = defaults_list._create_interpolation_map
+    except (ImportError, AttributeError):  # where Hydra does so otherwise, tests take longer
+        yield
+        return
+
+    def build_if_read(overrides, found, self_added):
+        read = any(default.is_interpolation() for default in found)
+        return build(overrides, found, self_added) if read else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(defaults_list, "_create_interpolation_map", build_if_read)
+        patch.setattr(Hydra, "get_mode", lambda self, config_name, overrides: None)
+        yield
+
+
 def pytest_collection_modifyitems(items):
     """The longest file first: run in parallel, it would be left alone at the end."""
     items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
@@ -37,4 +60,4 @@ def pytest_collection_finish():
     """Modules live as long as the process does: walking them in every collection took a tenth of the time of tests."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000)
+    gc.set_threshold(100_000, 10, 20)
