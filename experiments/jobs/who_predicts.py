@@ -55,11 +55,11 @@ _TOLD = ("scope", "truth", "predictor", "zero_shot", "spearman_median", "low", "
 class WhoPredictsJob:
     """Writes `who_predicts.csv` (one row for each truth, network and predictor), and `summary.json`; for the fine-tuned
     truth also `label_economy.csv` and `plan_intervals.csv`; `unit_economy.csv`; and `plan_damage.csv`, nats instead of
-    order.
+    order. Without truths, only units and ways to store layers are judged.
 
     Args:
         bank: file of a label bank that `experiment=bank` measured.
-        truths: moments that are predicted, out of `MOMENTS`.
+        truths: moments whose losses of whole plans are predicted, out of `MOMENTS`.
         labelers: names out of `LABELERS`.
         unit_labelers: names out of `UNIT_LABELERS`, of labelers that order single units, and ways to store layers.
         unit_truths: damages that these predict, out of `TRUTHS`.
@@ -135,10 +135,11 @@ class WhoPredictsJob:
                 _write(run_dir, "label_economy.csv", ECONOMY_COLUMNS, _economy(boards, predictions, config.seed))
                 _write(run_dir, "plan_intervals.csv", INTERVAL_COLUMNS, judge_intervals(predictions, truth))
         _write(run_dir, "who_predicts.csv", COLUMNS, rows)
-        with progress("predicting damage") as on_fit:
-            origins = [bank.rows("plans", int(i))["origin"] for i in _rows_of(bank, boards)]
-            damages = judge_bank(boards, origins, DAMAGE_MOMENTS, config.seed, on_fit=on_fit)
-        _write(run_dir, "plan_damage.csv", [field.name for field in fields(DamageRow)], damages)
+        if self.truths:
+            with progress("predicting damage") as on_fit:
+                origins = [bank.rows("plans", int(i))["origin"] for i in _rows_of(bank, boards)]
+                damages = judge_bank(boards, origins, DAMAGE_MOMENTS, config.seed, on_fit=on_fit)
+            _write(run_dir, "plan_damage.csv", [field.name for field in fields(DamageRow)], damages)
         lines = summarize(rows)
         write_json(run_dir.file("summary.json"), lines)
         for line in lines:

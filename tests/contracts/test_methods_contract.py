@@ -43,6 +43,7 @@ SPATIAL = f"factorizer=spatial {RANKS}"
 DENSITIES = "quantize.densities=[1.0,0.5,0.25] budget.coded_bytes=0.015"
 NARROWER = "distillation=attention model@student=digits_cnn student.widths=[8,16,16]"
 BIT_OPERATIONS = "budget.bit_operations=0.01"
+L0 = "penalty=l0 penalty.strength=1e-3 penalty.initial=0.5 finetune.lr=1e-2"
 INSTEAD = {
     "rounding=adaround quantize.epochs=0": ["rounding.steps=20"],
     "model@student=digits_mlp": ["student.width=32"],
@@ -55,13 +56,15 @@ INSTEAD = {
 METHODS = {method.name: method for method in catalogue()}
 # Two runs of each of these must agree in every byte: something is drawn at random in them, or they train otherwise.
 RANDOM = [
-    "penalty=l0", "sparsify.by=labeler", "sparsify.rewind=weights", "rounding=adaround quantize.epochs=0",
-    "recovery.data_free=true", "model@student=digits_mlp", "distillation=relation",
+    L0, "sparsify.by=labeler", "sparsify.rewind=weights", "rounding=adaround quantize.epochs=0",
+    "recovery.data_free=true", "model@student=digits_mlp", "distillation=relation", "quantize.scheme=codebook",
+    "quantize.trained_ranges=true", "sparsify.update=sweep", RANKS,
 ]  # fmt: skip
 # One of every kind of graph that leaves: ways to train it, and to choose what goes, lead to these.
 EXPORTED = [
     *(f"quantize.scheme={scheme}" for scheme in SCHEME_BITS if scheme not in ("float32", "symmetric")),
-    "quantize.granularity=tensor", "quantize.granularity=group quantize.group_size=16", "quantize.trained_ranges=true",
+    "quantize.granularity=tensor", "quantize.scheme=codebook quantize.granularity=tensor",
+    "quantize.granularity=group quantize.group_size=16", "quantize.trained_ranges=true",
     "quantize.activation_ranges=dynamic", "quantize.activation_bits=null", "pattern=n_of_m", "sparsify.update=sweep",
     "model@student=digits_mlp", RANKS, SPATIAL,
 ]  # fmt: skip
@@ -177,7 +180,7 @@ class TestMethod:
         found = run(method)
         total, asked = density_of(found.unquantized).total, found.trial.density
         if not found.trial.sparsifies:
-            assert total == 1 or method.name in ("penalty=l0", DENSITIES)
+            assert total == 1 or method.name in (L0, DENSITIES)
         elif asked is not None:
             # Whole blocks and channels come as close as they can.
             assert total == pytest.approx(asked, abs=0.05 if "pattern" in method.name else 0.005)
@@ -238,6 +241,22 @@ def test_formats_are_those_that_were_asked_for(run):
         assert {layer_format.get("rank_scheme", "channel") for layer_format in ranked} == {scheme}
     layers = run(METHODS[DENSITIES]).read("artifact/plan.json")["layer_formats"]
     assert any(layer_format.get("density", 1) < 1 for layer_format in layers.values())
+
+
+def kinds(found):
+    """Of layers in the file of a run: all that an exporter writes otherwise."""
+    plan = CompressionPlan.load(found.trial.run_dir.path / "artifact" / "plan.json")
+    activations = (plan.activation_bits, plan.activation_bits and plan.activation_ranges)
+    return {
+        (it.scheme, it.granularity, it.rank and it.rank_scheme, it.density < 1, *activations)
+        for it in plan.layer_formats.values()
+    }
+
+
+def test_no_method_ends_in_a_kind_of_layer_that_is_not_seen_to_leave(run):
+    leave = set().union(*(kinds(run(METHODS[name])) for name in EXPORTED))
+    for method in METHODS.values():
+        assert kinds(run(method)) <= leave, method.name
 
 
 @pytest.mark.parametrize("name", EXPORTED)
