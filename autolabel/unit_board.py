@@ -1,4 +1,7 @@
-"""Units of one network as unit labelers see them: each among the units of its layer and of its network."""
+"""Units of one network as unit labelers see them: each among the units of its layer and of its network.
+
+Where ways to store layers are labelled, these stand in the place of units, those of a layer in that of a group.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +38,10 @@ class UnitBoard:
     group: np.ndarray
     damage: dict[str, np.ndarray]
     scope: str = WITHIN_LAYERS
+
+    def __post_init__(self) -> None:
+        if self.scope not in SCOPES:
+            raise CompressError(f"The 'scope' parameter of UnitBoard must be one of {SCOPES}. Got {self.scope!r}.")
 
     def target(self, moment: str) -> np.ndarray:
         """`(n_units,)` normal scores of the damage within each query: 0 in the middle, higher costs more."""

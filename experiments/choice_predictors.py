@@ -8,13 +8,15 @@ from scipy.stats import kendalltau, rankdata, spearmanr
 from autolabel.label_bank import LabelBank
 from autolabel.unit_board import ACROSS_LAYERS, UnitBoard
 from autolabel.unit_labeler import UnitLabeler
-from experiments.who_predicts import SPLITS, Row, assert_disjoint, held_out, seen_with
+from experiments.who_predicts import SPLITS, Row, assert_disjoint, held_out, refuse_alike, seen_with
 from experiments.worker_pool import run_pieces
 
 STORED = "stored"
 _MEASURED = "damage_alone"
 _FEATURES = ("bits", "density", "weights", "weight_error", "fisher_error", "dropped_bits", "depth")
-# Places in a network's order for which labelers learn how many nats are lost there.
+# Formulas whose order is spent like a labeler's, too.
+_ORDERS, _TYPICAL = ("fisher_error", "weight_error"), "/typical"
+# Places in a network's order for which it is learned what part of the network's mean damage is lost there.
 _PLACES = np.linspace(0.01, 0.99, 50)
 
 
@@ -40,10 +42,15 @@ def judge_choice_labelers(
 ) -> list[Row]:  # fmt: skip
     """The same rows of labelers, each network judged by one that never saw it, or its family and its task.
 
-    A labeler orders all choices of a network among one another. As many nats as choices at that place have in the
-    networks that it learned from are then added up over the layers of a configuration.
+    A labeler orders all choices of a network among one another. The damages that choices at their places have in the
+    networks that it learned from, as parts of a network's mean, are then added up over the layers of a configuration;
+    `"fisher_error/typical"` does the same with the order of a formula.
+
+    Raises:
+        CompressError: if there are not two families and two tasks.
     """
-    boards = choice_boards_of(bank)
+    numbers, boards = zip(*choice_boards_of(bank), strict=True) if len(bank.choices["network"]) else ((), ())
+    refuse_alike(boards)
     pieces, places = [], []
     for split in splits:
         for test in held_out(boards, split):
@@ -57,28 +64,31 @@ def judge_choice_labelers(
         if on_fit is not None:
             on_fit(len(found), len(pieces))
     return [
-        _row(bank, network, scope, name, split, score)
+        _row(bank, numbers[i], scope, name, split, score)
         for number, (split, test) in enumerate(places)
         for name, scores in found[number].items()
-        for network, score in zip(test, scores, strict=True)
-        for scope in ("choices", "configs")
+        for i, score in zip(test, scores, strict=True)
+        for scope in (("choices", "configs") if not name.endswith(_TYPICAL) else ("configs",))
     ]
 
 
-def choice_boards_of(bank: LabelBank) -> list[UnitBoard]:
-    """Every network of a bank; in the place of units there are all choices of all layers, a group for each layer."""
+def choice_boards_of(bank: LabelBank) -> list[tuple[int, UnitBoard]]:
+    """Every network of a bank with its number; in the place of units there are all choices of all layers, a group for
+    each layer. Networks without choices, or with damages that are not finite, are left out."""
     found = []
     for number, name in enumerate(bank.networks["name"].tolist()):
         choices = bank.rows("choices", number)
+        if not len(choices["damage"]) or not np.isfinite(choices["damage"]).all():
+            continue
         layers = list(dict.fromkeys(choices["layer"].tolist()))
         group = np.array([layers.index(layer) for layer in choices["layer"].tolist()])
         columns = {**choices, **dict(_predictors(choices)), "depth": group / len(layers)}
         found.append(
-            UnitBoard(
+            (number, UnitBoard(
                 name, str(bank.networks["family"][number]), str(bank.networks["task"][number]), _FEATURES,
                 np.stack([columns[feature] for feature in _FEATURES], axis=1).astype(np.float64), group,
                 {STORED: choices["damage"].astype(np.float64)}, ACROSS_LAYERS,
-            )
+            ))
         )  # fmt: skip
     return found
 
@@ -86,11 +96,15 @@ def choice_boards_of(bank: LabelBank) -> list[UnitBoard]:
 def predict_choices(
     train: Sequence[UnitBoard], judged: Sequence[UnitBoard], labelers: Mapping[str, Callable[[], UnitLabeler]]
 ) -> dict[str, list[np.ndarray]]:
-    """Labeler -> `(n_choices,)` of each judged board: damage in parts of its network's mean damage."""
+    """Labeler or formula -> `(n_choices,)` of each judged board: damage in parts of its network's mean damage."""
     shares = [np.maximum(board.damage[STORED], 0.0) for board in train]
     shares = [share / share.mean() for share in shares if share.any()]
-    typical = np.mean([np.quantile(share, _PLACES, method="hazen") for share in shares], axis=0)
-    found = {}
+    quantiles = [np.quantile(share, _PLACES, method="hazen") for share in shares]
+    typical = np.mean(quantiles, axis=0) if quantiles else _PLACES
+    found = {
+        f"{name}{_TYPICAL}": [_at(board.values[:, _FEATURES.index(name)], typical) for board in judged]
+        for name in _ORDERS
+    }
     for name, make in labelers.items():
         labeler = make().fit(train, STORED)
         scores = [labeler.predict(board) for board in judged]
@@ -112,7 +126,7 @@ def _row(bank: LabelBank, number: int, scope: str, predictor: str, seen: str, sc
         configs = bank.rows("configs", number)
         score, truth = _taken(choices, configs["choices"].tolist()) @ score, configs["damage_test"]
     # A predictor that says the same of all orders nothing.
-    flat = not len(score) or np.ptp(score) == 0 or np.ptp(truth) == 0
+    flat = not len(score) or np.ptp(score) <= 1e-12 * np.abs(score).max() or np.ptp(truth) == 0
     orders = [0.0 if flat else float(test(score, truth).statistic) for test in (spearmanr, kendalltau)]
     family, task, name = (str(bank.networks[column][number]) for column in ("family", "task", "name"))
     return Row(STORED, scope, family, task, name, predictor, seen, *orders, None)

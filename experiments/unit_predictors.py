@@ -10,7 +10,7 @@ from autolabel.label_bank import LabelBank
 from autolabel.unit_board import SCOPES, WITHIN_LAYERS, UnitBoard
 from autolabel.unit_labeler import UnitLabeler
 from autolabel.unit_labelers import GBDTUnitLabeler, SetUnitLabeler
-from experiments.who_predicts import SPLITS, Row, assert_disjoint, held_out, seen_with
+from experiments.who_predicts import SPLITS, Row, assert_disjoint, held_out, refuse_alike, seen_with
 from experiments.worker_pool import run_pieces
 
 TRUTHS = ("at_once", "in_context", "repaired")
@@ -61,6 +61,7 @@ def judge_unit_labelers(
 ) -> list[Row]:  # fmt: skip
     """Rows of unit labelers in the scope of the boards, each network judged by one that never saw it, or its family and
     its task."""
+    refuse_alike(boards)
     pieces = []
     for truth, split in ((truth, split) for truth in truths for split in splits):
         for test in held_out(boards, split):
@@ -123,7 +124,10 @@ def _over_mean(score: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 
 def _agreement(score: np.ndarray, damage: np.ndarray, group: np.ndarray, scope: str) -> tuple[float, float] | None:
-    """Spearman and Kendall; within layers, that of the ranks within each group, all groups pooled."""
+    """Spearman and Kendall; within layers, that of the ranks within each group, all groups pooled.
+
+    A score that says the same of all orders nothing: 0. None of too few units, or of damages that are all the same.
+    """
     if scope == WITHIN_LAYERS:
         _, place, sizes = np.unique(group, return_inverse=True, return_counts=True)
         large = sizes[place] >= _FEWEST
@@ -131,7 +135,10 @@ def _agreement(score: np.ndarray, damage: np.ndarray, group: np.ndarray, scope: 
         for values in (score, damage) if len(score) else ():
             for g in np.unique(place):
                 mine = place == g
-                values[mine] = rankdata(values[mine]) / mine.sum()
-    if len(score) < _FEWEST or np.ptp(score) == 0 or np.ptp(damage) == 0:
+                # Around 0 in every group: where a score is flat, the size of the group must not order its units.
+                values[mine] = (rankdata(values[mine]) - 0.5) / mine.sum() - 0.5
+    if len(score) < _FEWEST or np.ptp(damage) == 0:
         return None
+    if np.ptp(score) == 0:
+        return 0.0, 0.0
     return float(spearmanr(score, damage).statistic), float(kendalltau(score, damage).statistic)

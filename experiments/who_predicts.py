@@ -34,7 +34,8 @@ class Row:
     """How well one predictor orders the plans of one board.
 
     Attributes:
-        truth: the moment whose loss, on data that decide nothing, is the truth.
+        truth: the moment whose loss is the truth: of plans on data that decide nothing, of configurations on test
+            examples, of single units and choices as it was measured on label examples.
         scope: what is ordered: `"plans"` of a board, units `"within_layers"` or `"across_layers"`, `"choices"` of how
             single layers are stored, or `"configs"` of all layers at once.
         zero_shot: for a labeler, what of the judged board it never saw: `"family_and_task"` or `"network"`, and how
@@ -106,12 +107,7 @@ def predict_boards(
     Raises:
         CompressError: if there are not two families and two tasks.
     """
-    families, tasks = {board.family for board in boards}, {board.task for board in boards}
-    if len(families) < 2 or len(tasks) < 2:
-        raise CompressError(
-            f"Labelers are judged on families and tasks they never saw: at least two of each are needed. Got "
-            f"{sorted(families)} and {sorted(tasks)}."
-        )
+    refuse_alike(boards)
     folds = [(split, test) for split in splits for test in held_out(boards, split)]
     pieces = []
     for split, test in folds:
@@ -168,6 +164,16 @@ def judge_few_shot(
         seen = f"{p.split}+{measured}" + ("" if moment == truth else f" {moment}")
         rows.append(_row(p.board, truth, p.labeler, seen, score, rest))
     return rows
+
+
+def refuse_alike(boards: Sequence[Board]) -> None:
+    """Refuse to judge where nothing would be left to learn from. Raises CompressError."""
+    families, tasks = {board.family for board in boards}, {board.task for board in boards}
+    if len(families) < 2 or len(tasks) < 2:
+        raise CompressError(
+            f"Labelers are judged on families and tasks they never saw: at least two of each are needed. Got "
+            f"{sorted(families)} and {sorted(tasks)}."
+        )
 
 
 def held_out(boards: Sequence[Board], split: str) -> list[list[int]]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import lightgbm as lgb
 import numpy as np
+from scipy.stats import rankdata
 
 from autolabel.plan_labelers.gbdt import OBJECTIVES
 from autolabel.unit_board import UnitBoard, unit_matrix
@@ -35,7 +36,7 @@ class GBDTUnitLabeler:
     feature_fraction: float = 0.3
     seed: int = 0
     _model: Any = field(default=None, repr=False)
-    _names: tuple[str, ...] = field(default=(), repr=False)
+    _learned: tuple[str, tuple[str, ...]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -47,7 +48,7 @@ class GBDTUnitLabeler:
         """See `UnitLabeler`."""
         if not boards:
             raise CompressError("A unit labeler needs at least one board to learn from. Got none.")
-        self._names = boards[0].names
+        self._learned = boards[0].scope, boards[0].names
         orders = [np.concatenate(board.queries()) for board in boards]
         x = np.concatenate([unit_matrix(board)[order] for board, order in zip(boards, orders, strict=True)])
         y = np.concatenate([board.target(moment)[order] for board, order in zip(boards, orders, strict=True)])
@@ -71,12 +72,12 @@ class GBDTUnitLabeler:
         """See `UnitLabeler`."""
         if self._model is None:
             raise CompressError("This unit labeler was not fitted. Call fit first.")
-        if board.names != self._names:
-            raise CompressError("This unit labeler was fitted on other features.")
+        if (board.scope, board.names) != self._learned:
+            raise CompressError("This unit labeler was fitted on other features, or in another scope.")
         return np.asarray(self._model.predict(unit_matrix(board), num_threads=1))
 
 
 def _grades(scores: np.ndarray) -> np.ndarray:
     """Whole numbers from 0 to 30, as many steps as there are."""
-    rank = np.argsort(np.argsort(scores))
+    rank = rankdata(scores) - 1
     return np.floor(rank / max(len(rank) - 1, 1) * (_GRADES - 1)).astype(np.int64)

@@ -104,12 +104,13 @@ class WhoPredictsJob:
         boards = boards_of(bank, MOMENTS)
         rows = judge_units(bank) + judge_choices(bank)
         kinds = {name: UNIT_LABELERS[name] for name in self.unit_labelers}
-        for scope, truth in itertools.product(SCOPES, self.unit_truths):
+        for scope, truth in itertools.product(SCOPES, self.unit_truths if kinds else ()):
             with progress(f"judging labelers of units ({scope}, {truth})") as on_fit:
                 own = unit_boards_of(bank, [truth], scope)
                 rows += judge_unit_labelers(own, kinds, [truth], on_fit=on_fit, workers=self.workers)
-        with progress("judging labelers of choices") as on_fit:
-            rows += judge_choice_labelers(bank, kinds, on_fit=on_fit, workers=self.workers)
+        if kinds:
+            with progress("judging labelers of choices") as on_fit:
+                rows += judge_choice_labelers(bank, kinds, on_fit=on_fit, workers=self.workers)
         if self.samplings:
             with progress("judging samplings") as on_network:
                 samplings = judge_samplings(bank, on_network=on_network, workers=self.workers)

@@ -1,5 +1,6 @@
 """One suite over every unit labeler that lies in `autolabel/unit_labelers/`."""
 
+import dataclasses
 import importlib
 import pkgutil
 
@@ -14,7 +15,7 @@ from autolabel.unit_labeler import UnitLabeler
 from autolabel.unit_labelers import GBDTUnitLabeler
 from compress.errors import CompressError
 
-NAMES = ("size", "saliency", "noise")
+NAMES = ("size", "saliency", "depth")
 
 
 def _kinds():
@@ -38,11 +39,13 @@ def make(request):
 
 
 def board(seed, names=NAMES, scope=WITHIN_LAYERS):
-    """Units that cost by their size times their saliency, each network on a scale of its own."""
+    """Units that cost by their size times their saliency, a hundred times more in each layer than in the one before;
+    each network on a scale of its own."""
     rng = np.random.default_rng(seed)
     group = np.repeat(np.arange(3), (20, 30, 12))
     values = rng.random((len(group), len(names))) * 10.0 ** rng.uniform(-3, 3)
-    damage = values[:, 0] * values[:, 1] * (1 + group) * np.exp(0.1 * rng.standard_normal(len(group)))
+    values[:, 2] = group
+    damage = values[:, 0] * values[:, 1] * 100.0**group * np.exp(0.1 * rng.standard_normal(len(group)))
     order = rng.permutation(len(group))
     return UnitBoard(f"net-{seed}", "f", "t", names, values[order], group[order], {"at_once": damage[order]},
                      scope)  # fmt: skip
@@ -60,8 +63,13 @@ def test_it_learns_what_orders_units(make, scope):
     labeler.fit([board(i, scope=scope) for i in range(20)], "at_once")
     judged = [board(i, scope=scope) for i in range(100, 104)]
     scores = [agreement(labeler.predict(one), one) for one in judged]
-    # Which layer costs three times as much is in no feature.
-    assert min(scores) > {WITHIN_LAYERS: 0.8, ACROSS_LAYERS: 0.7}[scope]
+    assert min(scores) > {WITHIN_LAYERS: 0.8, ACROSS_LAYERS: 0.9}[scope]
+    if scope == WITHIN_LAYERS:
+        # Nothing is learned about layers there.
+        across = [agreement(labeler.predict(one), dataclasses.replace(one, scope=ACROSS_LAYERS)) for one in judged]
+        assert max(across) < 0.9
+    with pytest.raises(CompressError, match="another scope"):
+        labeler.predict(board(0, scope=next(other for other in SCOPES if other != scope)))
 
 
 def test_units_may_come_in_any_order_and_damage_is_not_read(make):

@@ -13,6 +13,7 @@ from autolabel.plan_labelers import RidgePlanLabeler
 from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_summary import PlanSummary
 from autolabel.unit_board import ACROSS_LAYERS, SCOPES, WITHIN_LAYERS, UnitBoard, unit_boards_of
+from compress.errors import CompressError
 from experiments.ablations import INGREDIENTS, LearnedOtherwise, WithoutColumns
 from experiments.choice_predictors import choice_boards_of, judge_choice_labelers, judge_choices, predict_choices
 from experiments.plan_formulas import formulas, measured_sums, unit_formulas, unpack_masks
@@ -286,7 +287,7 @@ def choice_bank():
     for number, (family, task) in enumerate((f, t) for f in ("mlp", "conv") for t in ("digits", "text")):
         rng = np.random.default_rng(number)
         error = rng.random(6)
-        damage = 10.0**number * error
+        damage = 10.0**number * error**4
         picks = np.array([(a, b) for a in range(3) for b in range(3)])
         networks.append((f"{family}-{task}", family, task))
         choices.append({
@@ -312,24 +313,41 @@ class KnowsErrors:
     name = "knows_errors"
 
     def fit(self, boards, moment):
-        self.column = boards[0].names.index("fisher_error")
+        self.seen, self.column = {board.network for board in boards}, boards[0].names.index("fisher_error")
         return self
 
     def predict(self, board):
+        assert board.network not in self.seen
         return board.values[:, self.column]
 
 
 def test_labelers_order_choices_and_add_up_what_is_typical_at_their_place():
     rows = judge_choice_labelers(choice_bank(), {"knows": KnowsErrors})
-    assert len(rows) == 4 * len(SPLITS) * 2
+    # The formulas are mapped alike, on configurations.
+    assert {row.predictor for row in rows} == {"knows", "fisher_error/typical", "weight_error/typical"}
+    assert len([row for row in rows if row.predictor == "knows"]) == 4 * len(SPLITS) * 2
+    orders = {(row.network, row.zero_shot, row.predictor): row.spearman for row in rows if row.scope == "configs"}
+    assert all(value == orders[network, split, "knows"] for (network, split, name), value in orders.items()
+               if name == "fisher_error/typical")  # fmt: skip
+    rows = [row for row in rows if row.predictor == "knows"]
     assert {row.zero_shot for row in rows} == set(SPLITS)
     assert all(row.spearman == pytest.approx(1) for row in rows if row.scope == "choices")
     # Networks lose other parts of their mean at the same place.
     assert all(0.7 < row.spearman < 1 + 1e-9 for row in rows if row.scope == "configs")
-    boards = choice_boards_of(choice_bank())
-    (score,) = predict_choices(boards[:1], boards[:1], {"knows": KnowsErrors})["knows"]
-    truth = boards[0].damage["stored"]
-    np.testing.assert_allclose(score, truth / truth.mean(), rtol=0.2)
+    learned, judged = (board for _, board in choice_boards_of(choice_bank())[:2])
+    (score,) = predict_choices([learned], [dataclasses.replace(judged, damage={})], {"knows": KnowsErrors})["knows"]
+    shares = np.sort(learned.damage["stored"]) / learned.damage["stored"].mean()
+    places = np.argsort(np.argsort(judged.values[:, judged.names.index("fisher_error")]))
+    np.testing.assert_allclose(score, shares[places], rtol=0.1, atol=0.03)
+
+
+def test_networks_without_damages_of_choices_are_left_out():
+    bank = choice_bank()
+    bank.choices["damage"][7] = np.nan
+    assert [number for number, _ in choice_boards_of(bank)] == [0, 2, 3]
+    none = dataclasses.replace(bank, choices={name: column[:0] for name, column in bank.choices.items()})
+    with pytest.raises(CompressError, match="at least two of each"):
+        judge_choice_labelers(none, {"knows": KnowsErrors})
 
 
 class Knows:
