@@ -1,10 +1,12 @@
 """The leaderboard of who predicts what: a page and a figure, drawn from the raw table that stays in the repository."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from compress.errors import ArtifactError
 from experiments.choice_predictors import STORED
 from experiments.figure_style import FAINT, MUTED, SERIES, dots_and_mean, new_figure, plain_rows
 from experiments.label_economy import STRATEGIES, EconomyRow, summarize_economy
@@ -43,7 +45,9 @@ _STORED = """The following is about layers that are stored in 2 to 8 bits, or wi
 one at a time and all at once, each in a way drawn at random. *fisher_error*: squared error of the weights times half
 the diagonal of the empirical Fisher matrix; *weight_error*: squared error as a part of the layer's energy;
 *dropped_bits*: bits saved, as a part of the network; *damage_alone*: the measured damages of the single layers, added
-up. Single layers are measured and judged on label examples, configurations judged on test examples."""
+up. *labeler/...*: order all choices of a network, learned from others; for configurations the part of a network's mean
+damage that choices at that place have on the others is added up, *.../typical* does so with the order of a formula.
+Single layers are measured and judged on label examples, configurations judged on test examples."""
 _MEASURED = {"refitted": "after repair", "briefly_tuned": "after 20 steps", "finetuned": "after fine-tuning"}
 _ECONOMY = """How good the chosen plan is after fine-tuning if only a predictor's first favourites out of 30 plans are
 measured, as a part of the test metric of the plan that fine-tuning all 30 would choose; and what these measurements
@@ -68,15 +72,23 @@ by taking the predictor's favourite plan instead of the best one of the board, m
 family. The settings of the labelers were chosen while looking at these networks. The row of the truth itself
 (*loss_finetuned* where that is the truth) is measured on other examples: what noise leaves to be predicted. Damage
 after a refit in thinned company is measured with standard errors larger than most units' damage, so there none of
-these orders single units well. Labelers of units are judged within layers alone. Of plans before the fine-tuning, and
-of units, the best 14 predictors of each table are shown. *damage_.../sum* adds up what single units were measured to
-do, in each of the three moments. The networks are the first 102 of the zoo's 252 (`job.limit=102` of the bank). Two of
-the labelers of units (*lambdarank*, *set_network*) are of a run of their own on the same labels
-(`results/who_predicts/unit_labelers.csv`, `made_unit_labelers.json`)."""
+these orders single units well. Labelers of units learn one order, within layers or across them, and are judged by it.
+Of plans before the fine-tuning, and of units, the best 14 predictors of each table are shown. *damage_.../sum* adds up
+what single units were measured to do, in each of the three moments. The networks are the first 102 of the zoo's 252
+(`job.limit=102` of the bank). Tables of units and of ways to store layers are of a run of their own
+(`results/who_predicts/made_units.json`), on networks of the same recipes, trained and measured anew."""
 
 
 def write_page(rows: Sequence[Row], command: str) -> str:
-    """A Markdown page with one table for each scope and truth, the best on the mean over families first."""
+    """A Markdown page with one table for each scope and truth, the best on the mean over families first.
+
+    Raises:
+        ArtifactError: if a predictor has two rows of a network, which would count twice.
+    """
+    judged = Counter((row.truth, row.scope, row.network, row.predictor, row.zero_shot) for row in rows)
+    for told, count in judged.most_common(1):
+        if count > 1:
+            raise ArtifactError(f"The table of who predicts what holds {count} rows of {told}.")
     n = len({row.network for row in rows})
     page = ["# Who predicts what", "", f"{n} networks; drawn from `results/who_predicts/raw.csv` ({command}).", ""]
     goals = write_goals(rows)

@@ -29,29 +29,35 @@ def _of_methods(rows: Sequence[DamageRow]) -> str:
     return f", a plan of each of {count} methods" if count > 1 else ""
 
 
-def write_page(boards: Sequence[DamageRow], bank: Sequence[DamageRow] = ()) -> str:
-    """Markdown: plans of formulas and searches on the boards of `no_regret`, and random plans of the whole bank."""
+def write_page(boards: Sequence[DamageRow], bank: Sequence[DamageRow] = (), trained: Sequence[DamageRow] = ()) -> str:
+    """Markdown: plans of formulas and searches on the boards of `no_regret`, those of its trained networks that are
+    judged with what ships, and random plans of the whole bank."""
     about = [_FINETUNED] if any(row.moment == "finetuned" for row in bank) else []
     text = ["# Predicted and realised damage of whole plans", "", _ABOUT, *about, "",
             "![Predicted and realised damage](plan_damage.svg)", ""]  # fmt: skip
     for rows, title, source in (
         (boards, "Plans of formulas and searches",
          "`results/plan_damage/raw.csv` (command: `results/plan_damage/made.json`)"),
+        (trained, "Trained networks, with the regression that ships",
+         "`results/plan_damage/trained.csv` (command: `results/plan_damage/made_trained.json`)"),
         (bank, "Random plans", "`results/plan_damage/bank.csv` (`experiment=who_predicts`)"),
     ):  # fmt: skip
         if not rows:
             continue
         lines = summarize_damages(rows)
         count = len({row.board for row in rows})
-        text += [f"## {title}", "", f"{count} boards{_of_methods(rows)}; drawn from {source}.", "", _HEADER]
+        number = f"{count} board{'s' * (count > 1)}{_of_methods(rows)}"
+        text += [f"## {title}", "", f"{number}; drawn from {source}.", "", _HEADER]
         told = [line for line in lines if "within" in line]
         text += [_line(line) for line in told]
         text.append("")
-        if rows is boards and told:
-            best = max(told, key=lambda line: line["within"])
-            text += [f"Asked: within a factor {FACTOR:g} for {100 * _ASKED:.0f} % of the plans. Reached: "
-                     f"{100 * best['within']:.0f} % with {best['measured']} measured plans, "
-                     f"{'met' if best['within'] >= _ASKED else '**missed**'}.", ""]  # fmt: skip
+    whole = [line for line in summarize_damages([*boards, *trained]) if "within" in line]
+    if whole:
+        best = max(whole, key=lambda line: line["within"])
+        text += [f"Asked: within a factor {FACTOR:g} for {100 * _ASKED:.0f} % of the plans. Reached: "
+                 f"{100 * best['within']:.1f} % of the {best['plans']} plans of {best['boards']} boards with "
+                 f"{best['measured']} measured plans, {'met' if best['within'] >= _ASKED else '**missed**'}.",
+                 ""]  # fmt: skip
     return "\n".join(text)
 
 

@@ -43,11 +43,10 @@ def _command(name: str) -> str:
 
 
 def _who_predicts() -> str:
-    rows = [row for name in ("raw", "unit_labelers") for row in read_raw(RESULTS / "who_predicts" / f"{name}.csv", Row)]
+    rows = read_raw(RESULTS / "who_predicts" / "raw.csv", Row)
     page = leaderboard.write_page(rows, _command("who_predicts")) + "\n" + leaderboard.write_ingredients(rows) + "\n"
     for name, kind, write in _PARTS:
-        path = RESULTS / name / "raw.csv"
-        page += write(read_raw(path, kind)) + "\n" if path.exists() else ""
+        page += write(read_raw(RESULTS / name / "raw.csv", kind)) + "\n"
     return page.rstrip("\n") + "\n"
 
 
@@ -67,8 +66,8 @@ def _mixed_precision() -> str:
     return mixed_precision_page.write_page(rows, chosen, _command("mixed_precision"))
 
 
-def _damages() -> list[DamageRow]:
-    return read_raw(RESULTS / "plan_damage" / "raw.csv", DamageRow)
+def _damages(name: str = "raw") -> list[DamageRow]:
+    return read_raw(RESULTS / "plan_damage" / f"{name}.csv", DamageRow)
 
 
 def _records() -> list[CodedRow]:
@@ -103,7 +102,8 @@ figures: dict[str, Callable[[], Figure]] = {
 # Name of the page -> its Markdown.
 pages: dict[str, Callable[[], str]] = {
     "who_predicts": _who_predicts, "no_regret": _no_regret, "mixed_precision": _mixed_precision,
-    "plan_damage": lambda: plan_damage_page.write_page(_damages()), "cifar10_resnet20": _resnet20,
+    "plan_damage": lambda: plan_damage_page.write_page(_damages(), trained=_damages("trained")),
+    "cifar10_resnet20": _resnet20,
     "records": lambda: records_page.write_page(_records(), read_raw(KEPT, records_page.KeptFile),
                                                read_raw(KEPT.with_name("tensors.csv"), records_page.TensorRow)),
     "coded_curve": lambda: coded_curve.write_page(read_raw(CURVES, coded_curve.CurveRow)),

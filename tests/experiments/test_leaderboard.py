@@ -38,6 +38,11 @@ def write_table(path, rows):
         writer.writerows(dataclasses.asdict(row) for row in rows)
 
 
+def test_a_row_that_would_count_twice_is_refused():
+    with pytest.raises(ArtifactError, match="holds 2 rows"):
+        write_page([*ROWS, ROWS[0]], "`command`")
+
+
 def test_the_table_is_read_as_it_was_written(tmp_path):
     write_table(tmp_path / "raw.csv", ROWS)
     assert read_raw(tmp_path / "raw.csv", Row) == ROWS
