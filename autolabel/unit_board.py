@@ -69,8 +69,10 @@ def unit_boards_of(
         rows = bank.rows("units", i)
         columns = [column for column in rows if column.startswith("feature_")]
         known = np.all([np.isfinite(rows[f"std_err_{moment}"]) for moment in moments], axis=0)
-        _groups, place, sizes = np.unique(rows["group"][known], return_inverse=True, return_counts=True)
-        large = sizes[place] >= fewest if scope == WITHIN_LAYERS else np.full(len(place), len(place) >= fewest)
+        group = rows["group"][known]
+        query = group if scope == WITHIN_LAYERS else np.zeros(len(group))
+        _queries, place, sizes = np.unique(query, return_inverse=True, return_counts=True)
+        large = sizes[place] >= fewest
         if not large.any():
             continue
         values = np.stack([rows[column][known][large] for column in columns], axis=1).astype(np.float64)
@@ -81,7 +83,7 @@ def unit_boards_of(
                 str(bank.networks["task"][i]),
                 tuple(column.removeprefix("feature_") for column in columns),
                 values,
-                np.unique(place[large], return_inverse=True)[1],
+                np.unique(group[large], return_inverse=True)[1],
                 {moment: rows[f"damage_{moment}"][known][large].astype(np.float64) for moment in moments},
                 scope,
             )

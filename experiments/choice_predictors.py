@@ -8,8 +8,8 @@ from scipy.stats import kendalltau, rankdata, spearmanr
 from autolabel.label_bank import LabelBank
 from autolabel.unit_board import ACROSS_LAYERS, UnitBoard
 from autolabel.unit_labeler import UnitLabeler
-from experiments.who_predicts import SPLITS, Row, assert_disjoint, held_out, refuse_alike, seen_with
-from experiments.worker_pool import run_pieces
+from experiments.who_predicts import SPLITS, Row, blind_folds
+from experiments.worker_pool import run_in_order
 
 STORED = "stored"
 _MEASURED = "damage_alone"
@@ -49,32 +49,25 @@ def judge_choice_labelers(
     Raises:
         CompressError: if there are not two families and two tasks.
     """
-    numbers, boards = zip(*choice_boards_of(bank), strict=True) if len(bank.choices["network"]) else ((), ())
-    refuse_alike(boards)
-    pieces, places = [], []
-    for split in splits:
-        for test in held_out(boards, split):
-            train, judged = seen_with(boards, test, split), [boards[i] for i in test]
-            assert_disjoint(train, judged, split)
-            pieces.append((train, judged, dict(labelers)))
-            places.append((split, test))
-    found: dict[int, dict[str, list[np.ndarray]]] = {}
-    for number, scores in run_pieces(predict_choices, pieces, workers):
-        found[number] = scores
-        if on_fit is not None:
-            on_fit(len(found), len(pieces))
+    boards = choice_boards_of(bank)
+    numbers = {name: number for number, name in enumerate(bank.networks["name"].tolist())}
+    folds = blind_folds(boards, splits)
+    pieces = [(train, [boards[i] for i in test], dict(labelers)) for _, test, train in folds]
     return [
-        _row(bank, numbers[i], scope, name, split, score)
-        for number, (split, test) in enumerate(places)
-        for name, scores in found[number].items()
+        _row(bank, numbers[boards[i].network], scope, name, split, score)
+        for (split, test, _), found in zip(folds, run_in_order(predict_choices, pieces, workers, on_fit), strict=True)
+        for name, scores in found.items()
         for i, score in zip(test, scores, strict=True)
-        for scope in (("choices", "configs") if not name.endswith(_TYPICAL) else ("configs",))
+        # Alone a formula orders choices as it does anyway.
+        for scope in (("configs",) if name.endswith(_TYPICAL) else ("choices", "configs"))
     ]
 
 
-def choice_boards_of(bank: LabelBank) -> list[tuple[int, UnitBoard]]:
-    """Every network of a bank with its number; in the place of units there are all choices of all layers, a group for
-    each layer. Networks without choices, or with damages that are not finite, are left out."""
+def choice_boards_of(bank: LabelBank) -> list[UnitBoard]:
+    """Every network of a bank; in the place of units there are all choices of all layers, a group for each layer.
+
+    Networks without choices, or with damages that are not finite, are left out.
+    """
     found = []
     for number, name in enumerate(bank.networks["name"].tolist()):
         choices = bank.rows("choices", number)
@@ -84,11 +77,11 @@ def choice_boards_of(bank: LabelBank) -> list[tuple[int, UnitBoard]]:
         group = np.array([layers.index(layer) for layer in choices["layer"].tolist()])
         columns = {**choices, **dict(_predictors(choices)), "depth": group / len(layers)}
         found.append(
-            (number, UnitBoard(
+            UnitBoard(
                 name, str(bank.networks["family"][number]), str(bank.networks["task"][number]), _FEATURES,
                 np.stack([columns[feature] for feature in _FEATURES], axis=1).astype(np.float64), group,
                 {STORED: choices["damage"].astype(np.float64)}, ACROSS_LAYERS,
-            ))
+            )
         )  # fmt: skip
     return found
 

@@ -73,6 +73,7 @@ family. The settings of the labelers were chosen while looking at these networks
 (*loss_finetuned* where that is the truth) is measured on other examples: what noise leaves to be predicted. Damage
 after a refit in thinned company is measured with standard errors larger than most units' damage, so there none of
 these orders single units well. Labelers of units learn one order, within layers or across them, and are judged by it.
+Scores over the mean of their layer's (*.../normalised*) order no unit within it otherwise, and are left out there.
 Of plans before the fine-tuning, and of units, the best 14 predictors of each table are shown. *damage_.../sum* adds up
 what single units were measured to do, in each of the three moments. The networks are the first 102 of the zoo's 252
 (`job.limit=102` of the bank). Tables of units and of ways to store layers are of a run of their own

@@ -22,7 +22,7 @@ from experiments.no_regret import board_key, fit_for, fitted_judges, unlike
 from experiments.regret import is_derived
 from experiments.subject import PARTS
 from experiments.who_predicts import SPLITS, assert_disjoint, held_out, seen_with
-from experiments.worker_pool import run_pieces
+from experiments.worker_pool import run_in_order
 
 # Part of the plans that a goal asks to be predicted within this factor.
 FACTOR = 1.5
@@ -102,12 +102,7 @@ def judge_boards(
     for board in boards if quiet.learned else ():
         fit_for(board, quiet, folder)
     pieces = [(board, quiet, str(folder)) for board in boards]
-    found: dict[int, list[dict[str, Any]]] = {}
-    for number, rows in run_pieces(judge_board, pieces, workers):
-        found[number] = rows
-        if on_board is not None:
-            on_board(len(found), len(pieces))
-    return [DamageRow(**row) for number in sorted(found) for row in found[number]]
+    return [DamageRow(**row) for rows in run_in_order(judge_board, pieces, workers, on_board) for row in rows]
 
 
 def judge_board(

@@ -12,7 +12,7 @@ from autolabel.labelers import GBDTLabeler
 from autolabel.sampling import STRATEGIES, sample_units
 from autolabel.tables import FeatureTable, LabelTable, merge_labels
 from compress.units import UnitTable
-from experiments.worker_pool import run_pieces
+from experiments.worker_pool import run_in_order
 
 COLUMNS = ("family", "task", "network", "sampling", "part", "seed", "excess")
 PARTS = (0.1, 0.2, 0.4)
@@ -57,12 +57,7 @@ def judge_samplings(
         if len(units["unit"]) >= _FEWEST:
             told = str(bank.networks["family"][number]), str(bank.networks["task"][number]), name
             pieces.append((units, told, tuple(seeds), tuple(parts), make))
-    found: dict[int, list[UnitEconomyRow]] = {}
-    for number, rows in run_pieces(judge_network, pieces, workers):
-        found[number] = rows
-        if on_network is not None:
-            on_network(len(found), len(pieces))
-    return [row for number in sorted(found) for row in found[number]]
+    return [row for rows in run_in_order(judge_network, pieces, workers, on_network) for row in rows]
 
 
 def judge_network(

@@ -10,8 +10,8 @@ from autolabel.label_bank import LabelBank
 from autolabel.unit_board import SCOPES, WITHIN_LAYERS, UnitBoard
 from autolabel.unit_labeler import UnitLabeler
 from autolabel.unit_labelers import GBDTUnitLabeler, SetUnitLabeler
-from experiments.who_predicts import SPLITS, Row, assert_disjoint, held_out, refuse_alike, seen_with
-from experiments.worker_pool import run_pieces
+from experiments.who_predicts import SPLITS, Row, blind_folds
+from experiments.worker_pool import run_in_order
 
 TRUTHS = ("at_once", "in_context", "repaired")
 UNIT_LABELERS: Mapping[str, Callable[[], UnitLabeler]] = {
@@ -21,13 +21,14 @@ UNIT_LABELERS: Mapping[str, Callable[[], UnitLabeler]] = {
 }
 # Columns of the feature table that are criteria: as they are, and over their mean in the group.
 _RAW, _RELATIVE = "_raw", "_relative"
+_NORMALISED = "/normalised"
 # Errors of the layers that read a unit, without it, and after a refit of the weights that stay: for all units, and as a
 # part of the group's sum.
 _ERRORS = {
     "feature_error_silenced_log": "silenced_error",
-    "feature_error_silenced_share": "silenced_error/normalised",
+    "feature_error_silenced_share": f"silenced_error{_NORMALISED}",
     "feature_error_refitted_log": "refitted_error",
-    "feature_error_refitted_share": "refitted_error/normalised",
+    "feature_error_refitted_share": f"refitted_error{_NORMALISED}",
 }
 # Columns of criteria that are no features.
 _SCORE = "score_"
@@ -48,6 +49,8 @@ def judge_units(bank: LabelBank, truths: Sequence[str] = TRUTHS) -> list[Row]:
             known = np.isfinite(damage) & np.isfinite(units[f"std_err_{truth}"])
             for scope in SCOPES:
                 for predictor, score in _predictors(units, truth):
+                    if scope == WITHIN_LAYERS and predictor.endswith(_NORMALISED):
+                        continue  # one factor for each layer: the same order
                     found = _agreement(score[known], damage[known], units["group"][known], scope)
                     if found is not None:
                         seen = _zero_shot(predictor)
@@ -61,19 +64,10 @@ def judge_unit_labelers(
 ) -> list[Row]:  # fmt: skip
     """Rows of unit labelers in the scope of the boards, each network judged by one that never saw it, or its family and
     its task."""
-    refuse_alike(boards)
-    pieces = []
-    for truth, split in ((truth, split) for truth in truths for split in splits):
-        for test in held_out(boards, split):
-            train, judged = seen_with(boards, test, split), [boards[i] for i in test]
-            assert_disjoint(train, judged, split)
-            pieces.append((train, judged, dict(labelers), truth, split))
-    found: dict[int, list[Row]] = {}
-    for number, rows in run_pieces(judge_unit_fold, pieces, workers):
-        found[number] = rows
-        if on_fit is not None:
-            on_fit(len(found), len(pieces))
-    return [row for number in sorted(found) for row in found[number]]
+    folds = blind_folds(boards, splits)
+    pieces = [(train, [boards[i] for i in test], dict(labelers), truth, split)
+              for truth in truths for split, test, train in folds]  # fmt: skip
+    return [row for rows in run_in_order(judge_unit_fold, pieces, workers, on_fit) for row in rows]
 
 
 def judge_unit_fold(
@@ -104,14 +98,14 @@ def _predictors(units: Mapping[str, np.ndarray], truth: str) -> Iterator[tuple[s
             score = values.astype(np.float64)
             yield name.removeprefix(_SCORE), score
             if name != "score_random":
-                yield f"{name.removeprefix(_SCORE)}/normalised", _over_mean(score, units["group"])
+                yield f"{name.removeprefix(_SCORE)}{_NORMALISED}", _over_mean(score, units["group"])
         column = name.removeprefix("feature_")
         if column == name:
             continue
         if column.endswith(_RAW):
             yield column.removesuffix(_RAW), values.astype(np.float64)
         elif column.endswith(_RELATIVE) and f"feature_{column.removesuffix(_RELATIVE)}{_RAW}" in units:
-            yield f"{column.removesuffix(_RELATIVE)}/normalised", values.astype(np.float64)
+            yield f"{column.removesuffix(_RELATIVE)}{_NORMALISED}", values.astype(np.float64)
     for earlier in TRUTHS[: TRUTHS.index(truth)]:
         yield f"damage_{earlier}", units[f"damage_{earlier}"]
 

@@ -17,7 +17,7 @@ from autolabel.plan_summary import PlanSummary
 from autolabel.unit_board import SCOPES, UnitBoard
 from compress.errors import CompressError
 from experiments.plan_formulas import formulas
-from experiments.worker_pool import run_pieces
+from experiments.worker_pool import run_in_order
 
 log = logging.getLogger(__name__)
 COLUMNS = ("truth", "scope", "family", "task", "network", "predictor", "zero_shot", "spearman", "kendall", "regret")
@@ -107,20 +107,11 @@ def predict_boards(
     Raises:
         CompressError: if there are not two families and two tasks.
     """
-    refuse_alike(boards)
-    folds = [(split, test) for split in splits for test in held_out(boards, split)]
-    pieces = []
-    for split, test in folds:
-        train = seen_with(boards, test, split)
-        assert_disjoint(train, [boards[i] for i in test], split)
-        pieces.append((train, [boards[i].summary for i in test], dict(labelers), truth, variants))
-    judged: dict[int, list[tuple[str, list[np.ndarray]]]] = {}
-    for number, found in run_pieces(predict_fold, pieces, workers):
-        judged[number] = found
-        if on_fit is not None:
-            on_fit(len(judged), len(folds))
-    for number, (split, test) in enumerate(folds):
-        for name, scores in judged[number]:
+    folds = blind_folds(boards, splits)
+    pieces = [(train, [boards[i].summary for i in test], dict(labelers), truth, variants) for _, test, train in folds]
+    judged = run_in_order(predict_fold, pieces, workers, on_fit)
+    for (split, test, _), found in zip(folds, judged, strict=True):
+        for name, scores in found:
             yield from (Prediction(boards[i], name, split, score) for i, score in zip(test, scores, strict=True))
 
 
@@ -166,14 +157,22 @@ def judge_few_shot(
     return rows
 
 
-def refuse_alike(boards: Sequence[Board]) -> None:
-    """Refuse to judge where nothing would be left to learn from. Raises CompressError."""
+def blind_folds(boards: Sequence[Board], splits: Sequence[str]) -> list[tuple[str, list[int], list[Board]]]:
+    """`(split, which boards are judged together, what their labeler may learn from)`.
+
+    Raises:
+        CompressError: if there are not two families and two tasks.
+    """
     families, tasks = {board.family for board in boards}, {board.task for board in boards}
     if len(families) < 2 or len(tasks) < 2:
         raise CompressError(
             f"Labelers are judged on families and tasks they never saw: at least two of each are needed. Got "
             f"{sorted(families)} and {sorted(tasks)}."
         )
+    folds = [(split, test, seen_with(boards, test, split)) for split in splits for test in held_out(boards, split)]
+    for split, test, train in folds:
+        assert_disjoint(train, [boards[i] for i in test], split)
+    return folds
 
 
 def held_out(boards: Sequence[Board], split: str) -> list[list[int]]:

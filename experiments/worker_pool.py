@@ -13,6 +13,19 @@ from compress.errors import CompressError
 from experiments.seeding import set_threads
 
 
+def run_in_order(
+    work: Callable[..., Any], pieces: Sequence[tuple[Any, ...]], workers: int,
+    on_done: Callable[[int, int], None] | None = None,
+) -> list[Any]:  # fmt: skip
+    """What every piece came to, in the order of the pieces, see `run_pieces`; `on_done(done, all)` after each."""
+    found: dict[int, Any] = {}
+    for number, result in run_pieces(work, pieces, workers):
+        found[number] = result
+        if on_done is not None:
+            on_done(len(found), len(pieces))
+    return [found[number] for number in range(len(pieces))]
+
+
 def run_pieces(work: Callable[..., Any], pieces: Sequence[tuple[Any, ...]], workers: int) -> Iterator[tuple[int, Any]]:
     """`(number of the piece, work(*piece))` of every piece, in the order in which they end.
 

@@ -36,7 +36,7 @@ class GBDTUnitLabeler:
     feature_fraction: float = 0.3
     seed: int = 0
     _model: Any = field(default=None, repr=False)
-    _learned: tuple[str, tuple[str, ...]] | None = field(default=None, repr=False)
+    _fitted_on: tuple[str, tuple[str, ...]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -48,7 +48,7 @@ class GBDTUnitLabeler:
         """See `UnitLabeler`."""
         if not boards:
             raise CompressError("A unit labeler needs at least one board to learn from. Got none.")
-        self._learned = boards[0].scope, boards[0].names
+        self._fitted_on = boards[0].scope, boards[0].names
         orders = [np.concatenate(board.queries()) for board in boards]
         x = np.concatenate([unit_matrix(board)[order] for board, order in zip(boards, orders, strict=True)])
         y = np.concatenate([board.target(moment)[order] for board, order in zip(boards, orders, strict=True)])
@@ -72,7 +72,7 @@ class GBDTUnitLabeler:
         """See `UnitLabeler`."""
         if self._model is None:
             raise CompressError("This unit labeler was not fitted. Call fit first.")
-        if (board.scope, board.names) != self._learned:
+        if (board.scope, board.names) != self._fitted_on:
             raise CompressError("This unit labeler was fitted on other features, or in another scope.")
         return np.asarray(self._model.predict(unit_matrix(board), num_threads=1))
 

@@ -49,13 +49,13 @@ class SetUnitLabeler:
     weight_decay: float = 0.05
     seed: int = 0
     _model: _Net | None = field(default=None, repr=False)
-    _learned: tuple[str, tuple[str, ...]] | None = field(default=None, repr=False)
+    _fitted_on: tuple[str, tuple[str, ...]] | None = field(default=None, repr=False)
 
     def fit(self, boards: Sequence[UnitBoard], moment: str) -> "SetUnitLabeler":
         """See `UnitLabeler`."""
         if not boards:
             raise CompressError("A unit labeler needs at least one board to learn from. Got none.")
-        self._learned = boards[0].scope, boards[0].names
+        self._fitted_on = boards[0].scope, boards[0].names
         data = [(*_tensors(board), torch.from_numpy(board.target(moment)).float()) for board in boards]
         rng = np.random.default_rng(self.seed)
         with torch.random.fork_rng():
@@ -79,7 +79,7 @@ class SetUnitLabeler:
         """See `UnitLabeler`."""
         if self._model is None:
             raise CompressError("This unit labeler was not fitted. Call fit first.")
-        if (board.scope, board.names) != self._learned:
+        if (board.scope, board.names) != self._fitted_on:
             raise CompressError("This unit labeler was fitted on other features, or in another scope.")
         x, group = _tensors(board)
         with torch.no_grad():

@@ -37,6 +37,7 @@ from experiments.who_predicts import (
     PLANS,
     SPLITS,
     Prediction,
+    Row,
     judge_few_shot,
     judge_formulas,
     judge_predictions,
@@ -102,15 +103,7 @@ class WhoPredictsJob:
         run_dir.add_input(self.bank)
         bank = LabelBank.load(self.bank)
         boards = boards_of(bank, MOMENTS)
-        rows = judge_units(bank) + judge_choices(bank)
-        kinds = {name: UNIT_LABELERS[name] for name in self.unit_labelers}
-        for scope, truth in itertools.product(SCOPES, self.unit_truths if kinds else ()):
-            with progress(f"judging labelers of units ({scope}, {truth})") as on_fit:
-                own = unit_boards_of(bank, [truth], scope)
-                rows += judge_unit_labelers(own, kinds, [truth], on_fit=on_fit, workers=self.workers)
-        if kinds:
-            with progress("judging labelers of choices") as on_fit:
-                rows += judge_choice_labelers(bank, kinds, on_fit=on_fit, workers=self.workers)
+        rows = judge_units(bank) + judge_choices(bank) + self._labelers_of_units(bank)
         if self.samplings:
             with progress("judging samplings") as on_network:
                 samplings = judge_samplings(bank, on_network=on_network, workers=self.workers)
@@ -152,6 +145,18 @@ class WhoPredictsJob:
                 for line in lines
                 if line["scope"] == PLANS}  # fmt: skip
         return {"who_predicts": {"boards": len(boards), "spearman_median": best}}
+
+    def _labelers_of_units(self, bank: LabelBank) -> list[Row]:
+        """Rows of labelers of single units, and of ways to store layers."""
+        if not self.unit_labelers:
+            return []
+        kinds, rows = {name: UNIT_LABELERS[name] for name in self.unit_labelers}, []
+        for scope, truth in itertools.product(SCOPES, self.unit_truths):
+            with progress(f"judging labelers of units ({scope}, {truth})") as on_fit:
+                own = unit_boards_of(bank, [truth], scope)
+                rows += judge_unit_labelers(own, kinds, [truth], on_fit=on_fit, workers=self.workers)
+        with progress("judging labelers of choices") as on_fit:
+            return rows + judge_choice_labelers(bank, kinds, on_fit=on_fit, workers=self.workers)
 
 
 def _rows_of(bank: LabelBank, boards: Sequence[PlanBoard]) -> list[int]:
