@@ -102,13 +102,18 @@ class ChoiceBench:
         """
         found = []
         for name in self.layers:
-            dense = self._stored[name, DENSE].double()
-            scale = 1 / dense.square().sum().clamp_min(1e-30) if importance is None else importance[name].double()
-            found += [
-                float(((self._stored[name, pick].double() - dense).square() * scale).sum())
-                for pick in range(len(self.choices))
-            ]
+            energy = self.dense_weight(name).square().sum().clamp_min(1e-30)
+            scale = 1 / energy if importance is None else importance[name].double()
+            found += [float((self.squared_error(name, pick) * scale).sum()) for pick in range(len(self.choices))]
         return np.array(found)
+
+    def squared_error(self, layer: str, pick: int) -> Tensor:
+        """What `choices[pick]` leaves of a layer's weight, in its shape, float64, each squared."""
+        return (self._stored[layer, pick].double() - self._stored[layer, DENSE].double()).square()
+
+    def dense_weight(self, layer: str) -> Tensor:
+        """The weight of a layer as it is, float64."""
+        return self._stored[layer, DENSE].double()
 
     def fisher(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Layer -> half the diagonal of the empirical Fisher matrix of its weight, from single examples.

@@ -9,13 +9,16 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import fx, nn
 
 from compress.application import slice_model
 from compress.costs import CostTable
 from compress.errors import CompressError, DataError
 from compress.finetuning import finetune_
-from compress.plan import CompressionPlan
+from compress.plan import CompressionPlan, LayerFormat
+from compress.quantization import prepare_quantized
+from compress.quantizer import Quantizer
+from compress.quantizers.mse import MseQuantizer
 from compress.recovery import recover_
 from compress.structure import Structure
 from compress.task import Batch, Task, evaluate
@@ -75,6 +78,7 @@ class PlanOracle:
         epochs: of the moment `"finetuned"`.
         finetune: other settings of `finetune_`; the same for the brief training.
         seed: of repair and training.
+        quantizer: of plans that store layers in few bits.
     """
 
     moments: tuple[str, ...] = MOMENTS
@@ -85,6 +89,7 @@ class PlanOracle:
     epochs: int = 2
     finetune: Mapping[str, Any] = field(default_factory=lambda: {"optimizer": "adamw", "lr": 2e-3})
     seed: int = 0
+    quantizer: Quantizer = field(default_factory=MseQuantizer)
 
     name = "plan"
 
@@ -93,27 +98,35 @@ class PlanOracle:
         if unknown:
             raise CompressError(f"The 'moments' parameter of PlanOracle must be out of {MOMENTS}. Got {unknown[0]!r}.")
 
-    def measure(self, bench: PlanBench, removed: np.ndarray) -> list[PlanOutcome]:
+    def measure(
+        self, bench: PlanBench, removed: np.ndarray, bits: Mapping[str, int] | None = None
+    ) -> list[PlanOutcome]:  # fmt: skip
         """One outcome for each moment of the plan that removes the units where `removed` (`(n_units,)` bool) is True.
+
+        Args:
+            bits: layer -> bits of its weights, which are rounded at once or after the refit; trainings go on with
+                rounded weights, through which gradients pass. None rounds nothing.
 
         Raises:
             CompressError: if the plan cannot be applied.
         """
         structure = bench.structure
+        units = structure.units
+        plan = CompressionPlan.removing(units, [units.ids[row] for row in np.flatnonzero(removed)])
         small = slice_model(structure, removed).eval()
         found = []
         if "at_once" in self.moments:
-            found.append(self._look("at_once", bench, small, 0.0))
+            found.append(self._look("at_once", bench, self._stored(small, plan, bits), 0.0))
         if set(self.moments) == {"at_once"}:
             return found
-        units = structure.units
-        plan = CompressionPlan.removing(units, [units.ids[row] for row in np.flatnonzero(removed)])
-        recover_(
-            small, structure, bench.repair, plan=plan, task=bench.task, steps=self.steps, ridge=self.ridge,
-            max_rows=self.max_rows, seed=self.seed,
-        )  # fmt: skip
-        dense_macs, small_macs = bench.costs.dense_macs, bench.costs.total(removed)[0]
-        spent = (dense_macs + small_macs) * sum(len(bench.task.inputs(batch)[0]) for batch in bench.repair)
+        dense_macs, small_macs, spent = bench.costs.dense_macs, bench.costs.total(removed)[0], 0.0
+        if removed.any() or bits is None:
+            recover_(
+                small, structure, bench.repair, plan=plan, task=bench.task, steps=self.steps, ridge=self.ridge,
+                max_rows=self.max_rows, seed=self.seed,
+            )  # fmt: skip
+            spent = (dense_macs + small_macs) * sum(len(bench.task.inputs(batch)[0]) for batch in bench.repair)
+        small = self._stored(small, plan, bits)
         if "refitted" in self.moments:
             found.append(self._look("refitted", bench, small, spent))
         example_macs = 3 * small_macs + dense_macs
@@ -126,6 +139,14 @@ class PlanOracle:
             trained = self._train(bench, small, bench.train, self.epochs)
             found.append(self._look("finetuned", bench, small, spent + trained * example_macs))
         return found
+
+    def _stored(
+        self, small: fx.GraphModule, plan: CompressionPlan, bits: Mapping[str, int] | None
+    ) -> fx.GraphModule:  # fmt: skip
+        if not bits:
+            return small
+        formats = {layer: LayerFormat(own) for layer, own in bits.items()}
+        return prepare_quantized(small, replace(plan, layer_formats=formats), [], self.quantizer).eval()
 
     def _train(self, bench: PlanBench, small: nn.Module, train: Callable[[int], Iterable[Batch]], epochs: int) -> int:
         """Fine-tune with distillation; return the number of examples that were seen, the last batches taken as full."""

@@ -125,9 +125,9 @@ class PlanDraw:
         pinned = np.bincount(self.group, rows, minlength=len(names)) > 0
         self.floors = np.where(pinned, self.sizes, floors)
 
-    def cost(self, removed: np.ndarray) -> float:
-        """What a mask costs, in the unit of the size."""
-        return self.costs.total(removed)[self.place]
+    def cost(self, removed: np.ndarray, bits: np.ndarray | None = None) -> float:
+        """What a mask costs, in the unit of the size; `bits` as in `CostTable.total`."""
+        return self.costs.total(removed, bits)[self.place]
 
     def strictest(self) -> np.ndarray:
         """The mask that removes all that may go."""
@@ -174,13 +174,13 @@ class PlanDraw:
         removed[self.removable[gone]] = True
         return removed
 
-    def descend(self, values: np.ndarray, bound: float) -> np.ndarray:
-        """The mask of the fewest units, in order, that costs no more than `bound`."""
+    def descend(self, values: np.ndarray, bound: float, bits: np.ndarray | None = None) -> np.ndarray:
+        """The mask of the fewest units, in order, that costs no more than `bound`; of all if none is that cheap."""
         order = self._order(values)
         low, high = 0, len(order)
         while low < high:
             middle = (low + high) // 2
-            if self.cost(self._mask(order[:middle])) <= bound:
+            if self.cost(self._mask(order[:middle]), bits) <= bound:
                 high = middle
             else:
                 low = middle + 1

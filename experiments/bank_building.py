@@ -14,9 +14,8 @@ import torch
 from autolabel.extraction import extract_features
 from autolabel.label_bank import LabelBank, merge_banks
 from autolabel.measuring import measure
+from autolabel.oracle import Oracle
 from autolabel.oracles import ContextOracle, RemovalOracle, RepairedOracle
-from autolabel.plan_oracle import MOMENTS
-from autolabel.plan_sampling import SIZES, PlanDraw, SampledPlans, sample_plans
 from autolabel.plan_summary import FEATURES_VERSION
 from autolabel.tables import FeatureTable
 from compress.allocator import Constraints
@@ -28,6 +27,7 @@ from compress.statistics import collect_statistics
 from compress.task import evaluate
 from experiments.bank_card import CARD_FILE, data_card
 from experiments.bank_choices import choice_tables
+from experiments.bank_plans import draw_plans, group_table, measure_plans, plan_columns, plan_names
 from experiments.data.splits import TRAIN_PARTS, DataSplits
 from experiments.manifest import describe_code, library_versions
 from experiments.seeding import derive_seed
@@ -56,8 +56,10 @@ class BankSettings:
         images: examples of the calibration part for statistics and repair, and of the label part for unit labels.
         steps, batch_size, finetune: optimizer steps of the fine-tuning after the repair, and its other settings.
         brief_steps: of the brief one.
-        context_masks, repaired_masks: of the unit labels in company, see `ContextOracle` and `RepairedOracle`.
+        context_masks, repaired_masks: of the unit labels in company, see `ContextOracle` and `RepairedOracle`; 0 for
+            none of these labels.
         bits, densities, configs: of the layer labels, see `choice_tables`.
+        plan_bits: numbers of bits that plans store layers in; none leaves all weights floats.
         seed: of the plans, the repair and the training.
     """
 
@@ -73,6 +75,7 @@ class BankSettings:
     bits: tuple[int, ...] = (2, 3, 4, 6, 8)
     densities: tuple[float, ...] = (0.5, 0.25, 0.1)
     configs: int = 40
+    plan_bits: tuple[int, ...] = ()
     finetune: dict[str, Any] = field(default_factory=lambda: {"optimizer": "adamw", "lr": 2e-3})
     seed: int = 0
 
@@ -175,15 +178,14 @@ def label_network(zoo: str, name: str, file: str, settings: BankSettings) -> flo
         constraints=Constraints(floor=settings.floor),
     )  # fmt: skip
     subject = Subject(model, data, repair, derive_seed(name, settings.seed) % 2**31)
-    drawn = draw_plans(subject, name, settings)
-    plans = drawn.plans
+    drawn = draw_plans(subject, name, settings.fractions, settings.plans, settings.plan_bits, settings.seed)
     features = extract_features(subject.structure, statistics=subject.statistics)
     if known is not None and json.loads(str(known.networks["recipe"][0])) != row:
         raise ArtifactError(f"{file} was measured on another network of this name. Delete it or take another folder.")
-    labels = _plan_labels(subject, drawn) if known is None else _labels_of(known)
+    labels = measure_plans(subject, drawn) if known is None else _labels_of(known)
     if known is not None and known.networks["data_sha256"][0] != _hash_splits(data):
         raise ArtifactError(f"{file} was measured on other examples. Delete it or take another folder.")
-    if labels["removed"].tolist() != _masks(subject, plans):
+    if any(labels[column].tolist() != own.tolist() for column, own in plan_names(subject, drawn).items()):
         raise ArtifactError(f"{file} holds labels of other plans than are drawn now. Delete it to measure them.")
     made = {"code": describe_code(), "libraries": library_versions()} if known is None else known.about
     anew = _UNITS | _CHOICES if known is None else _differences(known.about["settings"], settings)
@@ -199,16 +201,16 @@ def label_network(zoo: str, name: str, file: str, settings: BankSettings) -> flo
     )
     bank = LabelBank(
         networks=_network_table(row, subject, data, made),
-        plans={**labels, **_plan_columns(subject, plans)},
-        groups=_group_table(subject, plans),
+        plans={**labels, **plan_columns(drawn.summary)},
+        groups=group_table(drawn.summary),
         units={**_unit_features(features), **_unit_scores(subject), **damages},
         choices=choices,
         configs=configs,
         about={
             "settings": _plain(settings),
             "features_version": FEATURES_VERSION,
-            "group_columns": list(subject.summarizer.summarize(plans.removed[:1]).names),
-            "plan_columns": list(subject.summarizer.summarize(plans.removed[:1]).plan_names),
+            "group_columns": list(drawn.summary.names),
+            "plan_columns": list(drawn.summary.plan_names),
             "unit_columns": list(features.names),
             "code": made["code"],
             "libraries": made["libraries"],
@@ -216,39 +218,6 @@ def label_network(zoo: str, name: str, file: str, settings: BankSettings) -> flo
     )
     bank.save(file)
     return time.monotonic() - start
-
-
-@dataclass(frozen=True, eq=False)
-class DrawnPlans:
-    """Plans of one network.
-
-    Attributes:
-        plans: all of one size.
-        size, fraction: what is held fixed, and at which part of the dense cost.
-    """
-
-    plans: SampledPlans
-    size: str
-    fraction: float
-
-
-def draw_plans(subject: Subject, name: str, settings: BankSettings) -> DrawnPlans:
-    """The plans of a network: what is held fixed and at which fraction depends on its name alone."""
-    rng = np.random.default_rng(derive_seed(f"{name}/size", settings.seed))
-    size = SIZES[int(rng.integers(len(SIZES)))]
-    constraints = subject.settings.constraints
-    draw = PlanDraw(subject.structure.units, subject.costs, size, constraints)
-    fraction = float(rng.choice(settings.fractions))
-    least = draw.cost(draw.strictest()) / draw.dense
-    if fraction < 1.1 * least:
-        # Where most of a network must stay (a recurrent layer), the fraction is of what may go.
-        fraction = least + fraction * (1 - least)
-    scores = {**subject.summarizer.scores, "random": RandomCriterion(seed=subject.seed).score(subject.statistics)}
-    plans = sample_plans(
-        subject.structure.units, subject.costs, scores, size, fraction, settings.plans, seed=subject.seed,
-        constraints=constraints,
-    )  # fmt: skip
-    return DrawnPlans(plans, size, fraction)
 
 
 def _network_table(
@@ -281,50 +250,6 @@ def _labels_of(known: LabelBank) -> dict[str, np.ndarray]:
     return {name: column for name, column in known.plans.items() if name not in known.about["plan_columns"]}
 
 
-def _masks(subject: Subject, plans: SampledPlans) -> list[str]:
-    """As text: masks differ in length from network to network."""
-    return [np.packbits(mask[: subject.structure.n_removable]).tobytes().hex() for mask in plans.removed]
-
-
-def _plan_columns(subject: Subject, plans: SampledPlans) -> dict[str, np.ndarray]:
-    summary = subject.summarizer.summarize(plans.removed)
-    return {name: summary.plan_values[:, i] for i, name in enumerate(summary.plan_names)}
-
-
-def _plan_labels(subject: Subject, drawn: DrawnPlans) -> dict[str, np.ndarray]:
-    plans = drawn.plans
-    columns: dict[str, list[Any]] = {f"{what}_{moment}_{part}": [] for what in ("loss", "metric") for moment in MOMENTS
-                                     for part in PARTS}  # fmt: skip
-    columns |= {f"macs_{moment}": [] for moment in MOMENTS}
-    looked_at = sum(len(subject.task.inputs(batch)[0]) for batch in subject.bench.judged[PARTS[0]])
-    for removed in plans.removed:
-        looking = looked_at * subject.costs.total(removed)[0]
-        for outcome in subject.oracle.measure(subject.bench, removed):
-            columns[f"macs_{outcome.moment}"].append(outcome.training_macs + looking)
-            for part in PARTS:
-                columns[f"loss_{outcome.moment}_{part}"].append(outcome.loss[part])
-                columns[f"metric_{outcome.moment}_{part}"].append(outcome.metric[part])
-    n = len(plans)
-    return {
-        "network": np.zeros(n, dtype=np.int64),
-        "origin": np.array(plans.origin, dtype=str),
-        "size": np.full(n, drawn.size),
-        "fraction": np.full(n, drawn.fraction),
-        "removed": np.array(_masks(subject, plans), dtype=str),
-        **{name: np.array(values, dtype=np.float64) for name, values in columns.items()},
-    }
-
-
-def _group_table(subject: Subject, plans: SampledPlans) -> dict[str, np.ndarray]:
-    summary = subject.summarizer.summarize(plans.removed)
-    n_groups = len(summary.groups)
-    return {
-        "plan": np.repeat(np.arange(len(plans)), n_groups),
-        "group": np.tile(np.array(summary.groups, dtype=str), len(plans)),
-        **{name: summary.values[:, :, i].reshape(-1) for i, name in enumerate(summary.names)},
-    }
-
-
 def _unit_features(features: FeatureTable) -> dict[str, np.ndarray]:
     """What every unit is, and what is known of it without measuring."""
     return {
@@ -350,11 +275,11 @@ def _unit_damages(
     rows = subject.structure.units.positions(unit_ids)
     # MACs fall with the square of the units that stay, bytes too.
     kept = fraction**0.5
-    oracles = {
-        "at_once": RemovalOracle(),
-        "in_context": ContextOracle(kept, settings.context_masks, subject.seed),
-        "repaired": RepairedOracle(kept, settings.repaired_masks, seed=subject.seed),
-    }
+    oracles: dict[str, Oracle] = {"at_once": RemovalOracle()}
+    if settings.context_masks:
+        oracles["in_context"] = ContextOracle(kept, settings.context_masks, subject.seed)
+    if settings.repaired_masks:
+        oracles["repaired"] = RepairedOracle(kept, settings.repaired_masks, seed=subject.seed)
     table = {}
     for moment, oracle in oracles.items():
         labels = measure(subject.structure, None, subject.task, subject.label, oracle)
@@ -364,4 +289,6 @@ def _unit_damages(
 
 
 def _plain(settings: BankSettings) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(settings)))
+    found = json.loads(json.dumps(asdict(settings)))
+    # Banks of plans that only remove were measured before others could be.
+    return {name: value for name, value in found.items() if name != "plan_bits" or value}

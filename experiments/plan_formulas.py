@@ -12,6 +12,9 @@ from autolabel.plan_board import PlanBoard
 _OF_UNITS = {"bn_scale": "feature_bn_scale_raw", "apoz": "feature_apoz_raw",
              "geometric_median": "feature_geometric_median_raw", "ziplm": "score_ziplm"}  # fmt: skip
 
+_OF_FORMATS = {"fisher_error": "log_format_nats", "refit_residual/loss+fisher_error": "log_refit_and_format_nats",
+               "second_order+fisher_error": "log_second_order_and_format_nats"}  # fmt: skip
+
 
 def formulas(board: PlanBoard) -> dict[str, np.ndarray]:
     """Name -> `(n_plans,)`, higher is worse, of everything that needs neither a forward pass per plan nor learning."""
@@ -32,6 +35,10 @@ def formulas(board: PlanBoard) -> dict[str, np.ndarray]:
     for what in ("output", "loss"):
         name = f"refitted_{what}_sum"
         found[f"refit_residual/{what}"] = summary.plan_values[:, summary.plan_names.index(name)]
+    # Of plans that store layers in few bits.
+    for name, column in _OF_FORMATS.items():
+        if column in summary.plan_names:
+            found[name] = summary.plan_values[:, summary.plan_names.index(column)]
     found["uniformity"] = -summary.values[:, :, summary.names.index("log_kept")].min(axis=1)
     return found
 

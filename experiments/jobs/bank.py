@@ -20,7 +20,7 @@ class BankJob:
         zoo: folder of a zoo that `experiment=zoo` built.
         workers: processes.
         limit: label only the first so many networks; None for all.
-        plans, fractions, images, steps, seed: see `BankSettings`.
+        plans, fractions, images, steps, context_masks, repaired_masks, plan_bits, seed: see `BankSettings`.
     """
 
     name = "bank"
@@ -35,10 +35,16 @@ class BankJob:
         fractions: tuple[float, ...] = (0.5, 0.35, 0.25, 0.15),
         images: int = 256,
         steps: int = 128,
+        context_masks: int = 128,
+        repaired_masks: int = 32,
+        plan_bits: tuple[int, ...] = (),
         seed: int = 0,
     ) -> None:
         self.zoo, self.workers, self.limit = zoo, workers, limit
-        self.settings = BankSettings(plans=plans, fractions=tuple(fractions), images=images, steps=steps, seed=seed)
+        self.settings = BankSettings(
+            plans=plans, fractions=tuple(fractions), images=images, steps=steps, context_masks=context_masks,
+            repaired_masks=repaired_masks, plan_bits=tuple(plan_bits), seed=seed,
+        )  # fmt: skip
 
     def check(self, config: Config) -> None:
         """The zoo must be there."""

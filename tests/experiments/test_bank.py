@@ -53,6 +53,30 @@ def built(zoo, tmp_path_factory):
     return folder, build_bank(folder, zoo, SETTINGS, workers=1)
 
 
+def test_plans_may_store_layers_in_few_bits(zoo, tmp_path):
+    settings = dataclasses.replace(SETTINGS, fractions=(0.12,), context_masks=0, repaired_masks=0, plan_bits=(2, 4, 8))
+    bank = build_bank(tmp_path, zoo, settings, workers=1)
+    plans = bank.plans
+    assert np.isfinite(plans["loss_finetuned_test"]).all()
+    assert set(plans["size"]) == {"weight_bytes"}
+    assert [len(text.split()) for text in plans["bits"].tolist()] == [3] * 6 + [4] * 6
+    # Float bytes of what stays are above the size, which counts bits.
+    assert (plans["weight_bytes"] > plans["fraction"]).all()
+    assert not {"damage_in_context", "damage_repaired"} & set(bank.units)
+    boards = boards_of(bank, MOMENTS)
+    assert {"fisher_error", "refit_residual/loss+fisher_error"} <= {
+        row.predictor for row in judge_formulas(boards[0], "finetuned")
+    }
+    labeler = RidgePlanLabeler().fit(boards)
+    assert np.isfinite(labeler.predict(boards[1].summary)[0]).all()
+    # Again: nothing is measured anew, and what was measured of others is refused.
+    files = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "networks").iterdir()}
+    build_bank(tmp_path, zoo, settings, workers=1)
+    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "networks").iterdir()} == files
+    with pytest.raises(ArtifactError, match="other settings"):
+        build_bank(tmp_path, zoo, dataclasses.replace(settings, plan_bits=(3, 8)), workers=1)
+
+
 def test_every_network_has_its_rows(built, zoo):
     folder, bank = built
     assert bank.networks["name"].tolist() == ["mlp-digits-000", "conv2d-digits-001"]
@@ -150,7 +174,7 @@ def test_other_masks_measure_units_anew_and_leave_plans(built, zoo, tmp_path, mo
     folder, bank = built
     copy = tmp_path / "bank"
     shutil.copytree(folder, copy)
-    monkeypatch.setattr(bank_building, "_plan_labels", None)
+    monkeypatch.setattr(bank_building, "measure_plans", None)
     again = build_bank(copy, zoo, dataclasses.replace(SETTINGS, context_masks=8), workers=1)
     np.testing.assert_array_equal(again.plans["loss_finetuned_test"], bank.plans["loss_finetuned_test"])
     np.testing.assert_array_equal(again.units["damage_at_once"], bank.units["damage_at_once"])

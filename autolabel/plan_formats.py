@@ -1,0 +1,261 @@
+"""Plans that remove units and store what stays in few bits: random ones of one size, and what is known of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autolabel.choice_bench import ChoiceBench
+from autolabel.feature import log_size, ratio
+from autolabel.plan_sampling import PlanDraw, SampledPlans
+from autolabel.plan_summary import PlanSummary
+from compress.allocator import Constraints
+from compress.costs import CostTable
+from compress.errors import BudgetError, CompressError
+from compress.quantizer import FLOAT_BITS
+from compress.structure import Structure
+from compress.task import Batch, Task
+from compress.units import UnitTable
+
+# Part of the plans that remove nothing, where bits alone meet the size.
+_WHOLE = 0.25
+# How strongly the bits of layers differ (standard deviation), drawn anew for every plan.
+_LARGEST_SPREAD = 1.5
+_FLOOR = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class FormattedPlans:
+    """Plans of one network and one size in bytes.
+
+    Attributes:
+        plans: what they remove; `fraction` is of the bytes, bits counted.
+        bits: `(n_plans, n_layers)` int64, bits of the weights of each layer unit, in their order.
+    """
+
+    plans: SampledPlans
+    bits: np.ndarray
+
+
+def bits_by_row(costs: CostTable, units: UnitTable, bits: np.ndarray) -> np.ndarray:
+    """`(n_cost_layers,)` bits as `CostTable.total` takes them, from `(n_layers,)` of the layer units in their order."""
+    own = np.zeros(len(units))
+    own[units.kind == "layer"] = bits
+    return np.where(costs.layer_unit >= 0, own[costs.layer_unit], 0.0)
+
+
+def sample_formatted_plans(
+    units: UnitTable, costs: CostTable, scores: Mapping[str, np.ndarray], sensitivity: np.ndarray,
+    widths: Sequence[int], fraction: float, n_plans: int, *, seed: int = 0, constraints: Constraints | None = None,
+    tolerance: float = 0.05,
+) -> FormattedPlans:  # fmt: skip
+    """Distinct random plans of as many bytes, from many units in few bits to few units in many bits.
+
+    Units go as in `sample_plans`. Bits are drawn for each layer around a mean that is drawn for each plan; in half of
+    the plans sensitive layers get more, as many as rate-distortion theory gives them (the error of a uniform quantiser
+    falls by four with each bit).
+
+    Args:
+        units, costs: of one model.
+        scores: name -> `(n_removable,)` importance of channels and heads, higher is more important.
+        sensitivity: `(n_layers,)` positive: how much an error of the same size in each weight of a layer unit hurts.
+        widths: numbers of bits that a layer may have, two or more.
+        fraction: of the dense bytes (float32), in (0, 1).
+        n_plans: how many are wanted; fewer come back where there are no more.
+        seed: of everything random.
+        constraints: `floor` and `pinned` (whole groups) are respected.
+        tolerance: how far below the fraction a plan may cost, as a part of it; a plan beyond it is drawn again.
+
+    Raises:
+        BudgetError: if the smallest plan costs more than the fraction.
+        CompressError: for fewer than two widths.
+    """
+    offered = np.array(sorted(set(widths)))
+    if len(offered) < 2:
+        raise CompressError(f"Plans of few bits need two 'widths' or more. Got {list(widths)}.")
+    draw = PlanDraw(units, costs, "weight_bytes", constraints or Constraints())
+    n_layers, bound = int((units.kind == "layer").sum()), fraction * draw.dense
+    nothing = np.zeros(len(units), dtype=bool)
+
+    def rows(bits: np.ndarray) -> np.ndarray:
+        return bits_by_row(costs, units, bits)
+
+    least = draw.cost(draw.strictest(), rows(np.full(n_layers, offered[0])))
+    if least > bound:
+        raise BudgetError(
+            f"No plan costs {fraction} of the dense bytes. The smallest costs {least / draw.dense:.4f}: take a larger "
+            "fraction."
+        )
+    guided = 0.5 * np.log2(np.maximum(sensitivity, 1e-30))
+    guided = guided - guided.mean()
+    rng = np.random.default_rng([seed, 13])
+    found: dict[bytes, tuple[np.ndarray, np.ndarray, str, float]] = {}
+    for attempt in range(20 * n_plans):
+        if len(found) == n_plans:
+            break
+        by_sensitivity, whole = bool(rng.integers(0, 2)), rng.random() < _WHOLE
+        wish = guided * by_sensitivity + rng.uniform(0, _LARGEST_SPREAD) * rng.standard_normal(n_layers)
+        name, style = str(rng.choice(sorted(scores))), "layer" if attempt % 3 else "global"
+        values = draw.values(scores[name], style, rng)
+        mean = rng.uniform(offered[0], offered[-1])
+        if whole:
+            levels = np.linspace(offered[0] - np.ptp(wish), offered[-1] + np.ptp(wish), 200)
+            fitting = [x for x in levels if draw.cost(nothing, rows(_nearest(wish + x, offered))) <= bound]
+            if not fitting:
+                continue
+            bits, removed = _nearest(wish + fitting[-1], offered), nothing
+        else:
+            bits = _nearest(wish + mean, offered)
+            removed = draw.descend(values, bound, rows(bits))
+            # What units were too large to use up goes to layers that still can have more bits.
+            for layer in rng.permutation(n_layers):
+                higher, more = offered[offered > bits[layer]], bits.copy()
+                more[layer] = higher[0] if len(higher) else bits[layer]
+                if draw.cost(removed, rows(more)) <= bound:
+                    bits = more
+        reached = draw.cost(removed, rows(bits)) / draw.dense
+        if fraction * (1 - tolerance) <= reached <= fraction:
+            origin = f"{'whole' if whole else f'{name}:{style}'}/{'sensitive' if by_sensitivity else 'random'}"
+            found.setdefault(removed.tobytes() + bits.tobytes(), (removed, bits, origin, reached))
+    kept = list(found.values())
+    return FormattedPlans(
+        SampledPlans(
+            np.array([x[0] for x in kept]).reshape(len(kept), len(units)),
+            tuple(x[2] for x in kept),
+            np.array([x[3] for x in kept]),
+        ),
+        np.array([x[1] for x in kept]).reshape(len(kept), n_layers),
+    )
+
+
+def _nearest(wish: np.ndarray, offered: np.ndarray) -> np.ndarray:
+    return offered[np.abs(wish[:, None] - offered).argmin(axis=1)].astype(np.int64)
+
+
+class FormatSummarizer:
+    """Adds to summaries of plans what their bits do; no forward pass per plan.
+
+    Per group, over the layers that make or read it: the mean and the least bits, the squared error that rounding leaves
+    in what stays of their weights, as a part of its energy and, times half the diagonal of the empirical Fisher matrix,
+    in nats. Per plan the same over all layers, and those nats together with those that the refit leaves.
+
+    Args:
+        structure: of the network.
+        task, batches: see `ChoiceBench.fisher`.
+        bench: of the network; its choices are numbers of bits.
+    """
+
+    def __init__(self, structure: Structure, task: Task, batches: Sequence[Batch], bench: ChoiceBench) -> None:
+        fisher = bench.fisher(batches)
+        self.widths = [choice.bits for choice in bench.choices]
+        self.layers = bench.layers
+        weights = {layer.name: layer.weight for layer in structure.traced.layers()}
+        groups = structure.units.group.astype(str)
+        self._groups: dict[str, list[int]] = {}
+        self._places: list[list[np.ndarray]] = []
+        self._tables: list[dict[str, Tensor]] = []
+        for number, name in enumerate(self.layers):
+            rows = structure.parameters[weights[name]]
+            dims = [dim for dim, own in enumerate(rows) if (own >= 0).any()]
+            self._places.append([rows[dim] for dim in dims])
+            for group in {str(groups[row]) for dim in dims for row in rows[dim][rows[dim] >= 0]}:
+                self._groups.setdefault(group, []).append(number)
+            dense, errors = bench.dense_weight(name), [bench.squared_error(name, i) for i in range(len(self.widths))]
+            self._tables.append({
+                "nats": torch.stack([_over(error * fisher[name], dims) for error in errors]),
+                "error": torch.stack([_over(error, dims) for error in errors]),
+                "energy": _over(dense.square(), dims)[None],
+                "weights": _over(torch.ones_like(dense), dims)[None],
+            })  # fmt: skip
+        curvature = np.array([float(fisher[name].mean()) for name in self.layers])
+        ranges = np.array([float(bench.dense_weight(name).square().mean()) for name in self.layers])
+        self.sensitivity = curvature * ranges
+
+    def extend(self, summary: PlanSummary, removed: np.ndarray, bits: np.ndarray) -> PlanSummary:
+        """The summary of the same plans with the columns of their bits.
+
+        Args:
+            summary: of the plans, see `PlanSummarizer`.
+            removed: `(n_plans, n_units)` bool.
+            bits: `(n_plans, n_layers)` of the layer units, in their order.
+
+        Raises:
+            CompressError: for a number of bits that the bench does not offer.
+        """
+        unknown = sorted(set(np.unique(bits).tolist()) - set(self.widths))
+        if unknown:
+            raise CompressError(f"The 'bits' parameter must be out of {self.widths}. Got {unknown[0]}.")
+        found = self._of_layers(removed, bits)
+        error = ratio(found["error"], found["energy"])
+        columns = {"bits": [], "least_bits": [], "log_format_nats": [], "format_error": []}  # type: dict[str, list]
+        for group in summary.groups:
+            own = self._groups.get(group, [])
+            if not own:
+                values = [np.full(len(bits), value) for value in (FLOAT_BITS, FLOAT_BITS, np.log10(_FLOOR), 0.0)]
+            else:
+                values = [
+                    _mean(bits[:, own], found["weights"][:, own]), bits[:, own].min(axis=1),
+                    log_size(found["nats"][:, own].sum(axis=1), _FLOOR), error[:, own].mean(axis=1),
+                ]  # fmt: skip
+            for column, value in zip(columns.values(), values, strict=True):
+                column.append(value)
+        nats = found["nats"].sum(axis=1)
+        refit = summary.plan_values[:, summary.plan_names.index("refitted_loss_sum")].astype(np.float64)
+        second_order = summary.plan_values[:, summary.plan_names.index("log_second_order_nats")].astype(np.float64)
+        whole = {
+            "mean_bits": _mean(bits, found["weights"]),
+            "least_bits": bits.min(axis=1),
+            "log_format_nats": log_size(nats, _FLOOR),
+            "log_format_nats_largest": log_size(found["nats"].max(axis=1), _FLOOR),
+            "format_error": error.mean(axis=1),
+            "format_kept_variance": np.log(np.clip(1 - error, 1e-3, 1)).sum(axis=1),
+            "fewest_bits_share": _mean(bits == min(self.widths), found["weights"]),
+            "log_kept_weights": np.log10(found["weights"].sum(axis=1) / self._all_weights),
+            "log_refit_and_format_nats": log_size(10**refit + nats, _FLOOR),
+            "log_second_order_and_format_nats": log_size(10**second_order + nats, _FLOOR),
+        }
+        stacked = np.stack([np.stack(column, axis=1) for column in columns.values()], axis=2)
+        return replace(
+            summary, names=(*summary.names, *columns),
+            values=np.concatenate([summary.values, stacked], axis=2).astype(np.float32),
+            plan_names=(*summary.plan_names, *whole),
+            plan_values=np.concatenate([summary.plan_values, np.stack(list(whole.values()), axis=1)], axis=1).astype(
+                np.float32
+            ),
+        )  # fmt: skip
+
+    @property
+    def _all_weights(self) -> float:
+        return float(sum(table["weights"].sum() for table in self._tables))
+
+    def _of_layers(self, removed: np.ndarray, bits: np.ndarray) -> dict[str, np.ndarray]:
+        """Name -> `(n_plans, n_layers)` float64 sums over the weights that stay."""
+        kept = torch.from_numpy(~np.asarray(removed, dtype=bool)).double()
+        found = {name: np.empty(bits.shape) for name in ("nats", "error", "energy", "weights")}
+        for number, (table, places) in enumerate(zip(self._tables, self._places, strict=True)):
+            stays = [torch.where(torch.from_numpy(rows) >= 0, kept[:, np.maximum(rows, 0)], 1.0) for rows in places]
+            taken = [self.widths.index(width) for width in bits[:, number].tolist()]
+            for name, values in table.items():
+                left = values[None]
+                for own in reversed(stays):
+                    # A product of matrices over the last dimension first: `(n_plans, n_widths, ...)`.
+                    over = "pw...i,pi->pw..." if len(left) > 1 else "xw...i,pi->pw..."
+                    left = torch.einsum(over, left, own)
+                left = left.expand(len(bits), -1)
+                picked = left[:, 0] if left.shape[1] == 1 else left[torch.arange(len(bits)), torch.tensor(taken)]
+                found[name][:, number] = picked.numpy()
+        return found
+
+
+def _over(values: Tensor, dims: Sequence[int]) -> Tensor:
+    """Sums over all other dimensions."""
+    others = [dim for dim in range(values.ndim) if dim not in dims]
+    return values.sum(dim=others) if others else values
+
+
+def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted over the last axis; plain where nothing weighs."""
+    weights = np.maximum(weights, 1e-9)
+    return (values * weights).sum(axis=-1) / weights.sum(axis=-1)
