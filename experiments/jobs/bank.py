@@ -20,7 +20,8 @@ class BankJob:
         zoo: folder of a zoo that `experiment=zoo` built.
         workers: processes.
         limit: label only the first so many networks; None for all.
-        plans, fractions, images, steps, context_masks, repaired_masks, plan_bits, seed: see `BankSettings`.
+        plans, fractions, images, steps, context_masks, repaired_masks, bits, densities, configs, plan_bits, seed: see
+            `BankSettings`.
     """
 
     name = "bank"
@@ -37,13 +38,17 @@ class BankJob:
         steps: int = 128,
         context_masks: int = 128,
         repaired_masks: int = 32,
+        bits: tuple[int, ...] = (2, 3, 4, 6, 8),
+        densities: tuple[float, ...] = (0.5, 0.25, 0.1),
+        configs: int = 40,
         plan_bits: tuple[int, ...] = (),
         seed: int = 0,
     ) -> None:
         self.zoo, self.workers, self.limit = zoo, workers, limit
         self.settings = BankSettings(
             plans=plans, fractions=tuple(fractions), images=images, steps=steps, context_masks=context_masks,
-            repaired_masks=repaired_masks, plan_bits=tuple(plan_bits), seed=seed,
+            repaired_masks=repaired_masks, bits=tuple(bits), densities=tuple(densities), configs=configs,
+            plan_bits=tuple(plan_bits), seed=seed,
         )  # fmt: skip
 
     def check(self, config: Config) -> None:
