@@ -24,6 +24,8 @@ _WHOLE = 0.25
 # How strongly the bits of layers differ (standard deviation), drawn anew for every plan.
 _LARGEST_SPREAD = 1.5
 _FLOOR = 1e-6
+# A number of whole plans that only plans with bits have.
+FORMAT_COLUMN = "mean_bits"
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +207,7 @@ class FormatSummarizer:
         refit = summary.plan_values[:, summary.plan_names.index("refitted_loss_sum")].astype(np.float64)
         second_order = summary.plan_values[:, summary.plan_names.index("log_second_order_nats")].astype(np.float64)
         whole = {
-            "mean_bits": _mean(bits, found["weights"]),
+            FORMAT_COLUMN: _mean(bits, found["weights"]),
             "least_bits": bits.min(axis=1),
             "log_format_nats": log_size(nats, _FLOOR),
             "log_format_nats_largest": log_size(found["nats"].max(axis=1), _FLOOR),

@@ -23,6 +23,7 @@ INGREDIENTS: Mapping[str, str] = {
     "errors carried to outputs and loss": r"(silenced|averaged|refitted)_(output|loss).*|path_(output|loss)",
     "paths through the network": r"path_.*",
     "shares of groups": r"kept|log_kept|log_kept_units",
+    "bits": r"(least_|mean_|fewest_)?bits(_share)?|.*format.*|log_kept_weights",
 }
 
 # What goes without a part of the networks -> the part that it learns from.
@@ -89,10 +90,13 @@ class LearnedOtherwise:
         return self.labeler.predict(summary, reference)
 
 
-def ablated_labelers() -> dict[str, Callable[[], WithoutColumns | LearnedOtherwise]]:
-    """Name -> linear model without each ingredient, of fewer networks, and of other labels."""
+def ablated_labelers(summary: PlanSummary) -> dict[str, Callable[[], WithoutColumns | LearnedOtherwise]]:
+    """Name -> linear model without each ingredient that such plans have, of fewer networks, and of other labels."""
+    columns = (*summary.names, *summary.plan_names)
     found: dict[str, Callable[[], WithoutColumns | LearnedOtherwise]] = {
-        f"labeler/ridge without {name}": partial(_linear_without, pattern) for name, pattern in INGREDIENTS.items()
+        f"labeler/ridge without {name}": partial(_linear_without, pattern)
+        for name, pattern in INGREDIENTS.items()
+        if any(re.fullmatch(pattern, column) for column in columns)
     }
     for name, part in PARTS_OF_NETWORKS.items():
         found[f"labeler/ridge without {name} of the networks"] = partial(_linear_otherwise, part=part)

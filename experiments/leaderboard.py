@@ -13,10 +13,11 @@ from experiments.label_economy import STRATEGIES, EconomyRow, summarize_economy
 from experiments.plan_intervals import IntervalRow, summarize_intervals
 from experiments.prediction_goals import write_goals
 from experiments.unit_economy import UnitEconomyRow, summarize_samplings
-from experiments.who_predicts import PLANS, SPLITS, Row, summarize
+from experiments.who_predicts import FORMATTED_PLANS, PLAN_SCOPES, PLANS, SPLITS, Row, summarize
 
 _TITLES = {
     "plans": "Plans of equal size",
+    "formatted_plans": "Plans of equal bytes, layers in few bits",
     "within_layers": "Units within layers",
     "across_layers": "Units of all layers together",
     "choices": "Ways to store a layer",
@@ -48,6 +49,11 @@ the diagonal of the empirical Fisher matrix; *weight_error*: squared error as a 
 up. *labeler/...*: order all choices of a network, learned from others; for configurations the part of a network's mean
 damage that choices at that place have on the others is added up, *.../typical* does so with the order of a formula.
 Single layers are measured and judged on label examples, configurations judged on test examples."""
+_FORMATTED = """Plans of one network and one size in bytes that remove units *and* store what stays in 2 to 8 bits: from
+many units in few bits to few units in many. Weights are rounded after the refit, and trained on as rounded ones.
+*fisher_error*: what rounding adds to the squared error of weights that stay, times half the diagonal of the empirical
+Fisher matrix; *refit_residual/loss+fisher_error* adds what the refit leaves, in nats too, *second_order+fisher_error*
+the second-order expansion of what goes. Other formulas know nothing of bits, like the labeler *without bits*."""
 _MEASURED = {"refitted": "after repair", "briefly_tuned": "after 20 steps", "finetuned": "after fine-tuning"}
 _ECONOMY = """How good the chosen plan is after fine-tuning if only a predictor's first favourites out of 30 plans are
 measured, as a part of the test metric of the plan that fine-tuning all 30 would choose; and what these measurements
@@ -97,18 +103,31 @@ def write_page(rows: Sequence[Row], command: str) -> str:
 
 
 def _whole(rows: Sequence[Row]) -> list[Row]:
-    """What has no part of its own on the page: neither ablations, nor plans measured first, nor stored layers."""
-    return [row for row in rows if _ABLATED not in row.predictor and "+" not in row.zero_shot and row.truth != STORED]
+    """What has no part of its own on the page: neither ablations, nor plans measured first, nor few bits."""
+    return [row for row in _plain(rows) if row.truth != STORED and row.scope != FORMATTED_PLANS]
+
+
+def _plain(rows: Sequence[Row]) -> list[Row]:
+    """Neither labelers that go without something, nor those for which some plans were measured first."""
+    return [row for row in rows if _ABLATED not in row.predictor and "+" not in row.zero_shot]
 
 
 def write_ingredients(rows: Sequence[Row]) -> str:
     """The part of the page on what a labeler is made of, on plans measured first, and on how layers are stored."""
-    page = ["## Ingredients", "", _ABLATIONS, "", *_ablation_lines(rows)]
+    page = ["## Ingredients", "", _ABLATIONS, "", *_ablation_lines(rows, PLANS)]
     shots = [row for row in rows if row.scope == PLANS and row.zero_shot.partition("+")[0] == SPLITS[0]
              and row.truth == "finetuned"]  # fmt: skip
     shots = [row for row in shots if row.predictor in {r.predictor for r in shots if "+" in r.zero_shot}]
     page += ["## A few plans of the network measured first", "", _SHOTS, "", *_table_lines(summarize(shots), True)]
+    page += _formatted_lines([row for row in rows if row.scope == FORMATTED_PLANS])
     return "\n".join([*page, _STORED, "", *_tables([row for row in rows if row.truth == STORED])])
+
+
+def _formatted_lines(rows: Sequence[Row]) -> list[str]:
+    """The part on plans that also store layers in few bits; nothing where none were judged."""
+    if not rows:
+        return []
+    return [_FORMATTED, "", *_tables(_plain(rows)), *_ablation_lines(rows, FORMATTED_PLANS)]
 
 
 def _tables(rows: Sequence[Row]) -> list[str]:
@@ -117,8 +136,8 @@ def _tables(rows: Sequence[Row]) -> list[str]:
     for scope, truth in dict.fromkeys((line["scope"], line["truth"]) for line in lines):
         mine = [line for line in lines if (line["scope"], line["truth"]) == (scope, truth)]
         page += [f"## {_TITLES[str(scope)]}: {_TRUTHS[str(truth)]}", ""]
-        whole = scope == PLANS and truth == "finetuned"
-        page += _table_lines(mine if whole else mine[:_MOST], scope == PLANS)
+        whole = scope in PLAN_SCOPES and truth == "finetuned"
+        page += _table_lines(mine if whole else mine[:_MOST], scope in PLAN_SCOPES)
     return page
 
 
@@ -138,9 +157,9 @@ def _table_lines(lines: Sequence[Mapping[str, Any]], regret: bool) -> list[str]:
     return [*page, ""]
 
 
-def _ablation_lines(rows: Sequence[Row]) -> list[str]:
+def _ablation_lines(rows: Sequence[Row], scope: str) -> list[str]:
     """What goes without an ingredient beside what does not, of the loss after fine-tuning."""
-    rows = [row for row in rows if row.truth == "finetuned" and row.scope == PLANS and row.zero_shot == SPLITS[0]]
+    rows = [row for row in rows if row.truth == "finetuned" and row.scope == scope and row.zero_shot == SPLITS[0]]
     whole = {row.predictor.partition(_ABLATED)[0] for row in rows if _ABLATED in row.predictor}
     lines = {line["predictor"]: line for line in summarize(rows) if line["predictor"].partition(_ABLATED)[0] in whole}
     page = ["| labeler | median | mean of families | change | worst family |", "|---|---|---|---|---|"]

@@ -11,6 +11,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from autolabel.few_shot import adapt
 from autolabel.plan_board import PlanBoard
+from autolabel.plan_formats import FORMAT_COLUMN
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_summary import PlanSummary
@@ -21,8 +22,10 @@ from experiments.worker_pool import run_in_order
 
 log = logging.getLogger(__name__)
 COLUMNS = ("truth", "scope", "family", "task", "network", "predictor", "zero_shot", "spearman", "kendall", "regret")
-PLANS = "plans"
-_SCOPES = (PLANS, *SCOPES, "choices", "configs")
+# The latter also store layers in few bits.
+PLANS, FORMATTED_PLANS = "plans", "formatted_plans"
+PLAN_SCOPES = (PLANS, FORMATTED_PLANS)
+_SCOPES = (*PLAN_SCOPES, *SCOPES, "choices", "configs")
 # What is held out when a labeler judges a board.
 SPLITS = ("family_and_task", "network")
 _FOLDS = 10
@@ -36,8 +39,9 @@ class Row:
     Attributes:
         truth: the moment whose loss is the truth: of plans on data that decide nothing, of configurations on test
             examples, of single units and choices as it was measured on label examples.
-        scope: what is ordered: `"plans"` of a board, units `"within_layers"` or `"across_layers"`, `"choices"` of how
-            single layers are stored, or `"configs"` of all layers at once.
+        scope: what is ordered: `"plans"` of a board that remove units, `"formatted_plans"` that also store layers in
+            few bits, units `"within_layers"` or `"across_layers"`, `"choices"` of how single layers are stored, or
+            `"configs"` of all layers at once.
         zero_shot: for a labeler, what of the judged board it never saw: `"family_and_task"` or `"network"`, and how
             many of the board's plans were measured for it after that (`"family_and_task+8"`, or
             `"family_and_task+8 refitted"` at an earlier moment than the truth); empty for formulas, `"measured"` for
@@ -56,6 +60,11 @@ class Row:
     spearman: float
     kendall: float
     regret: float | None
+
+
+def scope_of(board: PlanBoard) -> str:
+    """Whether the plans of a board only remove units, or also store layers in few bits."""
+    return FORMATTED_PLANS if FORMAT_COLUMN in board.summary.plan_names else PLANS
 
 
 def judge_formulas(
@@ -213,7 +222,7 @@ def _row(
     # A predictor that says the same of all plans orders nothing.
     flat = float(np.ptp(score)) == 0 or float(np.ptp(loss)) == 0
     return Row(
-        truth, PLANS, board.family, board.task, board.network, predictor, zero_shot,
+        truth, scope_of(board), board.family, board.task, board.network, predictor, zero_shot,
         0.0 if flat else float(spearmanr(score, loss).statistic),
         0.0 if flat else float(kendalltau(score, loss).statistic),
         regret,
@@ -237,7 +246,7 @@ def summarize(rows: Sequence[Row]) -> list[dict[str, object]]:
             "spearman_worst_family": min(medians.values()), "worst_family": min(medians, key=medians.__getitem__),
             "kendall_median": float(np.median([r.kendall for r in mine])),
             **{f"spearman/{f}": m for f, m in medians.items()},
-            **(_regret(by_family) if scope == PLANS else {}),
+            **(_regret(by_family) if scope in PLAN_SCOPES else {}),
         })  # fmt: skip
     return sorted(
         lines, key=lambda x: (_SCOPES.index(str(x["scope"])), x["truth"], -float(x["spearman_mean_of_families"]))

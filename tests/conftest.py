@@ -1,5 +1,6 @@
 """The order of the test files, and what is done once for all of them."""
 
+import copy
 import functools
 import gc
 
@@ -30,13 +31,15 @@ def translations_are_listed_once():
 
 @pytest.fixture(scope="session", autouse=True)
 def configurations_are_composed_once():
-    """Hydra composes a run's configuration once more, only to see whether it sets the mode (none does), and builds
-    all choices anew for each group, for interpolations in defaults lists: half of the time, hundreds of times."""
+    """Hydra composes a run's configuration once more, only to see whether it sets the mode (none does), builds all
+    choices anew for each group, for interpolations in defaults lists, and parses each of dozens of files every time:
+    two thirds of the time, hundreds of times."""
     try:
         from hydra._internal import defaults_list
+        from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
         from hydra._internal.hydra import Hydra
 
-        build = defaults_list._create_interpolation_map
+        build, parse = defaults_list._create_interpolation_map, ImportlibResourcesConfigSource._read_config
     except (ImportError, AttributeError):  # where Hydra does so otherwise, tests take longer
         yield
         return
@@ -45,7 +48,16 @@ def configurations_are_composed_once():
         read = any(default.is_interpolation() for default in found)
         return build(overrides, found, self_added) if read else None
 
+    parsed = {}
+
+    def read_config(self, file):
+        key = self.provider, self.path, file.name, file.read_bytes()
+        if key not in parsed:
+            parsed[key] = parse(self, file)
+        return copy.deepcopy(parsed[key])
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImportlibResourcesConfigSource, "_read_config", read_config)
         patch.setattr(defaults_list, "_create_interpolation_map", build_if_read)
         patch.setattr(Hydra, "get_mode", lambda self, config_name, overrides: None)
         yield

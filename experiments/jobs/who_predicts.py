@@ -34,7 +34,7 @@ from experiments.unit_economy import judge_samplings
 from experiments.unit_predictors import TRUTHS, UNIT_LABELERS, judge_unit_labelers, judge_units
 from experiments.who_predicts import (
     COLUMNS,
-    PLANS,
+    PLAN_SCOPES,
     SPLITS,
     Prediction,
     Row,
@@ -120,7 +120,8 @@ class WhoPredictsJob:
             rows += judge_predictions(judged, truth)
             if ablations:
                 with progress(f"leaving ingredients out ({truth})") as on_fit:
-                    ablated = predict_boards(boards, ablated_labelers(), truth, SPLITS[:1], on_fit, self.workers)
+                    kinds = ablated_labelers(boards[0].summary)
+                    ablated = predict_boards(boards, kinds, truth, SPLITS[:1], on_fit, self.workers)
                     rows += judge_predictions(ablated, truth)
             unseen = [p for p in predictions if p.split == SPLITS[0]]
             for moment in dict.fromkeys((*(["refitted"] if truth == "finetuned" else []), truth)):
@@ -143,7 +144,7 @@ class WhoPredictsJob:
             )  # fmt: skip
         best = {f"{line['truth']} {line['predictor']} {line['zero_shot']}".strip(): line["spearman_median"]
                 for line in lines
-                if line["scope"] == PLANS}  # fmt: skip
+                if line["scope"] in PLAN_SCOPES}  # fmt: skip
         return {"who_predicts": {"boards": len(boards), "spearman_median": best}}
 
     def _labelers_of_units(self, bank: LabelBank) -> list[Row]:

@@ -18,6 +18,7 @@ from compress.files import read_json, write_json
 from compress.layer_choice import LayerChoice
 from compress.quantizers.mse import MseQuantizer
 from experiments import bank_building, bank_card
+from experiments.ablations import ablated_labelers
 from experiments.bank_building import BankSettings, build_bank
 from experiments.choice_predictors import judge_choices
 from experiments.config import ConfigError
@@ -64,9 +65,10 @@ def test_plans_may_store_layers_in_few_bits(zoo, tmp_path):
     assert (plans["weight_bytes"] > plans["fraction"]).all()
     assert not {"damage_in_context", "damage_repaired"} & set(bank.units)
     boards = boards_of(bank, MOMENTS)
-    assert {"fisher_error", "refit_residual/loss+fisher_error"} <= {
-        row.predictor for row in judge_formulas(boards[0], "finetuned")
-    }
+    rows = judge_formulas(boards[0], "finetuned")
+    assert {"fisher_error", "refit_residual/loss+fisher_error"} <= {row.predictor for row in rows}
+    assert {row.scope for row in rows} == {"formatted_plans"}
+    assert "labeler/ridge without bits" in ablated_labelers(boards[0].summary)
     labeler = RidgePlanLabeler().fit(boards)
     assert np.isfinite(labeler.predict(boards[1].summary)[0]).all()
     # Again: nothing is measured anew, and what was measured of others is refused.
