@@ -1,5 +1,6 @@
 """Plans that remove units and store what stays in few bits: random ones of one size, and what is known of them."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -56,14 +57,13 @@ def sample_formatted_plans(
     """Distinct random plans of as many bytes, from many units in few bits to few units in many bits.
 
     Units go as in `sample_plans`. Bits are drawn for each layer around a mean that is drawn for each plan; in half of
-    the plans sensitive layers get more, as many as rate-distortion theory gives them (the error of a uniform quantiser
-    falls by four with each bit).
+    the plans sensitive layers get more, see `guided_bits`.
 
     Args:
         units, costs: of one model.
         scores: name -> `(n_removable,)` importance of channels and heads, higher is more important.
         sensitivity: `(n_layers,)` positive: how much an error of the same size in each weight of a layer unit hurts.
-        widths: numbers of bits that a layer may have, two or more.
+        widths: numbers of bits that a layer may have.
         fraction: of the dense bytes (float32), in (0, 1).
         n_plans: how many are wanted; fewer come back where there are no more.
         seed: of everything random.
@@ -72,11 +72,11 @@ def sample_formatted_plans(
 
     Raises:
         BudgetError: if the smallest plan costs more than the fraction.
-        CompressError: for fewer than two widths.
+        CompressError: without widths.
     """
     offered = np.array(sorted(set(widths)))
-    if len(offered) < 2:
-        raise CompressError(f"Plans of few bits need two 'widths' or more. Got {list(widths)}.")
+    if not len(offered):
+        raise CompressError("Plans of few bits need 'widths'. Got none.")
     draw = PlanDraw(units, costs, "weight_bytes", constraints or Constraints())
     n_layers, bound = int((units.kind == "layer").sum()), fraction * draw.dense
     nothing = np.zeros(len(units), dtype=bool)
@@ -90,8 +90,7 @@ def sample_formatted_plans(
             f"No plan costs {fraction} of the dense bytes. The smallest costs {least / draw.dense:.4f}: take a larger "
             "fraction."
         )
-    guided = 0.5 * np.log2(np.maximum(sensitivity, 1e-30))
-    guided = guided - guided.mean()
+    guided = guided_bits(sensitivity)
     rng = np.random.default_rng([seed, 13])
     found: dict[bytes, tuple[np.ndarray, np.ndarray, str, float]] = {}
     for attempt in range(20 * n_plans):
@@ -104,12 +103,12 @@ def sample_formatted_plans(
         mean = rng.uniform(offered[0], offered[-1])
         if whole:
             levels = np.linspace(offered[0] - np.ptp(wish), offered[-1] + np.ptp(wish), 200)
-            fitting = [x for x in levels if draw.cost(nothing, rows(_nearest(wish + x, offered))) <= bound]
+            fitting = [x for x in levels if draw.cost(nothing, rows(nearest_bits(wish + x, offered))) <= bound]
             if not fitting:
                 continue
-            bits, removed = _nearest(wish + fitting[-1], offered), nothing
+            bits, removed = nearest_bits(wish + fitting[-1], offered), nothing
         else:
-            bits = _nearest(wish + mean, offered)
+            bits = nearest_bits(wish + mean, offered)
             removed = draw.descend(values, bound, rows(bits))
             # What units were too large to use up goes to layers that still can have more bits.
             for layer in rng.permutation(n_layers):
@@ -132,8 +131,17 @@ def sample_formatted_plans(
     )
 
 
-def _nearest(wish: np.ndarray, offered: np.ndarray) -> np.ndarray:
+def nearest_bits(wish: np.ndarray, offered: Sequence[int] | np.ndarray) -> np.ndarray:
+    """`(n_layers,)` int64: of the numbers offered, the nearest to each wish."""
+    offered = np.asarray(offered)
     return offered[np.abs(wish[:, None] - offered).argmin(axis=1)].astype(np.int64)
+
+
+def guided_bits(sensitivity: np.ndarray) -> np.ndarray:
+    """`(n_layers,)` bits more than the mean that each layer should have by rate-distortion theory: the error of a
+    uniform quantiser falls by four with each bit."""
+    guided = 0.5 * np.log2(np.maximum(sensitivity, 1e-30))
+    return guided - guided.mean()
 
 
 class FormatSummarizer:
@@ -144,14 +152,24 @@ class FormatSummarizer:
     in nats. Per plan the same over all layers, and those nats together with those that the refit leaves.
 
     Args:
-        structure: of the network.
+        structure, costs: of the network.
         task, batches: see `ChoiceBench.fisher`.
         bench: of the network; its choices are numbers of bits.
+
+    Attributes:
+        widths: numbers of bits that are offered.
+        layers: ids of the layer units, `n_layers`.
+        sensitivity: `(n_layers,)` how much an error of the same part of each weight's variance hurts.
+        guide: `(n_layers,)` see `guided_bits`.
     """
 
-    def __init__(self, structure: Structure, task: Task, batches: Sequence[Batch], bench: ChoiceBench) -> None:
+    def __init__(
+        self, structure: Structure, costs: CostTable, task: Task, batches: Sequence[Batch], bench: ChoiceBench
+    ) -> None:  # fmt: skip
+        self._units, self._costs = structure.units, costs
         fisher = bench.fisher(batches)
-        self.widths = [choice.bits for choice in bench.choices]
+        self._tried = [choice.bits for choice in bench.choices]
+        self.widths = tuple(self._tried)
         self.layers = bench.layers
         weights = {layer.name: layer.weight for layer in structure.traced.layers()}
         groups = structure.units.group.astype(str)
@@ -164,7 +182,7 @@ class FormatSummarizer:
             self._places.append([rows[dim] for dim in dims])
             for group in {str(groups[row]) for dim in dims for row in rows[dim][rows[dim] >= 0]}:
                 self._groups.setdefault(group, []).append(number)
-            dense, errors = bench.dense_weight(name), [bench.squared_error(name, i) for i in range(len(self.widths))]
+            dense, errors = bench.dense_weight(name), [bench.squared_error(name, i) for i in range(len(self._tried))]
             self._tables.append({
                 "nats": torch.stack([_over(error * fisher[name], dims) for error in errors]),
                 "error": torch.stack([_over(error, dims) for error in errors]),
@@ -174,6 +192,24 @@ class FormatSummarizer:
         curvature = np.array([float(fisher[name].mean()) for name in self.layers])
         ranges = np.array([float(bench.dense_weight(name).square().mean()) for name in self.layers])
         self.sensitivity = curvature * ranges
+        self.guide = guided_bits(self.sensitivity)
+
+    def offering(self, widths: Sequence[int]) -> "FormatSummarizer":
+        """The same of the same network, with only these of the numbers of bits on offer.
+
+        Raises:
+            CompressError: for one that the bench does not have.
+        """
+        unknown = sorted(set(widths) - set(self._tried))
+        if unknown:
+            raise CompressError(f"The 'widths' parameter must be out of {self._tried}. Got {unknown[0]}.")
+        found = copy.copy(self)
+        found.widths = tuple(widths)
+        return found
+
+    def rows(self, bits: np.ndarray) -> np.ndarray:
+        """Bits as `CostTable.total` takes them, see `bits_by_row`."""
+        return bits_by_row(self._costs, self._units, bits)
 
     def extend(self, summary: PlanSummary, removed: np.ndarray, bits: np.ndarray) -> PlanSummary:
         """The summary of the same plans with the columns of their bits.
@@ -186,9 +222,9 @@ class FormatSummarizer:
         Raises:
             CompressError: for a number of bits that the bench does not offer.
         """
-        unknown = sorted(set(np.unique(bits).tolist()) - set(self.widths))
+        unknown = sorted(set(np.unique(bits).tolist()) - set(self._tried))
         if unknown:
-            raise CompressError(f"The 'bits' parameter must be out of {self.widths}. Got {unknown[0]}.")
+            raise CompressError(f"The 'bits' parameter must be out of {self._tried}. Got {unknown[0]}.")
         found = self._of_layers(removed, bits)
         error = ratio(found["error"], found["energy"])
         columns = {"bits": [], "least_bits": [], "log_format_nats": [], "format_error": []}  # type: dict[str, list]
@@ -213,7 +249,7 @@ class FormatSummarizer:
             "log_format_nats_largest": log_size(found["nats"].max(axis=1), _FLOOR),
             "format_error": error.mean(axis=1),
             "format_kept_variance": np.log(np.clip(1 - error, 1e-3, 1)).sum(axis=1),
-            "fewest_bits_share": _mean(bits == min(self.widths), found["weights"]),
+            "fewest_bits_share": _mean(bits == min(self._tried), found["weights"]),
             "log_kept_weights": np.log10(found["weights"].sum(axis=1) / self._all_weights),
             "log_refit_and_format_nats": log_size(10**refit + nats, _FLOOR),
             "log_second_order_and_format_nats": log_size(10**second_order + nats, _FLOOR),
@@ -228,6 +264,12 @@ class FormatSummarizer:
             ),
         )  # fmt: skip
 
+    def layer_nats(self) -> np.ndarray:
+        """`(n_widths, n_layers)` float64: what each of the offered bits adds to the loss while nothing is removed, see
+        the class."""
+        bits = np.repeat(np.array(self.widths)[:, None], len(self.layers), axis=1)
+        return self._of_layers(np.zeros((len(bits), len(self._units)), dtype=bool), bits)["nats"]
+
     @property
     def _all_weights(self) -> float:
         return float(sum(table["weights"].sum() for table in self._tables))
@@ -238,7 +280,7 @@ class FormatSummarizer:
         found = {name: np.empty(bits.shape) for name in ("nats", "error", "energy", "weights")}
         for number, (table, places) in enumerate(zip(self._tables, self._places, strict=True)):
             stays = [torch.where(torch.from_numpy(rows) >= 0, kept[:, np.maximum(rows, 0)], 1.0) for rows in places]
-            taken = [self.widths.index(width) for width in bits[:, number].tolist()]
+            taken = [self._tried.index(width) for width in bits[:, number].tolist()]
             for name, values in table.items():
                 left = values[None]
                 for own in reversed(stays):

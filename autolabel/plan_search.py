@@ -1,12 +1,13 @@
 """Searches plans of one size with a plan labeler: hundreds are summarised and judged; none is run, or a few are."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from autolabel.few_shot import AdaptedPlanLabeler
+from autolabel.plan_formats import FormatSummarizer, nearest_bits, sample_formatted_plans
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_sampling import PlanDraw, sample_plans
 from autolabel.plan_summary import PlanSummarizer, PlanSummary
@@ -18,6 +19,8 @@ _LOG = logging.getLogger(__name__)
 MEASURED_VERSION = 1
 # Shares of groups are multiplied by up to about e to this power when a plan is changed.
 _STEP = 0.5
+# Bits that a layer's wish is changed by (standard deviation), and that founders differ by.
+_BIT_STEP, _BIT_SPREAD = 1.0, 1.0
 # Plans that are measured at most before the labeler is corrected, how many then have children, for how many rounds.
 _BATCH, _PARENTS, _ROUNDS = 8, 12, 3
 # Measured plans that correct a labeler at the least.
@@ -34,6 +37,7 @@ class FoundPlan:
         n_judged: plans that were judged on the way.
         history: best score after every round before plans were measured.
         losses: of the plans that were measured, in this order; empty where none was.
+        bits: `(n_layers,)` of the layer units, in their order, where these were searched too.
     """
 
     removed: np.ndarray
@@ -42,6 +46,26 @@ class FoundPlan:
     n_judged: int
     history: tuple[float, ...]
     losses: tuple[float, ...] = ()
+    bits: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Genes:
+    """What plans are made from.
+
+    Attributes:
+        shares, order: `(n_plans, n_groups)` how much each group keeps relative to others, and which importance orders
+            it.
+        wish: `(n_plans, n_layers)` bits that each layer would have if any number were offered; no layers where weights
+            stay floats.
+    """
+
+    shares: np.ndarray
+    order: np.ndarray
+    wish: np.ndarray
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        return zip(self.shares, self.order, self.wish, strict=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,19 +74,22 @@ class _Candidate:
 
     Attributes:
         mask: `(n_units,)` bool, what it removes.
-        shares, order: `(n_groups,)` how much each group keeps relative to others, and which importance orders it.
+        bits: `(n_layers,)` of the layer units.
+        shares, order, wish: see `_Genes`.
         score, spread: what the judge said of it.
     """
 
     mask: np.ndarray
+    bits: np.ndarray
     shares: np.ndarray
     order: np.ndarray
+    wish: np.ndarray
     score: float
     spread: float
 
     @property
     def key(self) -> bytes:
-        return self.mask.tobytes()
+        return self.mask.tobytes() + self.bits.tobytes()
 
 
 @dataclass(frozen=True)
@@ -104,6 +131,7 @@ class PlanSearch:
         self, summarizer: PlanSummarizer, labeler: PlanLabeler, size: str, fraction: float,
         constraints: Constraints | None = None, on_round: Callable[[int, int], None] | None = None,
         orders: Mapping[str, np.ndarray] | None = None, measure: Callable[[np.ndarray], float] | None = None,
+        formats: FormatSummarizer | None = None,
     ) -> FoundPlan:  # fmt: skip
         """The best plan that costs at most `fraction` of the dense network.
 
@@ -113,34 +141,50 @@ class PlanSearch:
             on_round: called with the rounds done, or rounds and measured plans, and all of them.
             orders: more importances, `(n_removable,)`, that may order the units of a group; a labeler's, for instance.
             measure: gives what a plan, `(n_units,)` bool, loses after its repair. Needed where plans are measured.
+            formats: with it the bits of layers are searched too, at a size in bytes; no plan is measured then.
 
         Raises:
             BudgetError: if no plan does.
         """
         if self.measured and measure is None:
             raise CompressError("A search that measures plans needs the 'measure' parameter.")
+        if formats is not None and (self.measured or size != "weight_bytes"):
+            raise CompressError(
+                "A search of units and bits measures no plans, and its size is weight_bytes. Got "
+                f"measured={self.measured}, size={size!r}."
+            )
         constraints = constraints or Constraints()
         units, costs = summarizer.statistics.units, summarizer.costs
         scores = {**summarizer.scores, **(orders or {})}
         summarizer.expect(orders or {})
-        random = sample_plans(units, costs, summarizer.scores, size, fraction, self.reference, seed=self.seed,
-                              constraints=constraints)  # fmt: skip
+        if formats is None:
+            random = sample_plans(units, costs, summarizer.scores, size, fraction, self.reference, seed=self.seed,
+                                  constraints=constraints)  # fmt: skip
+        else:
+            drawn = sample_formatted_plans(
+                units, costs, summarizer.scores, formats.sensitivity, formats.widths, fraction, self.reference,
+                seed=self.seed, constraints=constraints,
+            )  # fmt: skip
+            random = drawn.plans
         if not len(random):
             raise BudgetError(
                 f"No random plan comes near {fraction:.3g} of the dense {size}, which a search compares its plans "
                 "with: units are few and large. Take an allocator that adds damages."
             )
+        known = summarizer.summarize(random.removed)
+        if formats is not None:
+            known = formats.extend(known, random.removed, drawn.bits)
         draw = PlanDraw(units, costs, size, constraints)
-        breeding = _Breeding(
-            self, summarizer, summarizer.summarize(random.removed), draw, fraction * draw.dense, scores
-        )
+        breeding = _Breeding(self, summarizer, known, draw, fraction * draw.dense, scores, formats)
         whole, history = self.rounds + self.measured, []
-        shares, order = breeding.founders()
+        genes = breeding.founders()
         alive: list[_Candidate] = []
         for number in range(self.rounds):
-            alive = breeding.survivors(labeler, shares, order, alive)
+            alive = breeding.survivors(labeler, genes, alive)
+            if not alive:
+                raise BudgetError(f"No plan of the search costs {fraction:.3g} of the dense {size}.")
             history.append(alive[0].score + self.caution * alive[0].spread)
-            shares, order = breeding.children(alive)
+            genes = breeding.children(alive)
             if on_round is not None:
                 on_round(number + 1, whole)
         best, losses = alive[0], []
@@ -156,7 +200,10 @@ class PlanSearch:
             # In the units of plans that were never measured.
             score, spread = labeler.predict(summarizer.summarize(best.mask[None]), breeding.known)
             best = replace(best, score=float(score[0]), spread=float(spread[0]))
-        return FoundPlan(best.mask, best.score, best.spread, breeding.n_judged, tuple(history), tuple(losses))
+        return FoundPlan(
+            best.mask, best.score, best.spread, breeding.n_judged, tuple(history), tuple(losses),
+            None if formats is None else best.bits,
+        )  # fmt: skip
 
     def _least_measured(
         self, breeding: "_Breeding", labeler: PlanLabeler, alive: list[_Candidate],
@@ -177,8 +224,8 @@ class PlanSearch:
             parents = [candidate for _, candidate in ranked[:_PARENTS]]
             judge, waiting = breeding.corrected(labeler, list(tried.values())), []
             for _ in range(_ROUNDS):
-                shares, order = breeding.children(waiting or parents)
-                waiting = breeding.survivors(judge, shares, order, waiting, tried)
+                genes = breeding.children(waiting or parents)
+                waiting = breeding.survivors(judge, genes, waiting, tried)
         loss, best = ranked[0]
         if not np.isfinite(loss):
             _LOG.warning("None of %d measured plans has a finite loss: the labeler's favourite is taken.", len(tried))
@@ -193,40 +240,51 @@ class _Breeding:
         summarizer, known: of the network, and the random plans that all others are compared with.
         draw, bound: makes plans, and what they may cost.
         scores: name -> `(n_removable,)` importances that may order the units of a group.
+        formats: of the network, where bits are searched too.
     """
 
     def __init__(
         self, search: PlanSearch, summarizer: PlanSummarizer, known: PlanSummary, draw: PlanDraw, bound: float,
-        scores: Mapping[str, np.ndarray],
+        scores: Mapping[str, np.ndarray], formats: FormatSummarizer | None = None,
     ) -> None:  # fmt: skip
-        self.search, self.summarizer, self.known = search, summarizer, known
+        self.search, self.summarizer, self.known, self._formats = search, summarizer, known, formats
         self._draw, self._bound = draw, bound
         self._ranks = np.stack([draw.rank_from_top(scores[name]) for name in sorted(scores)])
         self._rng = np.random.default_rng([search.seed, 11])
         self.n_judged = 0
 
-    def founders(self) -> tuple[np.ndarray, np.ndarray]:
-        """Shares and orders of the first plans: first each order alone with equal shares, then random ones."""
+    def founders(self) -> _Genes:
+        """The first plans: first each order alone with equal shares, then random ones; bits around a random mean."""
         n_groups, n_orders, children = len(self._draw.sizes), len(self._ranks), self.search.children
         shares = np.exp(0.5 * self._rng.standard_normal((children, n_groups)))
         shares[:n_orders] = 1.0
         order = np.repeat(self._rng.integers(0, n_orders, children)[:, None], n_groups, axis=1)
         order[:n_orders] = np.arange(n_orders)[:, None]
-        return shares, order
+        return _Genes(shares, order, self._wishes(children))
+
+    def _wishes(self, count: int) -> np.ndarray:
+        """`(count, n_layers)` bits for the first plans; those of every other plan as sensitive as layers are."""
+        if self._formats is None:
+            return np.zeros((count, 0))
+        widths, guide = self._formats.widths, self._formats.guide
+        mean = self._rng.uniform(min(widths), max(widths), (count, 1))
+        spread = _BIT_SPREAD * self._rng.standard_normal((count, len(guide)))
+        return mean + guide * (np.arange(count)[:, None] % 2) + spread
 
     def single_orders(self, judge: PlanLabeler | AdaptedPlanLabeler) -> list[_Candidate]:
         """The plan of each order alone, the one that the judge likes best first."""
         n_groups, n_orders = len(self._draw.sizes), len(self._ranks)
         order = np.repeat(np.arange(n_orders)[:, None], n_groups, axis=1)
-        return sorted(self._judged(judge, np.ones((n_orders, n_groups)), order), key=self._rated)
+        genes = _Genes(np.ones((n_orders, n_groups)), order, np.zeros((n_orders, 0)))
+        return sorted(self._judged(judge, genes), key=self._rated)
 
     def survivors(
-        self, judge: PlanLabeler | AdaptedPlanLabeler, shares: np.ndarray, order: np.ndarray, alive: list[_Candidate],
+        self, judge: PlanLabeler | AdaptedPlanLabeler, genes: _Genes, alive: list[_Candidate],
         tried: Collection[bytes] = (),
     ) -> list[_Candidate]:  # fmt: skip
         """The best of new plans and of those that live, without those that were tried."""
         found = {candidate.key: candidate for candidate in alive}
-        for candidate in self._judged(judge, shares, order):
+        for candidate in self._judged(judge, genes):
             if candidate.key not in tried:
                 found.setdefault(candidate.key, candidate)
         return sorted(found.values(), key=self._rated)[: self.search.population]
@@ -241,8 +299,8 @@ class _Breeding:
         plans = self.summarizer.summarize(np.stack([mask for _, mask in sound]))
         return AdaptedPlanLabeler(labeler, plans, np.array([loss for loss, _ in sound]), self.known)
 
-    def children(self, alive: list[_Candidate]) -> tuple[np.ndarray, np.ndarray]:
-        """Shares and orders of new plans: two parents each, mixed group by group, then changed a little."""
+    def children(self, alive: list[_Candidate]) -> _Genes:
+        """New plans: two parents each, mixed group by group and layer by layer, then changed a little."""
         rng, count = self._rng, self.search.children
         parents = rng.integers(0, len(alive), (count, 2))
         mother, father = (
@@ -254,21 +312,36 @@ class _Breeding:
         changed = rng.random(shares.shape) < 0.4
         shares = shares * np.exp(np.where(changed, _STEP * rng.standard_normal(shares.shape), 0.0))
         switched = rng.random(shares.shape) < 0.1
-        return shares, np.where(switched, rng.integers(0, len(self._ranks), shares.shape), order)
+        order = np.where(switched, rng.integers(0, len(self._ranks), shares.shape), order)
+        if self._formats is None:
+            return _Genes(shares, order, np.zeros((count, 0)))
+        sides = [np.stack([alive[i].wish for i in side]) for side in parents.T]
+        wish = np.where(rng.random(sides[0].shape) < 0.3, sides[1], sides[0])
+        changed = rng.random(wish.shape) < 0.4
+        return _Genes(shares, order, wish + np.where(changed, _BIT_STEP * rng.standard_normal(wish.shape), 0.0))
 
-    def _judged(
-        self, judge: PlanLabeler | AdaptedPlanLabeler, shares: np.ndarray, order: np.ndarray
-    ) -> list[_Candidate]:
-        """The plans and what the judge says of them."""
-        draw, ranks = self._draw, self._ranks
-        masks = np.stack([
-            draw.descend(share[draw.group] / ranks[which[draw.group], np.arange(ranks.shape[1])], self._bound)
-            for share, which in zip(shares, order, strict=True)
-        ])  # fmt: skip
-        score, spread = judge.predict(self.summarizer.summarize(masks), self.known)
+    def _judged(self, judge: PlanLabeler | AdaptedPlanLabeler, genes: _Genes) -> list[_Candidate]:
+        """The plans that meet the bound, and what the judge says of them."""
+        draw, ranks, formats = self._draw, self._ranks, self._formats
+        plans = []
+        for share, which, wish in genes:
+            bits = np.zeros(0, dtype=np.int64) if formats is None else nearest_bits(wish, formats.widths)
+            rows = None if formats is None else formats.rows(bits)
+            values = share[draw.group] / ranks[which[draw.group], np.arange(ranks.shape[1])]
+            mask = draw.descend(values, self._bound, rows)
+            # So many bits that no removal makes up for them.
+            if formats is None or draw.cost(mask, rows) <= self._bound:
+                plans.append((mask, bits, share, which, wish))
+        if not plans:
+            return []
+        masks = np.stack([plan[0] for plan in plans])
+        summary = self.summarizer.summarize(masks)
+        if formats is not None:
+            summary = formats.extend(summary, masks, np.stack([plan[1] for plan in plans]))
+        score, spread = judge.predict(summary, self.known)
         self.n_judged += len(masks)
-        parts = zip(masks, shares, order, score.tolist(), spread.tolist(), strict=True)
-        return [_Candidate(*part) for part in parts]
+        told = zip(plans, score.tolist(), spread.tolist(), strict=True)
+        return [_Candidate(*plan, *said) for plan, *said in told]
 
     def _rated(self, candidate: _Candidate) -> float:
         return candidate.score + self.search.caution * candidate.spread

@@ -53,7 +53,7 @@ def draw_plans(
         # Bits save bytes, no MACs.
         size = "weight_bytes"
         bench = ChoiceBench(subject.structure, subject.task, subject.oracle.quantizer, [LayerChoice(b) for b in widths])
-        formats = FormatSummarizer(subject.structure, subject.task, subject.scored, bench)
+        formats = FormatSummarizer(subject.structure, costs, subject.task, subject.scored, bench)
         bits = bits_by_row(costs, units, np.full(len(bench.layers), min(widths)))
     draw = PlanDraw(units, costs, size, constraints)
     least = draw.cost(draw.strictest(), bits) / draw.dense

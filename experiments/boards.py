@@ -20,7 +20,7 @@ class Board:
     Attributes:
         network: name of a zoo network or out of `BOARD_NETWORKS`.
         family, task: of the network.
-        fraction: of the dense MACs.
+        fraction: of the dense MACs, or bytes.
         zoo: whether it is a zoo network.
     """
 
@@ -45,6 +45,8 @@ class BoardSettings:
             it saw nothing alike, or none.
         labeler: name out of `LABELERS`, fitted anew for each board without what the board's network is like.
         truth: moment that it learns.
+        plan_bits: numbers of bits that plans store layers in, of boards of so many bytes; none compares plans that only
+            remove, of so many MACs.
         methods: formulas with their allocators, see `Method`, and those of `experiments.board_runner`.
         race: how candidates are raced; its steps are for a fine-tuning of 128 steps, and scale with it.
         candidates: distinct formula plans that enter a race, those that its leader (labeler or formula) likes best.
@@ -63,6 +65,7 @@ class BoardSettings:
     measured: int = 64
     truth: str = "finetuned"
     seed: int = 0
+    plan_bits: tuple[int, ...] = ()
 
     @property
     def learned(self) -> bool:

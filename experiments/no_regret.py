@@ -24,6 +24,7 @@ from compress.files import read_json, write_json
 from experiments.board_networks import BOARD_NETWORKS
 from experiments.board_runner import SEARCH, BoardRunner
 from experiments.boards import Board, BoardSettings, board_network
+from experiments.formatted_boards import FormattedBoardRunner
 from experiments.manifest import describe_code, hash_file, library_versions
 from experiments.plan_labelers import LABELERS
 from experiments.who_predicts import assert_disjoint
@@ -101,6 +102,8 @@ def _hidden(board: Board) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def board_key(board: Board, settings: BoardSettings) -> dict[str, Any]:
     """All that the plans of a board and what becomes of them depend on, as JSON gives it back."""
     own = {**asdict(settings), "zoo": "", "bank": bank_hash(settings) if settings.learned or settings.bank else ""}
+    if not settings.plan_bits:
+        del own["plan_bits"]
     if any("/measured" in method for method in settings.methods):
         own["measured_search"] = MEASURED_VERSION
     else:
@@ -125,7 +128,8 @@ def run_board(board: Board, seed: int, settings: BoardSettings, folder: str) -> 
     judges = fitted_judges(board, settings, Path(folder))
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     done = RowLog(path.with_name(f"{path.stem}.{digest[:12]}.jsonl"), digest, (), ())
-    rows = BoardRunner(board, network, seed, settings, *judges, Path(folder), done.notes).rows()
+    runner = FormattedBoardRunner if settings.plan_bits else BoardRunner
+    rows = runner(board, network, seed, settings, *judges, Path(folder), done.notes).rows()
     made = {"commit": str(describe_code().get("commit", "")), "versions": library_versions()}
     write_json(path, {"key": key, "made": made, "rows": rows})
     done.path.unlink()

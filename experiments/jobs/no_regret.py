@@ -15,6 +15,7 @@ from experiments.board_runner import ALL_FINALS, CRITERIA, FINALS, SEARCHES
 from experiments.boards import Board, BoardSettings, trained_boards, zoo_boards
 from experiments.compared_methods import Method
 from experiments.config import ConfigError
+from experiments.formatted_boards import check_method
 from experiments.no_regret import COLUMNS, run_boards
 from experiments.plan_damages import DamageRow, judge_boards, summarize_damages
 from experiments.plan_labelers import LABELERS
@@ -49,6 +50,8 @@ class NoRegretJob:
         race_steps, candidates, searches, measured: see `PlanRace` and `BoardSettings`.
         damages: whether the damage of the plans is predicted too, for which more plans of each board are repaired and
             measured.
+        plan_bits: numbers of bits that layers may have; the fractions are then of the dense bytes, and methods those of
+            `experiments.formatted_boards`. None compares plans that only remove.
         workers: processes.
     """
 
@@ -72,6 +75,7 @@ class NoRegretJob:
         measured: int = 64,
         truth: str = "finetuned",
         damages: bool = True,
+        plan_bits: Sequence[int] = (),
         workers: int = 2,
     ) -> None:
         self.zoo, self.per_family, self.trained = zoo, per_family, tuple(trained)
@@ -79,7 +83,7 @@ class NoRegretJob:
         self.seeds, self.damages, self.workers = tuple(seeds), damages, workers
         self.settings = BoardSettings(
             str(zoo or ""), None if bank is None else str(bank), labeler, tuple(methods), PlanRace(tuple(race_steps)),
-            candidates, searches, measured, truth,
+            candidates, searches, measured, truth, plan_bits=tuple(plan_bits),
         )  # fmt: skip
 
     def check(self, config: Config) -> None:
@@ -97,6 +101,9 @@ class NoRegretJob:
             raise ConfigError(f"job.searches must be at least 1, and job.candidates at least 0. Got {found}.")
         if self.settings.measured < 2:
             raise ConfigError(f"job.measured must be at least 2. Got {self.settings.measured}.")
+        if self.settings.plan_bits:
+            self._check_formatted()
+            return
         methods = self.settings.methods
         for name in set(methods) - {*SEARCHES, ALL_FINALS}:
             if name in FINALS:
@@ -114,6 +121,21 @@ class NoRegretJob:
             self._check_released(boards)
         elif self.settings.bank is None and self.damages:
             raise ConfigError("job.damages needs job.bank, or a labeler's method in job.methods. Or job.damages=false.")
+
+    def _check_formatted(self) -> None:
+        """Methods of plans that also store layers in few bits; the labeler that ships knows no bits."""
+        try:
+            for name in self.settings.methods:
+                check_method(name, self.settings.plan_bits)
+            trained_boards(self.trained, self.trained_fractions)
+        except CompressError as error:
+            raise ConfigError(f"job.methods or job.trained: {error}") from error
+        if self.damages:
+            raise ConfigError("job.damages predicts the damage of plans that only remove. Set job.damages=false.")
+        if self.settings.bank is None and self.settings.learned:
+            raise ConfigError(
+                "job.bank is needed for a labeler that knows bits: experiment=bank 'job.plan_bits=[2,3,4,6,8]'"
+            )
 
     def _check_released(self, boards: Sequence[Board]) -> None:
         """The labeler that ships with the package is the one that is asked for, and saw nothing like the boards."""

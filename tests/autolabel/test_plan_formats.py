@@ -1,5 +1,7 @@
 """Plans that remove units and store layers in few bits: their size, what is known of them, and what they do."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from torch import nn
 from autolabel.choice_bench import ChoiceBench
 from autolabel.plan_criteria import plan_criteria
 from autolabel.plan_formats import FormatSummarizer, bits_by_row, sample_formatted_plans
+from autolabel.plan_formula import PlanFormula
 from autolabel.plan_oracle import PlanBench, PlanOracle
+from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import PlanSummarizer
 from compress.allocator import Constraints
 from compress.counting import unit_costs
@@ -36,7 +40,7 @@ def known():
     sensitivity = collect_output_sensitivity(structure, task, batches)
     summarizer = PlanSummarizer(statistics, sensitivity, costs, plan_criteria())
     bench = ChoiceBench(structure, task, MseQuantizer(), [LayerChoice(b) for b in WIDTHS])
-    formats = FormatSummarizer(structure, task, batches, bench)
+    formats = FormatSummarizer(structure, costs, task, batches, bench)
     return structure, costs, task, batches, summarizer, bench, formats
 
 
@@ -84,8 +88,8 @@ def test_what_nothing_meets_is_refused(known):
     with pytest.raises(BudgetError, match="The smallest costs"):
         _draw(known, fraction=1e-3)
     structure, costs, _, _, summarizer, _, formats = known
-    with pytest.raises(CompressError, match="two 'widths' or more"):
-        sample_formatted_plans(structure.units, costs, summarizer.scores, formats.sensitivity, [4], 0.2, 3)
+    with pytest.raises(CompressError, match="'widths'"):
+        sample_formatted_plans(structure.units, costs, summarizer.scores, formats.sensitivity, [], 0.2, 3)
 
 
 def test_errors_of_what_stays_are_counted(known):
@@ -138,3 +142,28 @@ def test_rounded_weights_are_what_is_judged(known):
     assert found["finetuned"].loss["label"] < found["at_once"].loss["label"]
     few = {outcome.moment: outcome.loss["label"] for outcome in oracle.measure(plans, nothing, dict.fromkeys(bits, 2))}
     assert few["at_once"] != found["at_once"].loss["label"]
+
+
+def test_a_search_finds_units_and_bits_together(known):
+    _, costs, _, _, summarizer, _, formats = known
+    formula = PlanFormula("log_refit_and_format_nats")
+    search = PlanSearch(population=8, rounds=4, children=24, reference=20)
+
+    def run(**settings):
+        return search.run(summarizer, formula, "weight_bytes", 0.14, Constraints(floor=0.1), **settings)
+
+    found, again = run(formats=formats), run(formats=formats)
+    assert np.array_equal(found.removed, again.removed)
+    assert np.array_equal(found.bits, again.bits)
+    _, weight_bytes = costs.total(found.removed, formats.rows(found.bits))
+    assert weight_bytes <= 0.14 * costs.dense_weight_bytes
+
+    def nats(removed, bits):
+        own = formats.extend(summarizer.summarize(removed), removed, bits)
+        return own.plan_values[:, own.plan_names.index(formula.column)]
+
+    random = _draw(known, constraints=Constraints(floor=0.1))
+    assert nats(found.removed[None], found.bits[None])[0] < nats(random.plans.removed, random.bits).min()
+    for settings, told in (({"measured": 4}, "measures no plans"), ({}, "its size is weight_bytes")):
+        with pytest.raises(CompressError, match=told):
+            replace(search, **settings).run(summarizer, formula, "macs", 0.5, formats=formats, measure=lambda mask: 0.0)

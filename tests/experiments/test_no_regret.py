@@ -25,6 +25,7 @@ from experiments.boards import BoardSettings, board_network, trained_boards, zoo
 from experiments.config import ConfigError
 from experiments.data import load_digits
 from experiments.figure_style import figure_style, render_file_svg
+from experiments.formatted_boards import FormattedBoardRunner
 from experiments.jobs.no_regret import NoRegretJob
 from experiments.no_regret import fit_for, run_board
 from experiments.plan_damages import MEASURED, DamageRow, judge_boards
@@ -290,6 +291,50 @@ def test_the_job_writes_its_tables(zoo, bank, tmp_path, monkeypatch):
     assert judge_boards(zoo_boards(zoo, 1, [0.5]), job.settings, tmp_path / "run", 1) == [
         DamageRow(**row) for path in sorted((tmp_path / "run" / "damages").iterdir()) for row in read_json(path)["rows"]
     ]
+
+
+def test_boards_of_bytes_search_units_and_bits(zoo, bank, tmp_path):
+    methods = ("random", "refit_loss/search", "fisher/bits", "refit_loss/search@4bit", "labeler/search")
+    job = NoRegretJob(str(zoo), str(bank), methods, "labeler/ridge", 1, (), (0.16,), damages=False, plan_bits=(2, 4, 8),
+                      workers=1)  # fmt: skip
+    job.check(Config())
+    board = zoo_boards(zoo, 1, [0.16])[-1]
+    plans = {}
+
+    class Recorder(FormattedBoardRunner):
+        def _plan(self, name):
+            plans[name] = super()._plan(name)
+            structure, costs = self.subject.structure, self.subject.costs
+            removed, bits, _ = plans[name]
+            weight_bytes = costs.total(removed, self._formats.rows(bits))[1]
+            assert weight_bytes <= self.fraction * costs.dense_weight_bytes, name
+            assert len(bits) == (structure.units.kind == "layer").sum()
+            return plans[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(no_regret, "FormattedBoardRunner", Recorder)
+        rows = run_board(board, 1, job.settings, str(tmp_path))
+    assert [row["method"] for row in rows] == ["dense", *methods]
+    assert {row["budget"] for row in rows} == {"weight_bytes=0.1600"}
+    assert set(plans["refit_loss/search@4bit"][1]) == {4}
+    assert not plans["fisher/bits"][0].any()
+    assert run_board(board, 1, job.settings, str(tmp_path)) == rows
+    for wrong, told in (
+        ({"methods": ("taylor/mac",)}, "Got 'taylor/mac'"),
+        ({"methods": ("refit_loss/search@3bit",)}, "Got 'refit_loss/search@3bit'"),
+        ({"methods": methods, "damages": True}, r"Set job\.damages=false"),
+        ({"methods": methods, "bank": None}, "a labeler that knows bits"),
+    ):
+        own = {
+            "zoo": str(zoo),
+            "bank": str(bank),
+            "labeler": "labeler/ridge",
+            "per_family": 1,
+            "damages": False,
+            **wrong,
+        }
+        with pytest.raises(ConfigError, match=told):
+            NoRegretJob(**own, plan_bits=(2, 4, 8)).check(Config())
 
 
 def test_formulas_alone_need_no_labeler(zoo, tmp_path):
