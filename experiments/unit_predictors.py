@@ -44,7 +44,8 @@ def judge_units(bank: LabelBank, truths: Sequence[str] = TRUTHS) -> list[Row]:
     for number, name in enumerate(bank.networks["name"].tolist()):
         units = bank.rows("units", number)
         family, task = str(bank.networks["family"][number]), str(bank.networks["task"][number])
-        for truth in truths:
+        # A bank may be measured without some labels of units.
+        for truth in (truth for truth in truths if f"damage_{truth}" in units):
             damage = units[f"damage_{truth}"]
             known = np.isfinite(damage) & np.isfinite(units[f"std_err_{truth}"])
             for scope in SCOPES:
@@ -107,7 +108,8 @@ def _predictors(units: Mapping[str, np.ndarray], truth: str) -> Iterator[tuple[s
         elif column.endswith(_RELATIVE) and f"feature_{column.removesuffix(_RELATIVE)}{_RAW}" in units:
             yield f"{column.removesuffix(_RELATIVE)}{_NORMALISED}", values.astype(np.float64)
     for earlier in TRUTHS[: TRUTHS.index(truth)]:
-        yield f"damage_{earlier}", units[f"damage_{earlier}"]
+        if f"damage_{earlier}" in units:
+            yield f"damage_{earlier}", units[f"damage_{earlier}"]
 
 
 def _over_mean(score: np.ndarray, group: np.ndarray) -> np.ndarray:

@@ -64,6 +64,7 @@ def test_plans_may_store_layers_in_few_bits(zoo, tmp_path):
     # Float bytes of what stays are above the size, which counts bits.
     assert (plans["weight_bytes"] > plans["fraction"]).all()
     assert not {"damage_in_context", "damage_repaired"} & set(bank.units)
+    assert {row.truth for row in judge_units(bank)} == {"at_once"}
     boards = boards_of(bank, MOMENTS)
     rows = judge_formulas(boards[0], "finetuned")
     assert {"fisher_error", "refit_residual/loss+fisher_error"} <= {row.predictor for row in rows}
