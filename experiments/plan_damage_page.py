@@ -39,7 +39,8 @@ def write_page(boards: Sequence[DamageRow], bank: Sequence[DamageRow] = (), trai
         (boards, "Plans of formulas and searches",
          "`results/plan_damage/raw.csv` (command: `results/plan_damage/made.json`)"),
         (trained, "Trained networks, with the regression that ships",
-         "`results/plan_damage/trained.csv` (command: `results/plan_damage/made_trained.json`)"),
+         "`results/plan_damage/trained.csv` (commands: `made_trained.json`, `made_trained_minilm.json`; the loss of "
+         "MiniLM is the squared distance of its embeddings, no nats)"),
         (bank, "Random plans", "`results/plan_damage/bank.csv` (`experiment=who_predicts`)"),
     ):  # fmt: skip
         if not rows:
