@@ -27,6 +27,8 @@ _LARGEST_SPREAD = 1.5
 _FLOOR = 1e-6
 # A number of whole plans that only plans with bits have.
 FORMAT_COLUMN = "mean_bits"
+# The error in nats that the refit leaves, and what rounding adds to it: a formula for such plans.
+FORMATTED_NATS = "log_refit_and_format_nats"
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +253,7 @@ class FormatSummarizer:
             "format_kept_variance": np.log(np.clip(1 - error, 1e-3, 1)).sum(axis=1),
             "fewest_bits_share": _mean(bits == min(self._tried), found["weights"]),
             "log_kept_weights": np.log10(found["weights"].sum(axis=1) / self._all_weights),
-            "log_refit_and_format_nats": log_size(10**refit + nats, _FLOOR),
+            FORMATTED_NATS: log_size(10**refit + nats, _FLOOR),
             "log_second_order_and_format_nats": log_size(10**second_order + nats, _FLOOR),
         }
         stacked = np.stack([np.stack(column, axis=1) for column in columns.values()], axis=2)

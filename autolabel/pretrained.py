@@ -12,17 +12,23 @@ from compress.errors import ArtifactError
 from compress.files import read_json
 
 PRETRAINED = Path(__file__).parent / "pretrained_plans"
+# Beside it, the labeler of plans that also store layers in few bits.
+FORMATTED = "formatted"
 CARD_FILE = "card.json"
 KINDS = {kind.name: kind for kind in (BlendPlanLabeler, GBDTPlanLabeler, RidgePlanLabeler, SetPlanLabeler)}
 
 
-def load_plan_labeler(path: str | Path | None = None) -> PlanLabeler:
+def load_plan_labeler(path: str | Path | None = None, formatted: bool = False) -> PlanLabeler:
     """The plan labeler in a folder that its `save` wrote; None for the pretrained one.
+
+    Args:
+        path: of the folder.
+        formatted: the one in the folder `formatted/` in it, of plans that also store layers in few bits.
 
     Raises:
         ArtifactError: if it is missing, damaged, or of a kind that is not known.
     """
-    path = PRETRAINED if path is None else Path(path)
+    path = _folder(path, formatted)
     index = read_json(path / INDEX_FILE)
     kind = index.get("plan_labeler") if isinstance(index, dict) else None
     if kind not in KINDS:
@@ -32,13 +38,13 @@ def load_plan_labeler(path: str | Path | None = None) -> PlanLabeler:
     return KINDS[kind].load(path)
 
 
-def load_competence(path: str | Path | None = None) -> Competence:
+def load_competence(path: str | Path | None = None, formatted: bool = False) -> Competence:
     """The networks that the plan labeler in a folder learned from; None for the pretrained one.
 
     Raises:
         ArtifactError: if they are missing or damaged.
     """
-    return Competence.load(PRETRAINED if path is None else Path(path))
+    return Competence.load(_folder(path, formatted))
 
 
 def load_plan_damage(path: str | Path | None = None) -> PlanDamage:
@@ -47,4 +53,9 @@ def load_plan_damage(path: str | Path | None = None) -> PlanDamage:
     Raises:
         ArtifactError: if it is missing or damaged.
     """
-    return PlanDamage.load(PRETRAINED if path is None else Path(path))
+    return PlanDamage.load(_folder(path))
+
+
+def _folder(path: str | Path | None, formatted: bool = False) -> Path:
+    found = PRETRAINED if path is None else Path(path)
+    return found / FORMATTED if formatted else found

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autolabel.tables import LabelTable
+from compress.costs import BIT_CHOICES
 from compress.layer_choice import choice_of
 from compress.quantizer import FLOAT_BITS
 from experiments.config import ConfigError
@@ -33,8 +34,9 @@ FORMATS_ALONE = {"bits": "knapsack", WIDTHS: "knapsack", MASKS: "knapsack", "uni
 # Allocators that sum damages over what is chosen.
 ADDING = ("greedy", "knapsack")
 _SEARCH_NEEDS = (
-    "constraints.round_to=1, and budget.macs; or budget.weight_bytes alone where it chooses no formats, and no other "
-    "bound with either there"
+    "constraints.round_to=1, and budget.macs; or budget.weight_bytes alone where it chooses no formats, or, but for "
+    "races, bits of symmetric integers alone (no densities, ranks, schemes, max_bits_only or search_plans); and no "
+    "other bound with either there"
 )
 STAGES = ("pruned", "recovered", "fine_tuned", "tried")
 # The default methods, and those of an earlier version, whose folders hold them.
@@ -143,10 +145,27 @@ class Method:
         return formats.of_choices([c.rank is None and (c.density == 1 if whole else c.bits == most) for c in choices])
 
 
-def _suits_search(config: Config, formats: bool) -> bool:
-    """Plans of one size are compared, which removes units; formats are chosen around what goes."""
-    bounds = [name for name, value in vars(config.budget).items() if value is not None]
-    fits = "macs" in bounds if formats else bounds in (["macs"], ["weight_bytes"])
+def searches_bits(config: Config) -> bool:
+    """Whether a search of plans that may choose formats finds what goes and the bits of layers together: the budget
+    bounds nothing but bytes, and bits are all that layers may choose."""
+    quantize = config.quantize
+    plain = (quantize.scheme, quantize.granularity, list(quantize.densities)) == ("symmetric", "channel", [1.0])
+    only_bits = plain and not quantize.ranks and not quantize.schemes and set(quantize.bits) <= set(BIT_CHOICES)
+    free = not config.constraints.max_bits_only and not config.compare.search_plans
+    return _bounds(config) == ["weight_bytes"] and only_bits and bool(quantize.bits) and free
+
+
+def _bounds(config: Config) -> list[str]:
+    return [name for name, value in vars(config.budget).items() if value is not None]
+
+
+def _suits_search(config: Config, formats: bool, races: bool) -> bool:
+    """Plans of one size are compared, which removes units; formats are chosen around what goes, or with it."""
+    bounds = _bounds(config)
+    if not formats:
+        fits = bounds in (["macs"], ["weight_bytes"])
+    else:
+        fits = "macs" in bounds or (searches_bits(config) and not races)
     return fits and config.constraints.round_to == 1
 
 
@@ -157,8 +176,8 @@ def _named(config: Config) -> list[Method]:
     if names in _DEFAULTS:
         formats = config.quantize.enabled and all(Method(name).chooses_formats(compare) for name in names
                                                   if Method(name).searches)  # fmt: skip
-        suits = _suits_search(config, formats)
-        kept = [name for name in names if suits or not Method(name).searches]
+        kept = [name for name in names if not Method(name).searches
+                or _suits_search(config, formats, Method(name).spending == RACE)]  # fmt: skip
         if kept != names:
             log.info("No plans are searched: that needs %s.", _SEARCH_NEEDS)
         names = [name for name in kept if config.measure.removals or Method(name).source != LABELER]
@@ -200,11 +219,10 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
             )
         formats = config.quantize.enabled and method.chooses_formats(compare)
         if method.searches:
-            if not _suits_search(config, formats):
-                bounds = [name for name, value in vars(config.budget).items() if value is not None]
+            if not _suits_search(config, formats, method.spending == RACE):
                 raise ConfigError(
                     f"compare.methods: a search of plans needs {_SEARCH_NEEDS}. Got {config.constraints.round_to} and "
-                    f"{bounds}."
+                    f"{_bounds(config)}."
                 )
             if "@" in method.name:
                 raise ConfigError(f"compare.methods: a search of plans takes no @. Got {method.name!r}.")

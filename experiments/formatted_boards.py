@@ -12,7 +12,7 @@ import numpy as np
 
 from autolabel.choice_bench import ChoiceBench
 from autolabel.competence import Competence
-from autolabel.plan_formats import FormatSummarizer, sample_formatted_plans
+from autolabel.plan_formats import FORMATTED_NATS, FormatSummarizer, sample_formatted_plans
 from autolabel.plan_formula import PlanFormula
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_sampling import PlanDraw
@@ -28,8 +28,6 @@ from experiments.subject import Subject
 
 log = logging.getLogger(__name__)
 RANDOM = "random"
-# The error in nats that the refit leaves, and what rounding adds to it.
-NATS = "log_refit_and_format_nats"
 RANDOM_AND_BITS = (RANDOM, "fisher/bits")
 _SEARCH = re.compile(rf"({FORMULA}|{LABELER})/search(?:@(\d+)bit)?")
 Found = tuple[np.ndarray, np.ndarray, float]
@@ -114,7 +112,7 @@ class FormattedBoardRunner:
         nothing = np.zeros(len(subject.structure.units), dtype=bool)
         if width and self._draw.cost(nothing, self._formats.rows(alike)) <= self.fraction * self._draw.dense:
             return nothing, alike, 0.0
-        leader = PlanFormula(NATS) if judge == FORMULA else self._labeler
+        leader = PlanFormula(FORMATTED_NATS) if judge == FORMULA else self._labeler
         search = replace(SEARCH, seed=derive_seed(f"{self.board.name}/0", self.seed))
         found = search.run(subject.summarizer, leader, "weight_bytes", self.fraction, self._limits,
                            formats=self._formats.offering(widths))  # fmt: skip

@@ -16,6 +16,7 @@ from filelock import FileLock
 from autolabel.allocators import LearnedSearchAllocator
 from autolabel.competence import Verdict
 from autolabel.learning import join_scores
+from autolabel.plan_formats import FORMATTED_NATS
 from autolabel.plan_formula import PlanFormula
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_race import PlanRace, choose_entrants
@@ -32,7 +33,7 @@ from compress.errors import BudgetError, DataError
 from compress.plan import CompressionPlan
 from compress.scores import Scores
 from compress.statistics import Statistics
-from experiments.compared_methods import ADDING
+from experiments.compared_methods import ADDING, searches_bits
 from experiments.plan_prediction import repaired_loss
 from experiments.progress import progress
 
@@ -84,7 +85,9 @@ class PlanFinder:
         statistics, batches: of calibration examples.
         seed: of searches and trainings.
         formats: damages of layers' formats. With them a plan is found for the MACs, and one solve over what it removes
-            and over all formats meets the other bounds; units that need not go then may come back.
+            and over all formats meets the other bounds; units that need not go then may come back. Where bytes are the
+            only bound and bits the only formats, what goes and the bits of layers are searched together, and these
+            damages are not read.
         label: batches that whole plans are measured on.
         folder: of what was tried, so that killed work goes on.
     """
@@ -98,12 +101,18 @@ class PlanFinder:
         self._summarizer: PlanSummarizer = experiment.plan_summarizer(statistics, list(batches), seed)
         self._features_macs = statistics.forward_macs + self._summarizer.forward_macs
         budget = experiment.parts.budget
-        self._size = budget if formats is None else Budget(macs=budget.macs)
+        # What goes and the bits of layers together.
+        together = formats is not None and searches_bits(experiment.config)
+        self._bits = experiment.format_summarizer(list(batches)) if together else None
+        self._size = budget if formats is None or together else Budget(macs=budget.macs)
         self._found: dict[tuple[int, str], CompressionPlan] = {}
 
     def search(self, by_formula: bool = False) -> CompressionPlan:
         """The labeler's or a formula's favourite among hundreds of plans, or what loses least of those it measures."""
-        found = self._with_formats(self._favourite(0, PlanFormula() if by_formula else self._labeler))
+        formula = PlanFormula() if self._bits is None else PlanFormula(FORMATTED_NATS)
+        found = self._favourite(0, formula if by_formula else self._labeler)
+        if self._bits is None:
+            found = self._with_formats(found)
         return found if by_formula else self._told(found)
 
     def race(self) -> CompressionPlan:
@@ -158,7 +167,7 @@ class PlanFinder:
 
     @cached_property
     def _labeler(self) -> PlanLabeler:
-        return load_plan_labeler(self.experiment.config.plan_labeler)
+        return load_plan_labeler(self.experiment.config.plan_labeler, self._bits is not None)
 
     def _notes(self, name: str) -> Notes:
         """Numbers of this seed that outlive a kill."""
@@ -168,7 +177,8 @@ class PlanFinder:
     def _verdict(self) -> Verdict:
         """Whether the labeler knows networks like this one."""
         nothing = np.zeros((1, len(self.experiment.structure.units)), dtype=bool)
-        found = load_competence(self.experiment.config.plan_labeler).judge(self._summarizer.summarize(nothing))
+        known = load_competence(self.experiment.config.plan_labeler, self._bits is not None)
+        found = known.judge(self._summarizer.summarize(nothing))
         log.info("This network lies %s.", found)
         return found
 
@@ -188,7 +198,7 @@ class PlanFinder:
         with lock, progress("searching plans") as on_round:
             measure = repaired_loss(experiment, self._label, self._notes(name) if count else None)
             search = PlanSearch(seed=self.seed + 1000 * number, measured=count)
-            found = LearnedSearchAllocator(self._summarizer, judge, search, on_round, measure).allocate(
+            found = LearnedSearchAllocator(self._summarizer, judge, search, on_round, measure, self._bits).allocate(
                 experiment.structure.units, None, experiment.costs, self._size, experiment.parts.constraints
             )
         if count:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from autolabel.active_sampling import ACTIVE, ActiveSampling
+from autolabel.choice_bench import ChoiceBench
 from autolabel.joint_widths import WidthBench
 from autolabel.learning import join_scores
 from autolabel.plan_criteria import plan_criteria
+from autolabel.plan_formats import FormatSummarizer
 from autolabel.plan_summary import PlanSummarizer
 from autolabel.tables import LabelTable
 from compress.allocation import allocate, check_budget
@@ -28,6 +30,7 @@ from compress.factor_formats import factorize_plan
 from compress.finetuning import finetune_
 from compress.graph import check_finite
 from compress.input_moments import collect_input_moments
+from compress.layer_choice import LayerChoice
 from compress.layer_trial import coded_bits
 from compress.output_sensitivity import collect_output_sensitivity
 from compress.plan import CompressionPlan
@@ -139,6 +142,12 @@ class Workbench:
         few = batches[:_SENSITIVITY_BATCHES]
         sensitivity = collect_output_sensitivity(self.structure, self.task, few, seed=seed)
         return PlanSummarizer(statistics, sensitivity, self.costs, plan_criteria())
+
+    def format_summarizer(self, batches: Sequence[Any]) -> FormatSummarizer:
+        """Summarises the bits of plans for what was learned on other networks."""
+        choices = [LayerChoice(bits) for bits in sorted(self.config.quantize.bits)]
+        bench = ChoiceBench(self.structure, self.task, self.parts.quantizer, choices)
+        return FormatSummarizer(self.structure, self.costs, self.task, batches, bench)
 
     def sampling(self, formats: LabelTable | None) -> dict[str, Any]:
         """How `learn_labels` draws units: `strategy` and `active`.

@@ -26,7 +26,8 @@ def test_the_wheel_holds_the_packages_and_the_configuration(tmp_path):
         assert sources <= names, sorted(sources - names)
     settings = {path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
     assert settings <= names, sorted(settings - names)
-    pretrained = {path.relative_to(ROOT).as_posix() for path in (ROOT / "autolabel" / "pretrained_plans").iterdir()}
+    shipped_files = (path for path in (ROOT / "autolabel" / "pretrained_plans").rglob("*") if path.is_file())
+    pretrained = {path.relative_to(ROOT).as_posix() for path in shipped_files}
     assert pretrained <= names, sorted(pretrained - names)
     # A labeler of five megabytes at most ships, in text and safetensors.
     shipped = [info for info in zipfile.ZipFile(wheel).infolist() if info.filename in pretrained]

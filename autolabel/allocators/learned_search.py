@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from autolabel.plan_formats import FormatSummarizer
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import PlanSummarizer
@@ -12,7 +13,8 @@ from compress.allocator import Constraints
 from compress.budget import Budget
 from compress.costs import CostTable
 from compress.errors import CompressError
-from compress.plan import CompressionPlan
+from compress.plan import CompressionPlan, LayerFormat
+from compress.quantizer import FLOAT_BITS
 from compress.scores import Scores
 from compress.units import UnitTable
 
@@ -29,6 +31,7 @@ class LearnedSearchAllocator:
         search: how to search.
         on_round: called with the rounds done, or rounds and measured plans, and all of them.
         measure: what a plan, `(n_units,)` bool, loses after its repair, for a search that measures plans.
+        formats: of the network; with it the bits of layers are searched too, at a size in bytes.
     """
 
     name = "learned_search"
@@ -38,6 +41,7 @@ class LearnedSearchAllocator:
     search: PlanSearch = field(default_factory=PlanSearch)
     on_round: Callable[[int, int], None] | None = None
     measure: Callable[[np.ndarray], float] | None = None
+    formats: FormatSummarizer | None = None
 
     def allocate(
         self, units: UnitTable, scores: Scores | None, costs: CostTable, budget: Budget, constraints: Constraints
@@ -56,13 +60,22 @@ class LearnedSearchAllocator:
             raise CompressError("The units to allocate are not those that the plan summarizer knows.")
         dense = {"macs": costs.dense_macs, "weight_bytes": costs.dense_weight_bytes}[size]
         found = self.search.run(self.summarizer, self.labeler, size, bound / dense, constraints, self.on_round,
-                                self._orders(scores), self.measure)  # fmt: skip
+                                self._orders(scores), self.measure, self.formats)  # fmt: skip
         n_measured = len(found.losses)
         corrected = f"+{n_measured}" if n_measured else ""
-        macs, weight_bytes = costs.total(found.removed)
+        layers: dict[str, LayerFormat] = {}
+        rows = None
+        if self.formats is not None and found.bits is not None:
+            rows = self.formats.rows(found.bits)
+            layers = {
+                name: LayerFormat(bits)
+                for name, bits in zip(self.formats.layers, found.bits.tolist(), strict=True)
+                if bits < FLOAT_BITS
+            }
+        macs, weight_bytes = costs.total(found.removed, rows)
         return CompressionPlan.removing(
             units, [units.ids[row] for row in np.flatnonzero(found.removed)],
-            predicted_cost={"macs": macs, "weight_bytes": weight_bytes},
+            layer_formats=layers, predicted_cost={"macs": macs, "weight_bytes": weight_bytes},
             provenance={
                 "allocator": self.name, "plan_labeler": self.labeler.name + corrected, "seed": self.search.seed,
                 "search": {"score": found.score, "spread": found.spread, "judged": found.n_judged,

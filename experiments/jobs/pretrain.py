@@ -11,7 +11,7 @@ from autolabel.plan_board import boards_of
 from autolabel.plan_damage import PlanDamage
 from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_summary import FEATURES_VERSION
-from autolabel.pretrained import CARD_FILE
+from autolabel.pretrained import CARD_FILE, FORMATTED
 from compress.files import write_json
 from experiments.config import ConfigError
 from experiments.manifest import hash_file
@@ -19,10 +19,12 @@ from experiments.plan_labelers import LABELERS
 from experiments.run_dir import RunDir
 from experiments.settings import Config
 from experiments.tracker import Tracker
+from experiments.who_predicts import FORMATTED_PLANS, scope_of
 
 
 class PretrainJob:
-    """Writes `plan_labeler/` into the run folder, with what predicts damage in nats, and its card.
+    """Writes `plan_labeler/` into the run folder, with what predicts damage in nats, and its card; of plans that also
+    store layers in few bits the labeler and its card into `plan_labeler/formatted/`.
 
     Args:
         bank: file of a label bank that `experiment=bank` measured.
@@ -50,11 +52,14 @@ class PretrainJob:
         bank = LabelBank.load(self.bank)
         boards = boards_of(bank, MOMENTS)
         labeler = LABELERS[self.labeler]().fit(boards, self.truth)
+        formatted = scope_of(boards[0]) == FORMATTED_PLANS
         folder = run_dir.path / "plan_labeler"
+        folder = folder / FORMATTED if formatted else folder
         labeler.save(folder)
         Competence.of(boards).save(folder)
         # What a run can tell before it trains: damage after the repair.
-        PlanDamage.fit(boards, "refitted").save(folder)
+        if not formatted:
+            PlanDamage.fit(boards, "refitted").save(folder)
         card = {
             "labeler": self.labeler, "truth": self.truth, "boards": len(boards),
             "plans": int(sum(len(board.loss[self.truth]) for board in boards)),
@@ -62,6 +67,7 @@ class PretrainJob:
             "fractions": sorted(np.unique(bank.plans["fraction"]).tolist()), "bank_sha256": hash_file(self.bank),
             "code": bank.about["code"], "libraries": bank.about["libraries"], "features_version": FEATURES_VERSION,
             "command": "python -m experiments.run experiment=pretrain",
+            **({"plan_bits": bank.about["settings"]["plan_bits"]} if formatted else {}),
             "judged": "docs/who_predicts.md: the same labeler, fitted without the family and task it is judged on",
         }  # fmt: skip
         write_json(folder / CARD_FILE, card)
