@@ -897,6 +897,29 @@ def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(t
         assert plan.predicted_cost["weight_bytes"] <= 0.07 * read(run / "costs.json")["dense_weight_bytes"]
 
 
+def test_units_and_bits_are_searched_together_where_bytes_are_the_only_bound(tmp_path, refuse):
+    budget = [*SHORT, "budget.macs=null", "budget.weight_bytes=0.12", "measure.sample=0", "measure.plans=0"]
+    call_here(*budget, "compare.methods=[plans/search,refit_loss/search]", "finetune.epochs=0", "quantize.epochs=0",
+              "export.formats=[]", f"hydra.run.dir={tmp_path / 'run'}")  # fmt: skip
+    units = UnitTable.load(tmp_path / "run" / "units.npz")
+    plans = [CompressionPlan.load(path) for path in sorted(tmp_path.glob("run/comparison/*/*search_0.plan.json"))]
+    assert [p.provenance["plan_labeler"] for p in plans] == ["blend", "formula:log_refit_and_format_nats"]
+    bound = 0.12 * read(tmp_path / "run" / "costs.json")["dense_weight_bytes"]
+    for plan in plans:
+        assert plan.removed_mask(units).any()
+        assert set(plan.layer_formats) == {str(i) for i in np.array(units.ids)[units.kind == "layer"]}
+        assert 0.8 * bound < plan.predicted_cost["weight_bytes"] <= bound
+    assert any(len({f.bits for f in plan.layer_formats.values()}) > 1 for plan in plans)
+    assert "competence" in plans[0].provenance
+    assert read(tmp_path / "run" / "result.json")["weight_bytes"] <= bound
+    # A race trains in floats, and no measured plan corrects what is known of bits.
+    for wrong in ("compare.methods=[plans/race]", "compare.search_plans=4", "quantize.densities=[1.0,0.5]"):
+        methods = [] if "methods" in wrong else ["compare.methods=[plans/search]"]
+        status, told = refuse(*budget[1:], *methods, wrong, "traceback=false", folder=tmp_path / "refused")
+        assert status == 2
+        assert "a search of plans needs constraints.round_to=1" in told[0]
+
+
 def test_a_killed_race_of_plans_goes_on_and_its_winner_leaves(tmp_path, monkeypatch):
     run, tried, trained, state = tmp_path / "run", [], Experiment.finetune_steps, {"killed": False}
 

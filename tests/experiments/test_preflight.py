@@ -77,7 +77,10 @@ def test_of_the_default_methods_those_take_part_that_suit_the_run(earlier, overr
         ("compare.methods=[plans/mac]", "plans are searched as"),
         ("compare.methods=[plans/race] finetune.epochs=0 compare.finetune_epochs=0", "'plans/race' needs compare.fine"),
         ("compare.methods=[fisher/search]", "plans are searched as"),
-        ("compare.methods=[plans/search] budget.macs=null", "and budget.macs; or budget.weight_bytes alone"),
+        (
+            "compare.methods=[plans/search] budget.macs=null quantize.granularity=tensor",
+            "and budget.macs; or budget.weight_bytes alone",
+        ),
         ("compare.methods=[plans/search] quantize.enabled=false", "alone where it chooses no formats"),
         ("compare.methods=[plans/race@1]", "takes no @"),
         ("compare.methods=[refit_loss/race]", "'plans/search', 'refit_loss/search' or 'plans/race'. Got"),
