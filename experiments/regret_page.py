@@ -48,6 +48,13 @@ so on its label examples (`compare.search_plans`), here validation examples were
 networks that were built again on another machine. `measured_refitted.csv` has the boards of the first table, with a
 labeler that learned what a plan loses after the refit alone (`job.truth=refitted`); the one that ships learned what is
 lost after the fine-tuning, and of it only ResNet-20's table tells what measuring adds."""
+_FORMATTED = """Here the budget is bytes, and what stays is stored in 2 to 8 bits, rounded after the repair and trained
+on as rounded weights; boards and networks as above, another run. `refit_loss/search` and `labeler/search` search what
+goes *and* the bits of each layer in one evolution, led by a formula (the error in nats that the refit leaves, and what
+rounding adds to it: squared error times half the diagonal of the empirical Fisher matrix) or by a labeler that learned
+from 102 networks with 16 such plans each, blind to the family and the task it is judged on.
+`refit_loss/search@4bit` gives all layers 4 bits and searches what goes; `fisher/bits` removes nothing as long as bits
+alone meet the size; `random` is one plan drawn at random."""
 _WITHIN, _RANK = 0.8, 1.5
 
 
@@ -80,7 +87,7 @@ def read_measured(folder: str | Path) -> dict[str, list[dict[str, str]]]:
 
 def write_page(
     rows: Sequence[Mapping[str, Any]], command: str, trained: Sequence[Mapping[str, Any]] = (),
-    measured: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    measured: Mapping[str, Sequence[Mapping[str, Any]]] | None = None, formatted: Sequence[Mapping[str, Any]] = (),
 ) -> str:  # fmt: skip
     """A Markdown page: all methods over all boards, then each board; then trained networks, by themselves.
 
@@ -88,6 +95,7 @@ def write_page(
         rows, command: of the boards, and what made them.
         trained: rows of trained networks.
         measured: what they are -> rows of boards on which searches that measure plans took part.
+        formatted: rows of boards of so many bytes, whose plans also store layers in few bits.
     """
     found = summarize(rows)
     boards, overall = found["boards"], found["overall"]
@@ -115,6 +123,14 @@ def write_page(
     for what, own in (measured or {}).items():
         found = summarize(own)
         page += ["", what, "", *_goals(found["overall"]), *_method_table(found["overall"]), *_pairs(found["boards"])]
+    if formatted:
+        found = summarize(formatted)
+        n_seeds = max(board["seeds"] for board in found["boards"])
+        page += ["", "## Boards of bytes: what goes and bits", "",
+                 f"{len(found['boards'])} boards, {n_seeds} seeds; "
+                 "`results/no_regret/formatted.csv` (command: `made_formatted.json`).", "", _FORMATTED, "",
+                 *_method_table(found["overall"]), *_pairs(found["boards"]), "",
+                 *_board_table(found["boards"])]  # fmt: skip
     return "\n".join([*page, ""])
 
 
@@ -132,6 +148,8 @@ def _pairs(boards: Sequence[Mapping[str, Any]]) -> list[str]:
     names = dict.fromkeys(name for board in boards for name in board["rank"])
     pairs = [(name, name.replace("labeler/", f"{other}/")) for name in names if name.startswith("labeler/")
              for other in ("refit_loss", "both")]  # fmt: skip
+    pairs += [(name, other) for name in names for other in names
+              if name.endswith("/search") and other.startswith("refit_loss/search@")]  # fmt: skip
     pairs += [(name, name.replace("/measured", way)) for name in names if name.endswith("/measured")
               for way in ("/search", "/race")]  # fmt: skip
     pairs += [(name, name.replace("/measured_race", way)) for name in names if name.endswith("/measured_race")

@@ -56,8 +56,8 @@ def _boards() -> list[dict[str, str]]:
 
 def _no_regret() -> str:
     folder = RESULTS / "no_regret"
-    trained, measured = regret_page.read_trained(folder), regret_page.read_measured(folder)
-    return regret_page.write_page(_boards(), _command("no_regret"), trained, measured)
+    others = regret_page.read_measured(folder), regret_page.read_rows(folder / "formatted.csv")
+    return regret_page.write_page(_boards(), _command("no_regret"), regret_page.read_trained(folder), *others)
 
 
 def _mixed_precision() -> str:

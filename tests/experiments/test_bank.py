@@ -56,28 +56,36 @@ def built(zoo, tmp_path_factory):
 
 def test_plans_may_store_layers_in_few_bits(zoo, tmp_path):
     settings = dataclasses.replace(SETTINGS, fractions=(0.12,), context_masks=0, repaired_masks=0, plan_bits=(2, 4, 8))
-    bank = build_bank(tmp_path, zoo, settings, workers=1)
+    bank = build_bank(tmp_path, zoo, settings, workers=1, limit=1)
     plans = bank.plans
     assert np.isfinite(plans["loss_finetuned_test"]).all()
     assert set(plans["size"]) == {"weight_bytes"}
-    assert [len(text.split()) for text in plans["bits"].tolist()] == [3] * 6 + [4] * 6
+    assert [len(text.split()) for text in plans["bits"].tolist()] == [3] * 6
     # Float bytes of what stays are above the size, which counts bits.
     assert (plans["weight_bytes"] > plans["fraction"]).all()
     assert not {"damage_in_context", "damage_repaired"} & set(bank.units)
     assert {row.truth for row in judge_units(bank)} == {"at_once"}
-    boards = boards_of(bank, MOMENTS)
-    rows = judge_formulas(boards[0], "finetuned")
+    (board,) = boards_of(bank, MOMENTS)
+    rows = judge_formulas(board, "finetuned")
     assert {"fisher_error", "refit_residual/loss+fisher_error"} <= {row.predictor for row in rows}
     assert {row.scope for row in rows} == {"formatted_plans"}
-    assert "labeler/ridge without bits" in ablated_labelers(boards[0].summary)
-    labeler = RidgePlanLabeler().fit(boards)
-    assert np.isfinite(labeler.predict(boards[1].summary)[0]).all()
+    assert "labeler/ridge without bits" in ablated_labelers(board.summary)
+    # Its labeler lies beside the one of plans that only remove.
+    other = dataclasses.replace(bank, networks={**bank.networks, "name": np.array(["other"])})
+    merge_banks([bank, other], bank.about).save(tmp_path / "two.npz")
+    with RunDir(tmp_path / "run", {"command": "x"}) as run_dir:
+        job = PretrainJob(str(tmp_path / "two.npz"), "labeler/ridge")
+        job.run(Config(), run_dir, NullTracker(RunInfo("test", tmp_path)))
+    labeler = load_plan_labeler(tmp_path / "run" / "plan_labeler", formatted=True)
+    assert np.isfinite(labeler.predict(board.summary)[0]).all()
+    with pytest.raises(ArtifactError):
+        load_plan_labeler(tmp_path / "run" / "plan_labeler")
     # Again: nothing is measured anew, and what was measured of others is refused.
     files = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "networks").iterdir()}
-    build_bank(tmp_path, zoo, settings, workers=1)
+    build_bank(tmp_path, zoo, settings, workers=1, limit=1)
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "networks").iterdir()} == files
     with pytest.raises(ArtifactError, match="other settings"):
-        build_bank(tmp_path, zoo, dataclasses.replace(settings, plan_bits=(3, 8)), workers=1)
+        build_bank(tmp_path, zoo, dataclasses.replace(settings, plan_bits=(3, 8)), workers=1, limit=1)
 
 
 def test_every_network_has_its_rows(built, zoo):
