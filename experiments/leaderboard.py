@@ -53,7 +53,9 @@ _FORMATTED = """Plans of one network and one size in bytes that remove units *an
 many units in few bits to few units in many. Weights are rounded after the refit, and trained on as rounded ones.
 *fisher_error*: what rounding adds to the squared error of weights that stay, times half the diagonal of the empirical
 Fisher matrix; *refit_residual/loss+fisher_error* adds what the refit leaves, in nats too, *second_order+fisher_error*
-the second-order expansion of what goes. Other formulas know nothing of bits, like the labeler *without bits*."""
+the second-order expansion of what goes. Other formulas know nothing of bits, like the labeler *without bits*. 16 random
+plans of each network, another bank of the same recipes and a shorter training of 64 steps
+(`results/who_predicts/formatted.csv`, `made_formatted.json`)."""
 _MEASURED = {"refitted": "after repair", "briefly_tuned": "after 20 steps", "finetuned": "after fine-tuning"}
 _ECONOMY = """How good the chosen plan is after fine-tuning if only a predictor's first favourites out of 30 plans are
 measured, as a part of the test metric of the plan that fine-tuning all 30 would choose; and what these measurements

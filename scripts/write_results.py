@@ -43,7 +43,7 @@ def _command(name: str) -> str:
 
 
 def _who_predicts() -> str:
-    rows = read_raw(RESULTS / "who_predicts" / "raw.csv", Row)
+    rows = [row for name in ("raw", "formatted") for row in read_raw(RESULTS / "who_predicts" / f"{name}.csv", Row)]
     page = leaderboard.write_page(rows, _command("who_predicts")) + "\n" + leaderboard.write_ingredients(rows) + "\n"
     for name, kind, write in _PARTS:
         page += write(read_raw(RESULTS / name / "raw.csv", kind)) + "\n"

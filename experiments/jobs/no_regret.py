@@ -123,7 +123,7 @@ class NoRegretJob:
             raise ConfigError("job.damages needs job.bank, or a labeler's method in job.methods. Or job.damages=false.")
 
     def _check_formatted(self) -> None:
-        """Methods of plans that also store layers in few bits; the labeler that ships knows no bits."""
+        """Methods of plans that also store layers in few bits; their labeler is fitted anew for each board."""
         try:
             for name in self.settings.methods:
                 check_method(name, self.settings.plan_bits)
@@ -134,7 +134,8 @@ class NoRegretJob:
             raise ConfigError("job.damages predicts the damage of plans that only remove. Set job.damages=false.")
         if self.settings.bank is None and self.settings.learned:
             raise ConfigError(
-                "job.bank is needed for a labeler that knows bits: experiment=bank 'job.plan_bits=[2,3,4,6,8]'"
+                "job.bank is needed, of plans in few bits, for a labeler that knows bits and saw nothing like a board: "
+                "experiment=bank 'job.plan_bits=[2,3,4,6,8]'"
             )
 
     def _check_released(self, boards: Sequence[Board]) -> None:
