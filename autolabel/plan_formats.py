@@ -296,9 +296,9 @@ class FormatSummarizer:
 
 
 def _over(values: Tensor, dims: Sequence[int]) -> Tensor:
-    """Sums over all other dimensions."""
+    """Sums over all other dimensions, where masks are: on the CPU."""
     others = [dim for dim in range(values.ndim) if dim not in dims]
-    return values.sum(dim=others) if others else values
+    return (values.sum(dim=others) if others else values).cpu()
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

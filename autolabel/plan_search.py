@@ -154,6 +154,10 @@ class PlanSearch:
                 f"measured={self.measured}, size={size!r}."
             )
         constraints = constraints or Constraints()
+        if formats is not None and (constraints.pinned or constraints.max_bits_only):
+            raise CompressError(
+                "A search of units and bits gives all layers few bits: it takes no pinned or max_bits_only."
+            )
         units, costs = summarizer.statistics.units, summarizer.costs
         scores = {**summarizer.scores, **(orders or {})}
         summarizer.expect(orders or {})

@@ -35,8 +35,8 @@ FORMATS_ALONE = {"bits": "knapsack", WIDTHS: "knapsack", MASKS: "knapsack", "uni
 ADDING = ("greedy", "knapsack")
 _SEARCH_NEEDS = (
     "constraints.round_to=1, and budget.macs; or budget.weight_bytes alone where it chooses no formats, or, but for "
-    "races, bits of symmetric integers alone (no densities, ranks, schemes, max_bits_only or search_plans); and no "
-    "other bound with either there"
+    "races, bits of symmetric integers alone (no densities, ranks, schemes, pinned, max_bits_only or search_plans); "
+    "and no other bound with either there"
 )
 STAGES = ("pruned", "recovered", "fine_tuned", "tried")
 # The default methods, and those of an earlier version, whose folders hold them.
@@ -151,7 +151,8 @@ def searches_bits(config: Config) -> bool:
     quantize = config.quantize
     plain = (quantize.scheme, quantize.granularity, list(quantize.densities)) == ("symmetric", "channel", [1.0])
     only_bits = plain and not quantize.ranks and not quantize.schemes and set(quantize.bits) <= set(BIT_CHOICES)
-    free = not config.constraints.max_bits_only and not config.compare.search_plans
+    limits = config.constraints
+    free = not limits.max_bits_only and not limits.pinned and not config.compare.search_plans
     return _bounds(config) == ["weight_bytes"] and only_bits and bool(quantize.bits) and free
 
 

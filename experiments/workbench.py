@@ -147,7 +147,7 @@ class Workbench:
         """Summarises the bits of plans for what was learned on other networks."""
         choices = [LayerChoice(bits) for bits in sorted(self.config.quantize.bits)]
         bench = ChoiceBench(self.structure, self.task, self.parts.quantizer, choices)
-        return FormatSummarizer(self.structure, self.costs, self.task, batches, bench)
+        return FormatSummarizer(self.structure, self.costs, self.task, batches[:_SENSITIVITY_BATCHES], bench)
 
     def sampling(self, formats: LabelTable | None) -> dict[str, Any]:
         """How `learn_labels` draws units: `strategy` and `active`.

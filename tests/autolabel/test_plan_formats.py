@@ -167,3 +167,5 @@ def test_a_search_finds_units_and_bits_together(known):
     for settings, told in (({"measured": 4}, "measures no plans"), ({}, "its size is weight_bytes")):
         with pytest.raises(CompressError, match=told):
             replace(search, **settings).run(summarizer, formula, "macs", 0.5, formats=formats, measure=lambda mask: 0.0)
+    with pytest.raises(CompressError, match="no pinned"):
+        search.run(summarizer, formula, "weight_bytes", 0.14, Constraints(pinned=("0",)), formats=formats)
