@@ -25,6 +25,8 @@ _WHOLE = 0.25
 # How strongly the bits of layers differ (standard deviation), drawn anew for every plan.
 _LARGEST_SPREAD = 1.5
 _FLOOR = 1e-6
+# Whose share of the weights is a number of plans, whatever is offered.
+_FEWEST = 2
 # A number of whole plans that only plans with bits have.
 FORMAT_COLUMN = "mean_bits"
 # The error in nats that the refit leaves, and what rounding adds to it: a formula for such plans.
@@ -151,7 +153,8 @@ class FormatSummarizer:
 
     Per group, over the layers that make or read it: the mean and the least bits, the squared error that rounding leaves
     in what stays of their weights, as a part of its energy and, times half the diagonal of the empirical Fisher matrix,
-    in nats. Per plan the same over all layers, and those nats together with those that the refit leaves.
+    in nats. Per plan the same over all layers, and those nats together with those that the refit leaves. Eight bits are
+    taken as they are, also where `reduce_range` rounds to seven.
 
     Args:
         structure, costs: of the network.
@@ -251,7 +254,7 @@ class FormatSummarizer:
             "log_format_nats_largest": log_size(found["nats"].max(axis=1), _FLOOR),
             "format_error": error.mean(axis=1),
             "format_kept_variance": np.log(np.clip(1 - error, 1e-3, 1)).sum(axis=1),
-            "fewest_bits_share": _mean(bits == min(self._tried), found["weights"]),
+            "fewest_bits_share": _mean(bits <= _FEWEST, found["weights"]),
             "log_kept_weights": np.log10(found["weights"].sum(axis=1) / self._all_weights),
             FORMATTED_NATS: log_size(10**refit + nats, _FLOOR),
             "log_second_order_and_format_nats": log_size(10**second_order + nats, _FLOOR),

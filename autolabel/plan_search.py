@@ -12,7 +12,10 @@ from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_sampling import PlanDraw, sample_plans
 from autolabel.plan_summary import PlanSummarizer, PlanSummary
 from compress.allocator import Constraints
+from compress.costs import CostTable
 from compress.errors import BudgetError, CompressError
+from compress.menu import pinned_units
+from compress.units import UnitTable
 
 _LOG = logging.getLogger(__name__)
 # Of searches that measure: one number more where they find others.
@@ -154,11 +157,9 @@ class PlanSearch:
                 f"measured={self.measured}, size={size!r}."
             )
         constraints = constraints or Constraints()
-        if formats is not None and (constraints.pinned or constraints.max_bits_only):
-            raise CompressError(
-                "A search of units and bits gives all layers few bits: it takes no pinned or max_bits_only."
-            )
         units, costs = summarizer.statistics.units, summarizer.costs
+        if formats is not None:
+            _check_formats(formats, units, costs, constraints, fraction)
         scores = {**summarizer.scores, **(orders or {})}
         summarizer.expect(orders or {})
         if formats is None:
@@ -234,6 +235,23 @@ class PlanSearch:
         if not np.isfinite(loss):
             _LOG.warning("None of %d measured plans has a finite loss: the labeler's favourite is taken.", len(tried))
         return best
+
+
+def _check_formats(
+    formats: FormatSummarizer, units: UnitTable, costs: CostTable, constraints: Constraints, fraction: float
+) -> None:
+    """A search of bits gives few to all layers, and compares plans of one size."""
+    if constraints.max_bits_only or pinned_units(units, costs, constraints.pinned)[units.kind == "layer"].any():
+        raise CompressError(
+            "A search of units and bits gives all layers few bits: none may be pinned or max_bits_only."
+        )
+    widest = formats.rows(np.full(len(formats.layers), max(formats.widths)))
+    whole = costs.total(np.zeros(len(units), dtype=bool), widest)[1] / costs.dense_weight_bytes
+    if whole <= fraction:
+        raise BudgetError(
+            f"The budget leaves nothing to search: all layers whole in {max(formats.widths)} bits take {whole:.3g} of "
+            f"the dense weight_bytes, {fraction:.3g} is allowed. Take an allocator that adds damages."
+        )
 
 
 class _Breeding:

@@ -1,5 +1,6 @@
 """The plan labeler that ships with the package (its `card.json` says what it learned from), or one of a folder."""
 
+import logging
 from pathlib import Path
 
 from autolabel.competence import Competence
@@ -11,6 +12,7 @@ from autolabel.plan_labelers import GBDTPlanLabeler, RidgePlanLabeler, SetPlanLa
 from compress.errors import ArtifactError
 from compress.files import read_json
 
+_LOG = logging.getLogger(__name__)
 PRETRAINED = Path(__file__).parent / "pretrained_plans"
 # Beside it, the labeler of plans that also store layers in few bits.
 FORMATTED = "formatted"
@@ -57,5 +59,11 @@ def load_plan_damage(path: str | Path | None = None) -> PlanDamage:
 
 
 def _folder(path: str | Path | None, formatted: bool = False) -> Path:
+    """Where the labeler of such plans lies; a folder that holds the other kind alone leaves this one to what ships."""
     found = PRETRAINED if path is None else Path(path)
-    return found / FORMATTED if formatted else found
+    own, other = (found / FORMATTED, found) if formatted else (found, found / FORMATTED)
+    if (own / INDEX_FILE).exists() or not (other / INDEX_FILE).exists():
+        return own
+    what = "also store layers in few bits" if formatted else "only remove"
+    _LOG.warning("%s holds no labeler of plans that %s: the one that ships is asked.", found, what)
+    return PRETRAINED / FORMATTED if formatted else PRETRAINED

@@ -17,10 +17,10 @@ from autolabel.plan_summary import PlanSummary
 # What goes without an ingredient -> the columns of summaries that the ingredient is.
 INGREDIENTS: Mapping[str, str] = {
     "criteria": r"(?!macs_|bytes_|sensitivity_).*_(share|place)|log_removed_.*",
-    "second-order nats of plans": r"(log_)?(fisher|second_order)_nats",
+    "second-order nats of plans": r"(log_)?(fisher|second_order)_nats|log_second_order_and_format_nats",
     "silencing and averaging": r"(silenced|averaged)_.*",
-    "least squares": r"refitted_.*|path_.*|effective_rank|rank_kept",
-    "errors carried to outputs and loss": r"(silenced|averaged|refitted)_(output|loss).*|path_(output|loss)",
+    "least squares": r"refitted_.*|path_.*|effective_rank|rank_kept|log_refit_and_format_nats",
+    "errors carried to outputs and loss": r"(silenced|averaged|refitted|path)_(output|loss).*|log_refit_and_.*",
     "paths through the network": r"path_.*",
     "shares of groups": r"kept|log_kept|log_kept_units",
     "bits": r"(least_|mean_|fewest_)?bits(_share)?|.*format.*|log_kept_weights",

@@ -16,7 +16,7 @@ from autolabel.plan_formats import FORMATTED_NATS, FormatSummarizer, sample_form
 from autolabel.plan_formula import PlanFormula
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_sampling import PlanDraw
-from compress.errors import CompressError
+from compress.errors import BudgetError, CompressError
 from compress.layer_choice import LayerChoice
 from compress.task import evaluate
 from experiments.board_networks import BoardNetwork
@@ -36,10 +36,11 @@ Found = tuple[np.ndarray, np.ndarray, float]
 def check_method(name: str, widths: Sequence[int]) -> None:
     """Refuse what is no method of such boards.
 
-    `"random"` is one plan drawn at random; `"refit_loss/search"` and `"labeler/search"` search what goes and the bits
-    of layers together, led by a formula or a labeler; `".../search@4bit"` gives all layers 4 bits and searches what
-    goes, if anything must; `"fisher/bits"` removes nothing and lowers bits where that adds the least error per byte, or
-    where even the fewest are too many bytes, gives these to all layers and searches what goes, led by the formula.
+    `"random"` is one plan drawn at random, as those that labelers learn from (scores order its units);
+    `"refit_loss/search"` and `"labeler/search"` search what goes and the bits of layers together, led by a formula or a
+    labeler; `".../search@4bit"` gives all layers 4 bits and searches what goes, if anything must; `"fisher/bits"`
+    removes nothing and lowers bits where that adds the least error per byte, or where even the fewest are too many
+    bytes, gives these to all layers and searches what goes, led by the formula.
 
     Raises:
         CompressError: naming the method.
@@ -94,13 +95,16 @@ class FormattedBoardRunner:
         # Backward passes of single examples, at three forwards each, are how the Fisher matrix is found.
         examples = sum(len(self.subject.task.inputs(batch)[0]) for batch in self.subject.scored)
         fisher = 3 * self.subject.costs.dense_macs * examples
+        macs = self.subject.statistics.forward_macs + self.subject.summarizer.forward_macs + fisher
         subject, whole = self.subject, self.settings.plan_bits
         if name == RANDOM:
             drawn = sample_formatted_plans(
                 subject.structure.units, subject.costs, subject.summarizer.scores, self._formats.sensitivity,
-                whole, self.fraction, 1, seed=subject.seed, constraints=self._limits,
+                whole, self.fraction, SEARCH.reference, seed=subject.seed, constraints=self._limits,
             )  # fmt: skip
-            return drawn.plans.removed[0], drawn.bits[0], 0.0
+            if not len(drawn.plans):
+                raise BudgetError(f"No random plan of {self.board.name} comes near {self.fraction:.3g} of its bytes.")
+            return drawn.plans.removed[0], drawn.bits[0], macs
         if name in RANDOM_AND_BITS:
             bits = self._bits_alone()
             if bits is not None:
@@ -117,7 +121,7 @@ class FormattedBoardRunner:
         found = search.run(subject.summarizer, leader, "weight_bytes", self.fraction, self._limits,
                            formats=self._formats.offering(widths))  # fmt: skip
         assert found.bits is not None
-        return found.removed, found.bits, subject.statistics.forward_macs + subject.summarizer.forward_macs + fisher
+        return found.removed, found.bits, macs
 
     def _bits_alone(self) -> np.ndarray | None:
         """`(n_layers,)` bits while nothing is removed, lowered step by step; None if the fewest are too many."""

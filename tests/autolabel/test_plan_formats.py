@@ -167,5 +167,11 @@ def test_a_search_finds_units_and_bits_together(known):
     for settings, told in (({"measured": 4}, "measures no plans"), ({}, "its size is weight_bytes")):
         with pytest.raises(CompressError, match=told):
             replace(search, **settings).run(summarizer, formula, "macs", 0.5, formats=formats, measure=lambda mask: 0.0)
-    with pytest.raises(CompressError, match="no pinned"):
+    with pytest.raises(CompressError, match="none may be pinned"):
         search.run(summarizer, formula, "weight_bytes", 0.14, Constraints(pinned=("0",)), formats=formats)
+    with pytest.raises(BudgetError, match="all layers whole in 8 bits"):
+        search.run(summarizer, formula, "weight_bytes", 0.4, formats=formats)
+    # Channels may be pinned: their layers are stored in few bits all the same.
+    group = _group(known[0].units, 6)
+    pinned = search.run(summarizer, formula, "weight_bytes", 0.14, Constraints(pinned=(group,)), formats=formats)
+    assert not pinned.removed[known[0].units.group == group].any()
