@@ -37,7 +37,8 @@ def half_of_each_group(units):
     return [unit for ids in rows.values() for unit in ids[: len(ids) // 2]]
 
 
-@pytest.mark.parametrize(("family", "task"), PAIRS)
+# Images of two sizes make the same units.
+@pytest.mark.parametrize(("family", "task"), [pair for pair in PAIRS if pair[1] != "small_mnist"])
 def test_half_of_every_group_can_go(family, task):
     recipe = tiny_recipe(family, task)
     network, example = build_network(recipe).eval(), input_spec(task).example()
