@@ -1,13 +1,12 @@
 """What a network loses when all of its layers are stored otherwise at once, each in its own way."""
 
-import copy
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from compress.attributes import value_of
+from compress.attributes import copy_traced, value_of
 from compress.errors import CompressError
 from compress.layer_choice import LayerChoice
 from compress.layer_trial import try_choices
@@ -45,7 +44,7 @@ class ChoiceBench:
         self.task, self.choices = task, tuple(choices)
         if any(choice.rank is not None for choice in self.choices):
             raise CompressError("The 'choices' of ChoiceBench must be bits and densities. Got one of low rank.")
-        self._module = copy.deepcopy(structure.traced.module).eval()
+        self._module = copy_traced(structure.traced.module).eval()
         found = {layer.name: layer for layer in structure.traced.layers()}
         self.layers = tuple(str(i) for i in np.array(structure.units.ids)[structure.units.kind == "layer"])
         self._weights: dict[str, Tensor] = {}

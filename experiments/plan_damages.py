@@ -172,7 +172,8 @@ def summarize_damages(rows: Sequence[DamageRow]) -> list[dict[str, Any]]:
         line: dict[str, Any] = {"moment": moment, "measured": number, "boards": len({row.board for row in own}),
                                 "plans": len(loud), "silent": len(own) - len(loud)}  # fmt: skip
         if loud:
-            families = {f: _within([row for row in loud if row.family == f]) for f in {row.family for row in loud}}
+            names = sorted({row.family for row in loud})  # of equal ones the first is the worst, in every process
+            families = {f: _within([row for row in loud if row.family == f]) for f in names}
             worst = min(families, key=families.__getitem__)
             orders = [_order([row for row in loud if row.board == board]) for board in {row.board for row in loud}]
             orders = [order for order in orders if order is not None]
