@@ -133,6 +133,16 @@ class PlanDraw:
         """The mask that removes all that may go."""
         return self._mask(self._order(np.arange(len(self.removable), dtype=np.float64)))
 
+    def attainable(self, fraction: float, bits: np.ndarray | None = None) -> float:
+        """The fraction of the dense cost; where most of a network must stay (a recurrent layer), of what may go.
+
+        Args:
+            fraction: in (0, 1).
+            bits: of the cheapest plan, as in `CostTable.total`.
+        """
+        least = self.cost(self.strictest(), bits) / self.dense
+        return least + fraction * (1 - least) if fraction < 1.1 * least else fraction
+
     def values(self, score: np.ndarray, style: str, rng: np.random.Generator) -> np.ndarray:
         """`(n_removable,)` positive values drawn at random; those with the smallest go first."""
         spread, jitter = rng.uniform(0, _LARGEST_SPREAD), rng.uniform(0, _LARGEST_JITTER) * rng.integers(0, 2)

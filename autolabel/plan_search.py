@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from autolabel.few_shot import AdaptedPlanLabeler
-from autolabel.plan_formats import FormatSummarizer, nearest_bits, sample_formatted_plans
+from autolabel.format_sampling import nearest_bits, sample_formatted_plans
+from autolabel.format_summary import FormatSummarizer
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_sampling import PlanDraw, sample_plans
 from autolabel.plan_summary import PlanSummarizer, PlanSummary

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from autolabel.choice_bench import ChoiceBench
-from autolabel.plan_formats import FormatSummarizer, bits_by_row, sample_formatted_plans
+from autolabel.format_sampling import bits_by_row, sample_formatted_plans
+from autolabel.format_summary import FormatSummarizer
 from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_sampling import SIZES, PlanDraw, SampledPlans, sample_plans
 from autolabel.plan_summary import PlanSummary
@@ -55,11 +56,7 @@ def draw_plans(
         bench = ChoiceBench(subject.structure, subject.task, subject.oracle.quantizer, [LayerChoice(b) for b in widths])
         formats = FormatSummarizer(subject.structure, costs, subject.task, subject.scored, bench)
         bits = bits_by_row(costs, units, np.full(len(bench.layers), min(widths)))
-    draw = PlanDraw(units, costs, size, constraints)
-    least = draw.cost(draw.strictest(), bits) / draw.dense
-    if fraction < 1.1 * least:
-        # Where most of a network must stay (a recurrent layer), the fraction is of what may go.
-        fraction = least + fraction * (1 - least)
+    fraction = PlanDraw(units, costs, size, constraints).attainable(fraction, bits)
     if not widths:
         plans = sample_plans(units, costs, scores, size, fraction, count, seed=subject.seed, constraints=constraints)
         return DrawnPlans(plans, size, fraction, subject.summarizer.summarize(plans.removed))

@@ -2,21 +2,18 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count, takewhile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from autolabel.competence import Competence
 from autolabel.plan_formula import PlanFormula
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_oracle import RepairedLoss, loss_and_macs
 from autolabel.plan_race import brief_training, choose_entrants
-from autolabel.plan_sampling import PlanDraw
 from autolabel.plan_search import PlanSearch
 from compress.allocation import allocate
 from compress.budget import Budget
@@ -29,15 +26,11 @@ from compress.criteria import (
     TaylorCriterion,
 )
 from compress.criterion import score_units
-from compress.errors import CompressError
 from compress.scores import Scores
-from compress.task import evaluate
-from experiments.board_networks import BoardNetwork
-from experiments.boards import BOTH, FORMULA, LABELER, Board, BoardSettings
+from experiments.board_run import BoardRun
+from experiments.boards import BOTH, FORMULA, LABELER
 from experiments.compared_methods import Method
-from experiments.regret import DENSE
 from experiments.seeding import derive_seed
-from experiments.subject import Subject
 
 log = logging.getLogger(__name__)
 JUDGES = (FORMULA, LABELER, BOTH)
@@ -62,42 +55,19 @@ SEARCH = PlanSearch(rounds=8, children=48, reference=40)
 _FREE = ("magnitude", "random")
 
 
-class BoardRunner:
-    """One board with one seed.
+class BoardRunner(BoardRun):
+    """Plans that remove units, on a board of so many MACs; `done` holds plans that were found, too."""
 
-    Args:
-        board, network, seed, settings: what is compared.
-        labeler, competence: who leads, and which networks it knows; None where no method asks for it.
-        folder: of downloaded and trained networks.
-        done: plans that were found and trainings that were judged before a kill, and from now on.
-    """
-
-    def __init__(
-        self, board: Board, network: BoardNetwork, seed: int, settings: BoardSettings, labeler: PlanLabeler | None,
-        competence: Competence | None, folder: Path, done: MutableMapping[str, list[float]] | None = None,
-    ) -> None:  # fmt: skip
-        self.board, self.seed, self.settings, self.labeler = board, seed, settings, labeler
-        self._done = {} if done is None else done
+    def __init__(self, *board: Any) -> None:
+        super().__init__(*board)
         self._scores: dict[str, Scores] = {}
         self._favourites: dict[tuple[str, int], np.ndarray] = {}
         self._brief: dict[tuple[bytes, int], tuple[float, float]] = {}
         self._tried: dict[str, tuple[list[tuple[float, np.ndarray]], float]] = {}
-        model, data, task = network.load(folder / "networks")
-        repair = network.repair
-        self.subject = Subject(model, data, repair, derive_seed(board.name, seed), task, deal=seed)
-        draw = PlanDraw(self.subject.structure.units, self.subject.costs, "macs", repair.constraints)
-        least = draw.cost(draw.strictest()) / draw.dense
-        # Where most of a network must stay (a recurrent layer), the fraction is of what may go.
-        small = board.fraction < 1.1 * least
-        self.fraction = least + board.fraction * (1 - least) if small else board.fraction
-        nothing = np.zeros((1, len(self.subject.structure.units)), dtype=bool)
-        self.verdict = competence and competence.judge(self.subject.summarizer.summarize(nothing))
 
     def rows(self) -> list[dict[str, Any]]:
         """One row for each method, and one of the dense network."""
-        bench = self.subject.bench
-        dense = evaluate(self.subject.structure.traced.module, bench.task, bench.judged["test"])[0]
-        found = [self._row(DENSE, dense, 0.0)]
+        found = [self._dense_row()]
         plans = self.plans()
         for name, (mask, macs) in plans.items():
             found.append(self._row(name, self._trained(mask, name)[0], macs))
@@ -134,15 +104,6 @@ class BoardRunner:
         # The training of the winner is the one that every method gets.
         return self._row(name, best[0], macs + sum(end[2] for end in ends.values()) - best[2])
 
-    def _row(self, method: str, metric: float, macs: float) -> dict[str, Any]:
-        board = self.board
-        return {
-            "board": board.name, "network": board.network, "task": board.task, "budget": f"macs={self.fraction:.4f}",
-            "method": method, "seed": self.seed, "metric": round(metric, 4),
-            "higher_is_better": self.subject.task.higher_is_better, "label_cost_forward_macs": round(macs),
-            "competence": self.verdict and round(self.verdict.distance / self.verdict.limit, 3),
-        }  # fmt: skip
-
     def _feature_macs(self, name: str) -> float:
         """What the scores of a formula cost."""
         return 0.0 if Method(name).source in _FREE else self.subject.statistics.forward_macs
@@ -178,11 +139,6 @@ class BoardRunner:
             self._search_and_race(name, formulas, missing)
         return {way: self._noted(way) for way in wanted}
 
-    @property
-    def _features(self) -> float:
-        """MACs of the statistics that a search needs."""
-        return self.subject.statistics.forward_macs + self.subject.summarizer.forward_macs
-
     def _search_and_race(self, name: str, formulas: Mapping[str, np.ndarray], missing: Collection[str]) -> None:
         """The favourite of several searches, and the winner among their favourites and the criteria's liked best; of
         both the better repaired one of two, and the winner among favourites of both."""
@@ -194,12 +150,12 @@ class BoardRunner:
         found = [self._favourite(judge, number) for judge, number in searches]
         entrants = self._entrants(name, found, formulas)
         if "race" in missing:
-            self._race(f"{name}/race", entrants, self._features)
+            self._race(f"{name}/race", entrants, self._statistics_macs)
         if "search" in missing:
             if name == BOTH:
-                self._note(f"{name}/search", *self._best_repaired(found[:2], self._features))
+                self._note(f"{name}/search", *self._best_repaired(found[:2], self._statistics_macs))
             else:
-                self._note(f"{name}/search", entrants[0], self._features)
+                self._note(f"{name}/search", entrants[0], self._statistics_macs)
 
     def _entrants(self, name: str, found: Sequence[np.ndarray], formulas: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """All of them compared with one another: each search knows its own random plans only."""
@@ -218,8 +174,6 @@ class BoardRunner:
     def _leader(self, judge: str) -> PlanLabeler | PlanFormula:
         if judge == FORMULA:
             return PlanFormula()
-        if self.labeler is None:
-            raise CompressError(f"A labeler is needed for the plans of {judge!r}.")
         return self.labeler
 
     def _repaired_loss(self) -> RepairedLoss:
@@ -234,7 +188,7 @@ class BoardRunner:
 
     def _measured(self, name: str) -> tuple[list[np.ndarray], float]:
         """The plans that the searches of a judge measure, those first that lose least after their repair; the MACs."""
-        tried, macs = [], self._features
+        tried, macs = [], self._statistics_macs
         for judge in (LABELER, FORMULA) if name == BOTH else (name,):
             found, spent = self._measured_by(self._leader(judge))
             tried, macs = [*tried, *found], macs + spent

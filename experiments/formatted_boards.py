@@ -3,28 +3,23 @@
 import hashlib
 import logging
 import re
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from autolabel.choice_bench import ChoiceBench
-from autolabel.competence import Competence
-from autolabel.plan_formats import FORMATTED_NATS, FormatSummarizer, sample_formatted_plans
+from autolabel.format_sampling import sample_formatted_plans
+from autolabel.format_summary import FORMATTED_NATS, FormatSummarizer
 from autolabel.plan_formula import PlanFormula
-from autolabel.plan_labeler import PlanLabeler
-from autolabel.plan_sampling import PlanDraw
 from compress.errors import BudgetError, CompressError
 from compress.layer_choice import LayerChoice
-from compress.task import evaluate
-from experiments.board_networks import BoardNetwork
+from experiments.board_run import BoardRun
 from experiments.board_runner import SEARCH
-from experiments.boards import FORMULA, LABELER, Board, BoardSettings
-from experiments.regret import DENSE
+from experiments.boards import FORMULA, LABELER
 from experiments.seeding import derive_seed
-from experiments.subject import Subject
 
 log = logging.getLogger(__name__)
 RANDOM = "random"
@@ -53,38 +48,29 @@ def check_method(name: str, widths: Sequence[int]) -> None:
         )
 
 
-class FormattedBoardRunner:
-    """One board with one seed; arguments as those of `BoardRunner`."""
+class FormattedBoardRunner(BoardRun):
+    """Plans that remove units and store layers in few bits, on a board of so many bytes."""
 
-    def __init__(
-        self, board: Board, network: BoardNetwork, seed: int, settings: BoardSettings, labeler: PlanLabeler | None,
-        competence: Competence | None, folder: Path, done: MutableMapping[str, list[float]] | None = None,
-    ) -> None:  # fmt: skip
-        self.board, self.seed, self.settings, self.labeler = board, seed, settings, labeler
-        self._done = {} if done is None else done
-        model, data, task = network.load(folder / "networks")
-        self.subject = subject = Subject(
-            model, data, network.repair, derive_seed(board.name, seed), task, deal=seed
-        )  # fmt: skip
-        self._limits = subject.settings.constraints
-        choices = [LayerChoice(bits) for bits in settings.plan_bits]
-        bench = ChoiceBench(subject.structure, subject.task, subject.oracle.quantizer, choices)
-        whole = FormatSummarizer(subject.structure, subject.costs, subject.task, subject.scored, bench)
-        self._formats = whole
-        draw = PlanDraw(subject.structure.units, subject.costs, "weight_bytes", self._limits)
-        fewest = whole.rows(np.full(len(whole.layers), min(settings.plan_bits)))
-        least = draw.cost(draw.strictest(), fewest) / draw.dense
-        small = board.fraction < 1.1 * least
-        self.fraction = least + board.fraction * (1 - least) if small else board.fraction
-        nothing = np.zeros(len(subject.structure.units), dtype=bool)
-        self._draw = draw
-        self.verdict = competence and competence.judge(subject.summarizer.summarize(nothing[None]))
+    size = "weight_bytes"
+
+    def __init__(self, *board: Any) -> None:
+        super().__init__(*board)
+        subject, widths = self.subject, self.settings.plan_bits
+        bench = ChoiceBench(subject.structure, subject.task, subject.oracle.quantizer, [LayerChoice(b) for b in widths])
+        self._formats = FormatSummarizer(subject.structure, subject.costs, subject.task, subject.scored, bench)
+
+    @cached_property
+    def fraction(self) -> float:
+        """Of the dense bytes, see `PlanDraw.attainable`."""
+        return self.draw.attainable(self.board.fraction, self._alike(min(self.settings.plan_bits)))
+
+    def _alike(self, bits: int) -> np.ndarray:
+        """All layers in so many bits, as `CostTable.total` takes them."""
+        return self._formats.rows(np.full(len(self._formats.layers), bits))
 
     def rows(self) -> list[dict[str, Any]]:
         """One row for each method, and one of the dense network."""
-        bench = self.subject.bench
-        dense = evaluate(self.subject.structure.traced.module, bench.task, bench.judged["test"])[0]
-        found = [self._row(DENSE, dense, 0.0)]
+        found = [self._dense_row()]
         for name in self.settings.methods:
             removed, bits, macs = self._plan(name)
             found.append(self._row(name, self._trained(name, removed, bits), macs))
@@ -95,7 +81,7 @@ class FormattedBoardRunner:
         # Backward passes of single examples, at three forwards each, are how the Fisher matrix is found.
         examples = sum(len(self.subject.task.inputs(batch)[0]) for batch in self.subject.scored)
         fisher = 3 * self.subject.costs.dense_macs * examples
-        macs = self.subject.statistics.forward_macs + self.subject.summarizer.forward_macs + fisher
+        macs = self._statistics_macs + fisher
         subject, whole = self.subject, self.settings.plan_bits
         if name == RANDOM:
             drawn = sample_formatted_plans(
@@ -108,15 +94,13 @@ class FormattedBoardRunner:
         if name in RANDOM_AND_BITS:
             bits = self._bits_alone()
             if bits is not None:
-                return np.zeros(len(subject.structure.units), dtype=bool), bits, fisher
+                return self.nothing, bits, fisher
             name = f"{FORMULA}/search@{min(whole)}bit"
         judge, width = _SEARCH.fullmatch(name).groups()  # type: ignore[union-attr]
         widths = (int(width),) if width else whole
-        alike = np.full(len(self._formats.layers), max(widths))
-        nothing = np.zeros(len(subject.structure.units), dtype=bool)
-        if width and self._draw.cost(nothing, self._formats.rows(alike)) <= self.fraction * self._draw.dense:
-            return nothing, alike, 0.0
-        leader = PlanFormula(FORMATTED_NATS) if judge == FORMULA else self._labeler
+        if width and self.draw.cost(self.nothing, self._alike(int(width))) <= self.fraction * self.draw.dense:
+            return self.nothing, np.full(len(self._formats.layers), int(width)), 0.0
+        leader = PlanFormula(FORMATTED_NATS) if judge == FORMULA else self.labeler
         search = replace(SEARCH, seed=derive_seed(f"{self.board.name}/0", self.seed))
         found = search.run(subject.summarizer, leader, "weight_bytes", self.fraction, self._limits,
                            formats=self._formats.offering(widths))  # fmt: skip
@@ -125,28 +109,22 @@ class FormattedBoardRunner:
 
     def _bits_alone(self) -> np.ndarray | None:
         """`(n_layers,)` bits while nothing is removed, lowered step by step; None if the fewest are too many."""
-        formats, nothing = self._formats, np.zeros(len(self.subject.structure.units), dtype=bool)
+        formats, nothing = self._formats, self.nothing
         widths = np.sort(formats.widths)[::-1]
         nats = formats.offering(widths.tolist()).layer_nats()
         level = np.zeros(len(formats.layers), dtype=np.int64)
-        cost = self._draw.cost(nothing, formats.rows(widths[level]))
-        while cost > self.fraction * self._draw.dense:
+        cost = self.draw.cost(nothing, formats.rows(widths[level]))
+        while cost > self.fraction * self.draw.dense:
             steps = []
             for layer in np.flatnonzero(level < len(widths) - 1):
                 lower = level + (np.arange(len(level)) == layer)
-                saved = cost - self._draw.cost(nothing, formats.rows(widths[lower]))
+                saved = cost - self.draw.cost(nothing, formats.rows(widths[lower]))
                 steps.append(((nats[lower[layer], layer] - nats[level[layer], layer]) / max(saved, 1e-9), layer))
             if not steps:
                 return None
             level[min(steps)[1]] += 1
-            cost = self._draw.cost(nothing, formats.rows(widths[level]))
+            cost = self.draw.cost(nothing, formats.rows(widths[level]))
         return widths[level]
-
-    @property
-    def _labeler(self) -> PlanLabeler:
-        if self.labeler is None:
-            raise CompressError(f"A labeler is needed for the plans of {LABELER!r}.")
-        return self.labeler
 
     def _trained(self, name: str, removed: np.ndarray, bits: np.ndarray) -> float:
         """Metric on test examples of a plan that is repaired, rounded and fine-tuned."""
@@ -158,13 +136,3 @@ class FormattedBoardRunner:
             self._done[key] = [outcome.metric["test"]]
             log.info("%s, seed %d: %s ends at %.2f", self.board.name, self.seed, name, outcome.metric["test"])
         return self._done[key][0]
-
-    def _row(self, method: str, metric: float, macs: float) -> dict[str, Any]:
-        board = self.board
-        return {
-            "board": board.name, "network": board.network, "task": board.task,
-            "budget": f"weight_bytes={self.fraction:.4f}", "method": method, "seed": self.seed,
-            "metric": round(metric, 4), "higher_is_better": self.subject.task.higher_is_better,
-            "label_cost_forward_macs": round(macs),
-            "competence": self.verdict and round(self.verdict.distance / self.verdict.limit, 3),
-        }  # fmt: skip

@@ -15,8 +15,8 @@ from filelock import FileLock
 
 from autolabel.allocators import LearnedSearchAllocator
 from autolabel.competence import Verdict
+from autolabel.format_summary import FORMATTED_NATS
 from autolabel.learning import join_scores
-from autolabel.plan_formats import FORMATTED_NATS
 from autolabel.plan_formula import PlanFormula
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_race import PlanRace, choose_entrants

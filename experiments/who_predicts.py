@@ -10,8 +10,8 @@ import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
 from autolabel.few_shot import adapt
+from autolabel.format_summary import FORMAT_COLUMN
 from autolabel.plan_board import PlanBoard
-from autolabel.plan_formats import FORMAT_COLUMN
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_summary import PlanSummary

@@ -13,10 +13,10 @@ from torch import Tensor, fx, nn
 
 from autolabel.active_sampling import ACTIVE, ActiveSampling
 from autolabel.choice_bench import ChoiceBench
+from autolabel.format_summary import FormatSummarizer
 from autolabel.joint_widths import WidthBench
 from autolabel.learning import join_scores
 from autolabel.plan_criteria import plan_criteria
-from autolabel.plan_formats import FormatSummarizer
 from autolabel.plan_summary import PlanSummarizer
 from autolabel.tables import LabelTable
 from compress.allocation import allocate, check_budget

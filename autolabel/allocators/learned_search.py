@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from autolabel.plan_formats import FormatSummarizer
+from autolabel.format_summary import FormatSummarizer
 from autolabel.plan_labeler import PlanLabeler
 from autolabel.plan_search import PlanSearch
 from autolabel.plan_summary import PlanSummarizer

@@ -212,7 +212,7 @@ def test_of_both_searches_the_plan_that_loses_less_after_its_repair_is_taken(zoo
                      names[1]: ([(0.0, one[0]), (1.0, one[1])], 7.0)}  # fmt: skip
     ranked, macs = runner._measured("both")
     assert [int(mask.argmax()) for mask in ranked] == [0, 1, 2, 3]
-    assert macs == runner._features + 12.0
+    assert macs == runner._statistics_macs + 12.0
     # The best of them race, and a formula's plan.
     entered = []
     monkeypatch.setattr(runner, "_brief_training", lambda mask, steps: (entered.append(int(mask.argmax())) or 1.0, 1.0))

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from autolabel.choice_bench import ChoiceBench
+from autolabel.format_sampling import bits_by_row, sample_formatted_plans
+from autolabel.format_summary import FormatSummarizer
 from autolabel.plan_criteria import plan_criteria
-from autolabel.plan_formats import FormatSummarizer, bits_by_row, sample_formatted_plans
 from autolabel.plan_formula import PlanFormula
 from autolabel.plan_oracle import PlanBench, PlanOracle
 from autolabel.plan_search import PlanSearch
