@@ -14,7 +14,6 @@ from compress.budget import Budget
 from compress.costs import CostTable
 from compress.errors import CompressError
 from compress.plan import CompressionPlan, LayerFormat
-from compress.quantizer import FLOAT_BITS
 from compress.scores import Scores
 from compress.units import UnitTable
 
@@ -63,15 +62,10 @@ class LearnedSearchAllocator:
                                 self._orders(scores), self.measure, self.formats)  # fmt: skip
         n_measured = len(found.losses)
         corrected = f"+{n_measured}" if n_measured else ""
-        layers: dict[str, LayerFormat] = {}
-        rows = None
+        layers, rows = {}, None
         if self.formats is not None and found.bits is not None:
-            rows = self.formats.rows(found.bits)
-            layers = {
-                name: LayerFormat(bits)
-                for name, bits in zip(self.formats.layers, found.bits.tolist(), strict=True)
-                if bits < FLOAT_BITS
-            }
+            bits = zip(self.formats.layers, found.bits.tolist(), strict=True)
+            layers, rows = {name: LayerFormat(own) for name, own in bits}, self.formats.rows(found.bits)
         macs, weight_bytes = costs.total(found.removed, rows)
         return CompressionPlan.removing(
             units, [units.ids[row] for row in np.flatnonzero(found.removed)],
