@@ -84,6 +84,12 @@ class ChoiceBench:
             found = [self.task.loss(self._module(*self.task.inputs(batch)), batch).double() for batch in batches]
         return torch.cat(found).numpy()
 
+    def outputs(self, picks: Sequence[int], batches: Sequence[Batch]) -> Tensor:
+        """`(n_examples, ...)` outputs of the network, see `evaluate`."""
+        self._store(picks)
+        with torch.no_grad():
+            return torch.cat([self._module(*self.task.inputs(batch)) for batch in batches])
+
     def taken(self, picks: np.ndarray) -> np.ndarray:
         """`(n_plans, n_choices)` bool: which choice each of `(n_plans, n_layers)` picks takes, layer by layer."""
         found = np.asarray(picks)[:, :, None] == np.arange(len(self.choices))

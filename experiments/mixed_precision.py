@@ -16,6 +16,7 @@ from autolabel.joint_widths import WidthBench
 from autolabel.measuring import measure
 from autolabel.oracle import Moments
 from autolabel.oracles.layer_choice import LayerChoiceOracle
+from autolabel.pair_terms import LearnedPairs, second_order_pairs
 from compress.allocation import allocate
 from compress.allocator import Constraints
 from compress.allocators.knapsack import KnapsackAllocator
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 _CHUNK = 10
 _BEST = 0.2
 SUM, FISHER, ERROR, BITS, TRUE = "sum", "fisher", "weight_error", "mean_bits", "true"
+SECOND_ORDER, WITH_PAIRS = "gauss_newton", "gauss_newton_pairs"
 
 
 @dataclass(frozen=True)
@@ -137,12 +139,24 @@ class WidthStudy:
             )
             for base, (damage, macs) in bases.items() for n in self.learned for seed in self.seeds
         }  # fmt: skip
+        pairs = second_order_pairs(bench, label)
+        pair_macs = (bench.n_choices + 1) * full
+        learned = {
+            (f"pairs_joint_{n}", seed): (
+                LearnedPairs.fit(fits[f"joint_{n}", seed][0], known[seed][0][:n], known[seed][1][:n],
+                                 len(bench.layers), noise).predict(taken), fits[f"joint_{n}", seed][1]
+            )
+            for n in self.learned for seed in self.seeds
+        }  # fmt: skip
         predicted = {
             (BITS, 0): (-judged_widths.mean(1), 0.0),
             (ERROR, 0): (taken @ bench.storing_error(), 0.0),
             (FISHER, 0): (taken @ fisher, 3 * full),
             (SUM, 0): (taken @ harmful, table.forward_macs),
+            (SECOND_ORDER, 0): (taken @ np.diag(pairs), pair_macs),
+            (WITH_PAIRS, 0): (np.einsum("pi,ij,pj->p", taken, pairs, taken), pair_macs),
             **{key: (fit.predict(taken), macs) for key, (fit, macs) in fits.items()},
+            **learned,
         }
         names = ["-".join(map(str, widths)) for widths in judged_widths]
         sizes = [weight_bytes(structure, costs, dict(zip(bench.layers, w, strict=True))) for w in judged_widths]
@@ -222,7 +236,7 @@ def summarize_widths(rows: Sequence[WidthRow]) -> list[dict[str, Any]]:
 
 
 def _in_nats(predictor: str) -> bool:
-    return predictor == SUM or "joint" in predictor
+    return predictor in (SUM, SECOND_ORDER, WITH_PAIRS) or "joint" in predictor
 
 
 def _quality(rows: Sequence[WidthRow]) -> tuple[float, float, float]:

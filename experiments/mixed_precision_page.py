@@ -12,6 +12,8 @@ _ABOUT = {
     "mean_bits": "mean width",
     "weight_error": "rounding error of each weight tensor over its energy, added",
     "fisher": "rounding error times half the empirical Fisher diagonal, added (HAWQ-style)",
+    "gauss_newton": "second-order expansion of the loss in what each layer and width changes of the outputs, added",
+    "gauss_newton_pairs": "the same with the terms of pairs of layers (CLADO's, arXiv:2307.05657)",
     "sum": "measured damage of each layer and width alone, added",
     "true": "learned from the judged configurations themselves",
 }
@@ -19,8 +21,9 @@ _TRUE = "true"
 _NOTE = """Every layer of the trained ResNet-20 takes 8, 6, 4, 3 or 2 bits at random; weights are rounded per channel,
 activations stay float, nothing is trained. `joint_N` and `fisher_joint_N` are `autolabel.joint_damage`: the damages of
 `sum` or of `fisher`, each with its weight, added and raised to a power, learned from N other random configurations
-measured on label examples (three draws of them; the spread is over these). Judged on test examples that no predictor
-saw. The dense network knows its label examples by heart, so predicted nats are on another scale than test nats; order
+measured on label examples (three draws of them; the spread is over these); `pairs_joint_N` adds a learned term for
+each pair of layers to the logarithm of `joint_N`. Judged on test examples that no predictor saw. The dense network
+knows its label examples by heart, so predicted nats are on another scale than test nats; order
 is what is compared, and the factor 1.5 is given for what it is. For comparison, with other networks and spaces: EMQ
 (Dong et al. 2023, arXiv:2307.10554) reports .79 over all and .43 within the best fifth on ResNet-18."""
 
@@ -105,7 +108,8 @@ def _about(name: str) -> str:
     if "joint" not in name:
         return _ABOUT[name]
     number = name.rpartition("_")[2]
-    return f"{'fisher' if name.startswith('fisher') else 'sum'}, learned with {number} configurations"
+    base = {"fisher": "fisher", "pairs": "sum and pairs of layers"}.get(name.partition("_")[0], "sum")
+    return f"{base}, learned with {number} configurations"
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -18,7 +18,7 @@ MODULES = {
 # it changes, and what needs none of it can be used without it.
 CONFINED = {
     "lightgbm": ("autolabel.unit_labelers.", "autolabel.labelers.", "autolabel.plan_labelers.", "autolabel.evaluation"),
-    "sklearn": ("autolabel.labelers.", "autolabel.evaluation", "experiments.data."),
+    "sklearn": ("autolabel.labelers.", "autolabel.evaluation", "autolabel.pair_terms", "experiments.data."),
     "hydra": ("experiments.",),
     "omegaconf": ("experiments.",),
     "wandb": ("experiments.trackers.wandb",),

@@ -65,7 +65,8 @@ def test_every_predictor_has_a_row_for_every_configuration(found):
     folder, rows, chosen = found
     counts = {name: sum(row.predictor == name for row in rows) for name in {row.predictor for row in rows}}
     assert counts == {"mean_bits": 24, "weight_error": 24, "fisher": 24, "sum": 24, "joint_10": 48, "joint_15": 48,
-                      "fisher_joint_10": 48, "fisher_joint_15": 48}  # fmt: skip
+                      "fisher_joint_10": 48, "fisher_joint_15": 48, "pairs_joint_10": 48, "pairs_joint_15": 48,
+                      "gauss_newton": 24, "gauss_newton_pairs": 24}  # fmt: skip
     cost = {row.predictor: row.label_cost_forward_macs for row in rows}
     assert cost["mean_bits"] == 0 < cost["sum"] < cost["joint_10"] < cost["joint_15"]
     assert len(chosen) == 2 * (2 + 4 * 2 + 1)
