@@ -1,8 +1,8 @@
 """The order of the test files, and what is done once for all of them."""
 
-import copy
 import functools
 import gc
+import pickle
 
 import pytest
 
@@ -36,11 +36,15 @@ def configurations_are_composed_once():
     two thirds of the time, hundreds of times."""
     try:
         from hydra._internal import defaults_list
-        from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
         from hydra._internal.hydra import Hydra
+        from hydra._internal.sources_registry import SourcesRegistry
+        from hydra.core.plugins import Plugins
 
-        build, parse = defaults_list._create_interpolation_map, ImportlibResourcesConfigSource._read_config
-    except (ImportError, AttributeError):  # where Hydra does so otherwise, tests take longer
+        Plugins.instance()
+        # Not the class that an import finds: plugins are loaded once more, beside the modules that are imported.
+        source = SourcesRegistry.instance().resolve("pkg")
+        build, parse = defaults_list._create_interpolation_map, source._read_config
+    except (ImportError, AttributeError, ValueError):  # where Hydra does so otherwise, tests take longer
         yield
         return
 
@@ -53,11 +57,11 @@ def configurations_are_composed_once():
     def read_config(self, file):
         key = self.provider, self.path, file.name, file.read_bytes()
         if key not in parsed:
-            parsed[key] = parse(self, file)
-        return copy.deepcopy(parsed[key])
+            parsed[key] = pickle.dumps(parse(self, file))
+        return pickle.loads(parsed[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ImportlibResourcesConfigSource, "_read_config", read_config)
+        patch.setattr(source, "_read_config", read_config)
         patch.setattr(defaults_list, "_create_interpolation_map", build_if_read)
         patch.setattr(Hydra, "get_mode", lambda self, config_name, overrides: None)
         yield

@@ -21,7 +21,7 @@ from compress.packing import PackedFile, write_packed
 from compress.plan import CompressionPlan, LayerFormat
 from compress.quantization import prepare_quantized
 from compress.quantizers.minmax import MinMaxQuantizer
-from compress.structure import find_units
+from compress.structure import Structure, analyze, find_units
 
 
 class Net(nn.Module):
@@ -53,6 +53,12 @@ def x() -> Tensor:
 
 
 @pytest.fixture(scope="module")
+def other(x) -> Structure:
+    """A network of the same architecture with weights of its own, traced once; what is loaded is a copy."""
+    return analyze(_net(seed=7), x)
+
+
+@pytest.fixture(scope="module")
 def plan(x) -> CompressionPlan:
     units = find_units(_net(), x)
     names = [unit for unit, kind in zip(units.ids, units.kind, strict=True) if kind == "layer"]
@@ -69,7 +75,9 @@ def floats(plan) -> CompressionPlan:
     return CompressionPlan(remove_channels=plan.remove_channels, fingerprint=plan.fingerprint)
 
 
-def _forms(x, plan, floats):
+@pytest.fixture(scope="module")
+def forms(x, plan, floats):
+    """Form -> a network and its plan; tests leave them as they are."""
     small = apply_plan(_net(), floats, x)
     low = prepare_quantized(small, plan, [(x,)], MinMaxQuantizer())
     run_time = replace(plan, activation_ranges="dynamic")
@@ -79,11 +87,11 @@ def _forms(x, plan, floats):
 
 
 @pytest.mark.parametrize("form", ["float", "folded", "low", "dynamic"])
-def test_loading_gives_the_same_outputs_byte_for_byte(form, x, plan, floats, tmp_path):
-    module, written = _forms(x, plan, floats)[form]
+def test_loading_gives_the_same_outputs_byte_for_byte(form, x, forms, other, tmp_path):
+    module, written = forms[form]
     expected = module.eval()(x)
     save_artifact(tmp_path, module, written, x)
-    loaded = load_artifact(tmp_path, _net(seed=7))
+    loaded = load_artifact(tmp_path, other)
     assert torch.equal(loaded(x), expected)
     assert not loaded.training
     values = dict(loaded.named_parameters(remove_duplicate=False))
@@ -94,15 +102,15 @@ def test_loading_gives_the_same_outputs_byte_for_byte(form, x, plan, floats, tmp
 
 @pytest.mark.parametrize("coder", ["auto", "context", "range", "none"])
 @pytest.mark.parametrize("form", ["float", "folded", "low", "dynamic"])
-def test_one_packed_file_gives_the_same_outputs(form, coder, x, plan, floats, tmp_path):
-    module, written = _forms(x, plan, floats)[form]
+def test_one_packed_file_gives_the_same_outputs(form, coder, x, forms, other, tmp_path):
+    module, written = forms[form]
     expected = module.eval()(x)
     save_artifact(tmp_path / "a", module, written, x)
     told = pack_artifact(tmp_path / "a", coder)
     verify_artifact(tmp_path / "a")
     # It needs nothing beside it; the folder is no longer whole without it.
     packed = (tmp_path / "a" / "weights.packed").rename(tmp_path / "alone")
-    loaded = load_artifact(packed, _net(seed=7))
+    loaded = load_artifact(packed, other)
     assert torch.equal(loaded(x), expected)
     values = dict(loaded.named_parameters(remove_duplicate=False))
     if "again.weight" in values:
@@ -218,13 +226,13 @@ def test_names_of_model_and_data_are_told_and_what_follows_from_them_is_not(x, f
 
 
 @pytest.mark.parametrize("by_place", [False, True])
-def test_a_packed_file_is_packed_anew_with_the_same_content(x, plan, floats, by_place, tmp_path):
-    for name, (module, written) in _forms(x, plan, floats).items():
+def test_a_packed_file_is_packed_anew_with_the_same_content(x, forms, other, by_place, tmp_path):
+    for name, (module, written) in forms.items():
         folder = tmp_path / name
         save_artifact(folder, module, written, x, {"layout": "NCHW"}, ("a", "b"))
-        pack_artifact(folder, about={"model": "m"}, base_model=_net(seed=2) if by_place else None)
-        told = repack_artifact(folder / "weights.packed", tmp_path / "anew.packed", _net(seed=3))
-        first, second = (load_artifact(path, _net(seed=4)) for path in (folder, tmp_path / "anew.packed"))
+        pack_artifact(folder, about={"model": "m"}, base_model=other if by_place else None)
+        told = repack_artifact(folder / "weights.packed", tmp_path / "anew.packed", other)
+        first, second = (load_artifact(path, other) for path in (folder, tmp_path / "anew.packed"))
         assert torch.equal(first(x), second(x))
         about = PackedFile(tmp_path / "anew.packed").about
         assert (about["about"], about["class_names"], about["input"]) == (
@@ -236,8 +244,8 @@ def test_a_packed_file_is_packed_anew_with_the_same_content(x, plan, floats, by_
         assert {entry.name for entry in told} == set(json.loads((folder / "manifest.json").read_text())["tensors"])
 
 
-def test_a_packed_file_of_places_is_refused_for_other_layers(x, plan, floats, tmp_path):
-    module, written = _forms(x, plan, floats)["low"]
+def test_a_packed_file_of_places_is_refused_for_other_layers(x, forms, tmp_path):
+    module, written = forms["low"]
     save_artifact(tmp_path, module, written, x)
     with pytest.raises(CompressError, match="is no layer of this model"):
         pack_artifact(tmp_path, base_model=nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU()))
@@ -319,8 +327,8 @@ def test_a_small_file_is_nearly_all_weights(scattered, by_place, most, tmp_path)
     assert torch.equal(load_artifact(tmp_path / "weights.packed", LeNet())(images), model.eval()(images))
 
 
-def test_quantised_weights_take_their_bits(x, plan, floats, tmp_path):
-    module, written = _forms(x, plan, floats)["low"]
+def test_quantised_weights_take_their_bits(x, forms, tmp_path):
+    module, written = forms["low"]
     manifest = save_artifact(tmp_path, module, written, x, {"layout": "NCHW"}, ("a", "b", "c"))
     stored = load_file(tmp_path / "model.safetensors")
     assert manifest["input"] == {"layout": "NCHW"}
@@ -341,8 +349,8 @@ def test_formats_of_a_float_module_warn(x, plan, tmp_path):
 
 
 @pytest.fixture
-def saved(x, plan, floats, tmp_path):
-    module, written = _forms(x, plan, floats)["float"]
+def saved(x, forms, tmp_path):
+    module, written = forms["float"]
     save_artifact(tmp_path, module, written, x)
     return tmp_path
 

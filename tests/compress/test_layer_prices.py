@@ -149,9 +149,13 @@ def a_conv_net():
 X = torch.zeros(1, 3, 8, 8)
 
 
-def planned(net, choices, removed=(), number_format=SYMMETRIC):
-    """`(structure, prices' costs by name, plan)` when the layers take these choices and the units are removed."""
-    structure = compress.analyze(net, X)
+@pytest.fixture(scope="module")
+def structure(net):
+    return compress.analyze(net, X)
+
+
+def planned(structure, choices, removed=(), number_format=SYMMETRIC):
+    """`(prices' costs by name, plan)` when the layers take these choices and the units are removed."""
     costs = compress.unit_costs(structure)
     taken = {name: choice_of(choice) for name, choice in choices.items()}
     own = tuple(dict.fromkeys(taken.values()))
@@ -171,21 +175,20 @@ def planned(net, choices, removed=(), number_format=SYMMETRIC):
             ))  # fmt: skip
     plan = CompressionPlan.removing(structure.units, removed, layer_formats=formats)
     mask = plan.removed_mask(structure.units)
-    return structure, {name: prices.total(name, costs, mask, column) for name in prices.product}, plan
+    return {name: prices.total(name, costs, mask, column) for name in prices.product}, plan
 
 
 @pytest.mark.parametrize("removed", [(), tuple(f"2:out[{i}]" for i in range(8))])
 @pytest.mark.parametrize("rank", ["r0.7", "r0.2", "s0.7", "s0.2"])
-def test_macs_and_weights_of_ranks_are_those_of_the_divided_model(net, rank, removed):
-    structure, predicted, plan = planned(net, dict.fromkeys(("0", "2", "5"), f"32bit_{rank}"), removed)
-    low = factorize_plan(compress.apply_plan(net, plan, X), plan)
+def test_macs_and_weights_of_ranks_are_those_of_the_divided_model(structure, rank, removed):
+    predicted, plan = planned(structure, dict.fromkeys(("0", "2", "5"), f"32bit_{rank}"), removed)
+    low = factorize_plan(compress.apply_plan(structure, plan), plan)
     assert predicted["macs"] == pytest.approx(count_macs(low, X), rel=1e-12)
     assert predicted["macs"] < count_macs(structure)
     assert predicted["weight_bytes"] == pytest.approx(4 * sum(p.numel() for p in low.parameters()), rel=1e-12)
 
 
-def test_the_useful_rank_is_the_last_that_saves_macs_and_weights(net):
-    structure = compress.analyze(net, X)
+def test_the_useful_rank_is_the_last_that_saves_macs_and_weights(structure):
     module, seen = structure.traced.module, 0
     for scheme in SCHEMES:
         for name, split in find_splits(module, scheme)[0].items():
@@ -224,9 +227,13 @@ def test_coded_bits_are_the_entropy_of_the_symbols():
         (("8bit", "4bit_d0.5", "3bit", "8bit"), 12),
     ],
 )
-def test_coded_bytes_are_those_of_the_packed_file(net, choices, removed, tmp_path):
-    size, predicted = packed(net, choices, [f"2:out[{i}]" for i in range(removed)], SYMMETRIC, tmp_path)
+def test_coded_bytes_are_those_of_the_packed_file(structure, choices, removed, tmp_path):
+    removed = [f"2:out[{i}]" for i in range(removed)]
+    size, predicted, low = packed(structure, choices, removed, SYMMETRIC, tmp_path)
     assert size == pytest.approx(predicted, rel=0.03)
+    x = torch.randn(2, 3, 8, 8)
+    for path in (tmp_path, tmp_path / "weights.packed"):
+        assert compress.load_artifact(path, structure)(x).equal(low(x))
 
 
 @pytest.mark.parametrize(
@@ -242,16 +249,16 @@ def test_coded_bytes_are_those_of_the_packed_file(net, choices, removed, tmp_pat
         (NumberFormat("bfloat16"), 1.3),
     ],
 )
-def test_what_is_priced_is_what_is_stored(net, number_format, most, tmp_path):
-    size, predicted = packed(net, ("8bit", "4bit_d0.25", "4bit_r0.3", "3bit"), (), number_format, tmp_path)
+def test_what_is_priced_is_what_is_stored(structure, number_format, most, tmp_path):
+    size, predicted, _ = packed(structure, ("8bit", "4bit_d0.25", "4bit_r0.3", "3bit"), (), number_format, tmp_path)
     assert 0.99 * size <= predicted <= most * size
 
 
-def packed(net, choices, removed, number_format, folder):
-    """Bytes of the file of a network whose layers take these choices, and what they were priced at."""
+def packed(structure, choices, removed, number_format, folder):
+    """Bytes of the file of a network whose layers take these choices, what they were priced at, and that network."""
     choices = dict(zip(("0", "2", "5", "7"), choices, strict=True))
-    structure, predicted, plan = planned(net, choices, removed, number_format)
-    low = factorize_plan(compress.apply_plan(net, plan, X), plan)
+    predicted, plan = planned(structure, choices, removed, number_format)
+    low = factorize_plan(compress.apply_plan(structure, plan), plan)
     with torch.no_grad():
         for name, layer_format in part_formats(plan).items():
             weight = low.get_parameter(f"{name}.weight")
@@ -259,10 +266,7 @@ def packed(net, choices, removed, number_format, folder):
     low = compress.prepare_quantized(low, plan, [], MinMaxQuantizer(), reduce_range=False)
     compress.save_artifact(folder, low, plan, X)
     compress.pack_artifact(folder)
-    x = torch.randn(2, 3, 8, 8)
-    for path in (folder, folder / "weights.packed"):
-        assert compress.load_artifact(path, structure)(x).equal(low(x))
-    return (folder / "weights.packed").stat().st_size, predicted["coded_bytes"]
+    return (folder / "weights.packed").stat().st_size, predicted["coded_bytes"], low
 
 
 class Tokens(nn.Module):
