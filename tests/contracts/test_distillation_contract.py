@@ -1,6 +1,7 @@
 """What holds of every distillation in `compress.distillations`, found by walking the package."""
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import json
@@ -15,7 +16,7 @@ from torch import nn
 
 import compress.distillations
 import conf
-from compress import ArtifactError, ClassificationTask, CompressionPlan, apply_plan, find_units
+from compress import ArtifactError, ClassificationTask, CompressionPlan, analyze, apply_plan
 from compress.distillation import Distillation
 from compress.distiller import Distiller
 from compress.finetuning import finetune_
@@ -61,13 +62,17 @@ def batch(seed):
     return torch.randn(8, 2, 6, 6, generator=generator), torch.randint(0, 3, (8,), generator=generator)
 
 
+@functools.cache
+def traced():
+    return analyze(make_model(1).eval(), batch(0)[0])
+
+
 def make_student(kind):
     """A traced, pruned network; a smaller one; or a twin of the teacher."""
     if kind == "pruned":
-        model = make_model(1)
-        units = find_units(model.eval(), batch(0)[0])
+        units = traced().units
         gone = [unit for unit in units.ids if unit.endswith(("[0]", "[3]")) and "out" in unit]
-        return apply_plan(model, CompressionPlan.removing(units, gone), batch(0)[0]).train()
+        return apply_plan(traced(), CompressionPlan.removing(units, gone)).train()
     return make_model(1, 4 if kind == "narrow" else 6)
 
 
