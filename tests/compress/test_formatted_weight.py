@@ -1,6 +1,7 @@
 """Stored formats in a traced module: simulated, trained, saved, loaded in a fresh process, baked, exported."""
 
 import copy
+import functools
 import json
 import logging
 import subprocess
@@ -78,9 +79,19 @@ def thin(net: nn.Module, names=("4",)) -> nn.Module:
     return net
 
 
+@functools.cache
+def thinned():
+    return analyze(thin(make_net()), inputs())
+
+
+@functools.cache
+def other():
+    """A network of the same architecture with weights of its own; what is loaded is a copy."""
+    return analyze(make_net(7), inputs())
+
+
 def prepared(formats, net=None, trained=False, activation_bits=None, quantizer=None):
-    net = thin(make_net()) if net is None else net
-    traced = analyze(net, inputs()).traced.module
+    traced = (thinned() if net is None else analyze(net, inputs())).traced.module
     plan = CompressionPlan(layer_formats=formats, activation_bits=activation_bits)
     quantizer = quantizer or MseQuantizer(steps=10)
     return prepare_quantized(traced, plan, [(inputs(),)], quantizer, trained_ranges=trained).eval(), plan
@@ -131,15 +142,14 @@ def test_saved_packed_baked_and_copied_it_computes_the_same_bit_for_bit(label, t
     stored = load_file(tmp_path / "model.safetensors")
     assert manifest["weight_bytes"] == sum(value.nbytes for value in stored.values())
     assert "4.weight_format.kept" not in stored
-    fresh = make_net(7)
-    loaded = load_artifact(tmp_path, fresh)
+    loaded = load_artifact(tmp_path, other())
     assert torch.equal(loaded(x), expected)
     assert not formatted_weights(loaded)
     told = {entry.name: entry for entry in pack_artifact(tmp_path)}
-    assert torch.equal(load_artifact(tmp_path / "weights.packed", fresh)(x), expected)
+    assert torch.equal(load_artifact(tmp_path / "weights.packed", other())(x), expected)
     assert told["4.weight"].values == 120
     if FORMATS[label].density < 1:
-        zero = fresh.get_submodule("4").weight.new_zeros(())
+        zero = torch.zeros(())
         kept = thin(make_net()).get_submodule("4").weight != 0
         assert (loaded.get_parameter("4.weight")[~kept] == zero).all() or FORMATS[label].on_integers
 
@@ -203,12 +213,12 @@ def test_a_damaged_format_is_named(tmp_path):
         manifest["tensors"]["4.weight"]["format"][key] = value
         path.write_text(json.dumps(manifest))
         with pytest.raises(ArtifactError):
-            load_artifact(tmp_path, make_net())
+            load_artifact(tmp_path, other())
     manifest = json.loads(sound)
     manifest["tensors"]["4.weight"]["format"]["parameters"]["centroids"] = "elsewhere"
     path.write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="'elsewhere'"):
-        load_artifact(tmp_path, make_net())
+        load_artifact(tmp_path, other())
 
 
 class Tied(nn.Module):
@@ -326,7 +336,7 @@ def test_masks_of_integer_layers_hold_and_stay_on_integers(tmp_path):
     assert (module.get_parameter("4.weight").grad[~kept] == 0).all()
     manifest = save_artifact(tmp_path, module.eval(), plan, inputs())
     assert manifest["tensors"]["4.weight"]["bits"] == 4
-    assert torch.equal(load_artifact(tmp_path, make_net(2))(inputs()), module(inputs()))
+    assert torch.equal(load_artifact(tmp_path, other())(inputs()), module(inputs()))
     export_onnx(module, inputs(), tmp_path / "model.onnx")
     kinds = {initializer.data_type for initializer in onnx.load(tmp_path / "model.onnx").graph.initializer}
     assert onnx.TensorProto.INT4 in kinds or onnx.TensorProto.INT8 in kinds
