@@ -1,6 +1,7 @@
 """What holds of every penalty in `compress.penalties`, found by walking the package."""
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import json
@@ -16,6 +17,7 @@ from torch import nn
 import compress.penalties
 import conf
 from compress import ArtifactError, ClassificationTask, CompressError
+from compress.attributes import copy_traced
 from compress.finetuning import finetune_
 from compress.graph import trace
 from compress.training_hook import PreparingHook, TrainingHook
@@ -60,12 +62,17 @@ def batch(seed):
 BATCHES = [batch(seed) for seed in range(4)]
 
 
-def make_model(traced, seed=0):
+@functools.cache
+def made(traced, seed):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.2),
                               nn.Flatten(), nn.Linear(24, 3))  # fmt: skip
-    return trace(model.eval(), batch(0)[0]).module.train() if traced else model
+    return trace(model.eval(), batch(0)[0]).module if traced else model
+
+
+def make_model(traced, seed=0):
+    return copy_traced(made(traced, seed)).train()
 
 
 def prepared(penalty, model):
