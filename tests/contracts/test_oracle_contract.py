@@ -60,6 +60,12 @@ def a_small_net_with_norm_and_dropout():
     return model, batches
 
 
+@pytest.fixture(scope="module")
+def structure(case):
+    model, batches = case
+    return analyze(model, batches[0][0])
+
+
 def rows_of(structure, oracle):
     return np.flatnonzero(structure.units.removable == (oracle.kind == "removable"))
 
@@ -98,9 +104,8 @@ class TestOracle:
         config = Path(conf.__file__).parent / "oracle" / f"{kind.name}.yaml"
         assert f"_target_: {kind.__module__}.{kind.__name__}\n" in config.read_text(encoding="utf-8")
 
-    def test_measures_every_unit_and_choice_once(self, kind, case):
-        model, batches = case
-        oracle, structure = made(kind), analyze(model, batches[0][0])
+    def test_measures_every_unit_and_choice_once(self, kind, case, structure):
+        oracle, batches = made(kind), case[1]
         rows = rows_of(structure, oracle)
         found = list(oracle.measure(structure, Replay(structure, TASK, batches), rows))
         assert all(isinstance(m, Measurement) for m in found)
@@ -113,9 +118,8 @@ class TestOracle:
             assert 0 < m.forward_macs <= m.naive_macs
         assert list(oracle.measure(structure, Replay(structure, TASK, batches), rows[:0])) == []
 
-    def test_order_and_company_of_units_change_nothing(self, kind, case):
-        model, batches = case
-        oracle, structure = made(kind), analyze(model, batches[0][0])
+    def test_order_and_company_of_units_change_nothing(self, kind, case, structure):
+        oracle, batches = made(kind), case[1]
         rows = rows_of(structure, oracle)
         together = {(m.unit_id, m.choice): m.damage
                     for m in oracle.measure(structure, Replay(structure, TASK, batches), rows[::-1])}  # fmt: skip
