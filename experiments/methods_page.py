@@ -16,9 +16,9 @@ _MEASURED = """What they did was measured on scikit-learn's digits ({command}): 
 one plan for all of them, seed {seed}. Without any override the plan comes to {metric:.2f} % in {file_bytes:,} bytes. It
 is one seed, and a point is four of the 400 test images: differences of a point say nothing. Masks keep a quarter of the
 weights where nothing else is asked for, on top of the plan and in as short a training; a method at its best needs
-settings of its own. L1 and the group lasso are asked for with a strength that shows in the 200 steps here; gates of
-L0, scales of batch norms and weights drawn to their formats hardly move in so few. Rows were added over time, and
-headers of their files differ by up to 60 bytes. The raw table is `results/methods/raw.csv`.
+settings of its own. L1, the group lasso and L0 are asked for with settings that show in the 200 steps here (L0 also
+with another learning rate); scales of batch norms and weights drawn to their formats hardly move in so few. The raw
+table is `results/methods/raw.csv`.
 """
 
 

@@ -42,6 +42,7 @@ RANKS = "quantize.ranks=[0.25,0.5,0.75] budget.macs=0.25"
 SPATIAL = f"factorizer=spatial {RANKS}"
 DENSITIES = "quantize.densities=[1.0,0.5,0.25] budget.coded_bytes=0.015"
 NARROWER = "distillation=attention model@student=digits_cnn student.widths=[8,16,16]"
+GATES = "penalty=l0 penalty.strength=1e-3 penalty.initial=0.5 finetune.lr=1e-2"
 BIT_OPERATIONS = "budget.bit_operations=0.01"
 INSTEAD = {
     "rounding=adaround quantize.epochs=0": ["rounding.steps=20"],
@@ -55,7 +56,7 @@ INSTEAD = {
 METHODS = {method.name: method for method in catalogue()}
 # Two runs of each of these must agree in every byte: something is drawn at random in them, or they train otherwise.
 RANDOM = [
-    "penalty=l0", "sparsify.by=labeler", "sparsify.rewind=weights", "rounding=adaround quantize.epochs=0",
+    GATES, "sparsify.by=labeler", "sparsify.rewind=weights", "rounding=adaround quantize.epochs=0",
     "recovery.data_free=true", "model@student=digits_mlp", "distillation=relation", "quantize.scheme=codebook",
     "quantize.trained_ranges=true", "sparsify.update=sweep", RANKS,
 ]  # fmt: skip

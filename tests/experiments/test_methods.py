@@ -93,5 +93,5 @@ def test_the_page_tells_what_is_known():
     assert "comes to 98.25 % in 23,464 bytes" in page
     (line,) = (line for line in page.splitlines() if line.startswith("| `penalty=l1 penalty.strength=1e-3` |"))
     assert line.endswith("| 97.50 | 0.88 | 23,464 |")
-    (line,) = (line for line in page.splitlines() if line.startswith("| `penalty=l0` |"))
+    (line,) = (line for line in page.splitlines() if line.startswith("| `penalty=bn_l1` |"))
     assert line.endswith("|  |  |  |")
