@@ -183,6 +183,8 @@ _SETTINGS = (
      "compress.allocators.KnapsackAllocator"),
     (RANKS, "quantize.densities=[1.0,0.5,0.25] budget.coded_bytes=0.015",
      "A layer may keep a part of its weights, decided together with its bits.", "autolabel.oracles.LayerChoiceOracle"),
+    (RANKS, "quantize.schemes=[power_of_two,codebook] budget.coded_bytes=0.015",
+     "Each layer has the number format that loses least for its bytes.", "autolabel.oracles.LayerChoiceOracle"),
     (RANKS, "budget.bit_operations=0.01",
      "Products of the bits of weights and activations are bounded too, beside MACs and bytes.",
      "compress.budget.Budget"),

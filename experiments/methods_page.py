@@ -9,8 +9,9 @@ _ABOUT = """# Methods
 
 Every way to make a network smaller, by the override that asks for it:
 `python -m experiments.run experiment=quickstart OVERRIDE`. Where there are several, the first says what it is and the
-others make room for it. Whatever is combined, the artifact ends as one entropy-coded file. Written by
-`scripts/write_docs.py`.
+others make room for it. Whatever is combined, the artifact ends as one entropy-coded file. One bit is
+`quantize.scheme=binary`; the symmetric, affine and codebook formats have it from Python. Masks are ordered by weight
+scores or the labeler; criteria of channels order what is removed. Written by `scripts/write_docs.py`.
 """
 _MEASURED = """What they did was measured on scikit-learn's digits ({command}): one dense network of {dense:.2f} % and
 one plan for all of them, seed {seed}. Without any override the plan comes to {metric:.2f} % in {file_bytes:,} bytes. It

@@ -32,8 +32,8 @@ examples; `all/finals` does so with the plans of all methods, at the price of tr
 `both/race`, where they are, are what a run does by default, but with searches half as long: of one search of the
 labeler and one of the formula the favourite that loses less after its repair, and a race of two favourites of the
 labeler, one of the formula and five plans of criteria. On the boards of the zoo they were measured in a run of
-their own, see the last section; in the first table `all/finals` chose, and paid, among two more plans (of an
-earlier rule for who leads), of which none was its best."""
+their own, see "Searches that measure plans"; in the first table `all/finals` chose, and paid, among two more plans (of
+an earlier rule for who leads), of which none was its best."""
 _TRAINED = """The labeler is the one that ships with the package, which saw nothing of these data; without six of the
 seven methods that came last above (`results/no_regret/trained_*.csv`). ResNet-20 is trained for 128 steps at a rate of
 0.005, since at 0.02 the training of some plans broke. Methods that were not measured
@@ -45,11 +45,13 @@ corrects the judge (a Gaussian process over the numbers of plans), their childre
 loses least after the repair is taken. 64 plans are measured (or `job.measured`), none is trained; their repairs are the
 label cost. In `.../measured_race` the three best of them stand where `.../race` has favourites of searches. A run does
 so on its label examples (`compare.search_plans`), here validation examples were taken too. All methods ran anew, on
-networks that were built again on another machine. `measured_refitted.csv` has the boards of the first table, with a
+networks that were built again on another machine; fifteen of the 22 zoo boards of `measured_zoo.csv` have another
+budget than in the first table. `measured_refitted.csv` has the boards of the first table, with a
 labeler that learned what a plan loses after the refit alone (`job.truth=refitted`); the one that ships learned what is
 lost after the fine-tuning, and of it only ResNet-20's table tells what measuring adds."""
 _FORMATTED = """Here the budget is bytes, and what stays is stored in 2 to 8 bits, rounded after the repair and trained
-on as rounded weights; boards and networks as above, another run. `refit_loss/search` and `labeler/search` search what
+on as rounded weights; another run, on networks of a part of the zoo that was built on another machine (names end at
+173), so that six of the 16 are not those above. `refit_loss/search` and `labeler/search` search what
 goes *and* the bits of each layer in one evolution, led by a formula (the error in nats that the refit leaves, and what
 rounding adds to it: squared error times half the diagonal of the empirical Fisher matrix) or by a labeler that learned
 from 102 networks with 16 such plans each, blind to the family and the task it is judged on.

@@ -10,7 +10,6 @@ from omegaconf import MISSING
 
 # Fraction of the weights that masks keep where nothing else is said.
 DENSITY = 0.25
-# Weights with one scale where only the granularity is said: a float32 scale adds half a bit to each.
 
 
 @dataclass
@@ -124,6 +123,7 @@ class CompareSettings:
             "magnitude",
             "taylor/mac",
             "second_order/mac",
+            "reconstruction/mac",
             "plans/search",
             "refit_loss/search",
         ]

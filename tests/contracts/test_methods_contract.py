@@ -41,6 +41,7 @@ TINY = [
 RANKS = "quantize.ranks=[0.25,0.5,0.75] budget.macs=0.25"
 SPATIAL = f"factorizer=spatial {RANKS}"
 DENSITIES = "quantize.densities=[1.0,0.5,0.25] budget.coded_bytes=0.015"
+SCHEMES = "quantize.schemes=[power_of_two,codebook] budget.coded_bytes=0.015"
 NARROWER = "distillation=attention model@student=digits_cnn student.widths=[8,16,16]"
 GATES = "penalty=l0 penalty.strength=1e-3 penalty.initial=0.5 finetune.lr=1e-2"
 BIT_OPERATIONS = "budget.bit_operations=0.01"
@@ -66,7 +67,7 @@ EXPORTED = [
     "quantize.granularity=tensor", "quantize.scheme=codebook quantize.granularity=tensor",
     "quantize.granularity=group quantize.group_size=16", "quantize.trained_ranges=true",
     "quantize.activation_ranges=dynamic", "quantize.activation_bits=null", "pattern=n_of_m", "sparsify.update=sweep",
-    "model@student=digits_mlp", RANKS, SPATIAL,
+    "model@student=digits_mlp", RANKS, SPATIAL, SCHEMES,
 ]  # fmt: skip
 
 

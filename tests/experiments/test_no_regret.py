@@ -122,6 +122,13 @@ def test_a_labeler_saw_nothing_like_its_board(zoo, bank, tmp_path, monkeypatch):
     assert [found[1:] for found in seen] == [names[2:], names[2:], names[:2], names[:2], names[2:]]
     assert [found[0] for found in seen] == ["finetuned"] * 4 + ["refitted"]
     assert {board.network for board in boards_of(LabelBank.load(bank), MOMENTS)} == set(names)
+    # A network of no zoo: tasks of the same data are left out, as those of MNIST are for LeNet-5.
+    lenet5 = no_regret.BOARD_NETWORKS["lenet5"]
+    assert lenet5.shares_data_with == ("small_mnist",)
+    monkeypatch.setitem(no_regret.BOARD_NETWORKS, "lenet5", dataclasses.replace(lenet5, shares_data_with=("digits",)))
+    (board,) = trained_boards(("lenet5",), (0.5,))
+    fit_for(board, settings_of(zoo, bank), tmp_path)
+    assert seen[-1][1:] == names[:2]
 
 
 def test_every_method_has_a_row_and_nothing_is_done_twice(zoo, bank, tmp_path, monkeypatch):
