@@ -93,11 +93,13 @@ def write_page(rows: Sequence[CurveRow]) -> str:
         dense = fmean({row.seed: row.dense for row in own}.values())
         page += [f"## {network}", "", f"Dense: {dense:.2f} ({own[0].metric_name}), "
                  f"{own[0].dense_bytes:,} bytes. Seeds: {', '.join(map(str, seeds))}.", "",
-                 "| arm | times smaller | bytes | metric | sd |", "|---|---|---|---|---|"]  # fmt: skip
+                 "| arm | times smaller | bytes | metric | sd | seeds |", "|---|---|---|---|---|---|"]  # fmt: skip
         for arm, of_arm in _grouped(own, lambda row: row.arm):
             for mean in _points(of_arm):
+                spread = f"{mean.deviation:.2f}" if mean.seeds > 1 else "-"
                 page.append(
-                    f"| {arm} | {mean.ratio:.1f} | {mean.file_bytes:,.0f} | {mean.metric:.2f} | {mean.spread} |"
+                    f"| {arm} | {mean.ratio:.1f} | {mean.file_bytes:,.0f} | {mean.metric:.2f} | {spread} | "
+                    f"{mean.seeds} |"
                 )
         page += ["", *_at_equal_bytes(own), *_chosen(own)]
     return "\n".join(page).rstrip() + "\n"
@@ -207,7 +209,7 @@ class CurvePoint:
     file_bytes: float
     metric: float
     deviation: float
-    spread: str
+    seeds: int
     error: float | None
 
 
@@ -216,9 +218,8 @@ def _points(rows: Sequence[CurveRow]) -> list[CurvePoint]:
     for _, own in _grouped(rows, lambda row: row.point):
         metrics = [row.metric for row in own]
         deviation = stdev(metrics) if len(metrics) > 1 else 0.0
-        few = "" if len(metrics) == len({row.seed for row in rows}) else f" ({len(metrics)} seeds)"
         found.append(CurvePoint(fmean(row.ratio for row in own), fmean(row.file_bytes for row in own), fmean(metrics),
-                            deviation, f"{deviation:.2f}{few}" if len(metrics) > 1 else "one seed",
+                            deviation, len(metrics),
                             deviation / math.sqrt(len(metrics)) if len(metrics) > 1 else None))  # fmt: skip
     return found
 

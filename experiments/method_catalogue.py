@@ -30,7 +30,7 @@ _BESIDES = {
     # A fine-tuning of some hundred steps is brief: weaker ones would hardly show.
     "penalty=l1": ("penalty.strength=1e-3",),
     "penalty=group_lasso": ("penalty.strength=1e-2",),
-    # Gates that start at 9 of 10 open, at the usual rate, do not close in so few steps.
+    # Gates that start fully open, as they do by default, do not close in so few steps at the usual rate.
     "penalty=l0": ("penalty.strength=1e-3", "penalty.initial=0.5", "finetune.lr=1e-2"),
     # Training in the formats would make up for any rounding.
     **{f"rounding={name}": ("quantize.epochs=0",) for name in ("nearest", "adaround", "gptq")},

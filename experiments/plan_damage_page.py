@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from autolabel.plan_damage import SMALLEST
 from experiments.figure_style import FAINT, MUTED, SERIES, new_figure
 from experiments.plan_damages import FACTOR, DamageRow, summarize_damages
+from experiments.regret import mean_interval
 
 _ABOUT = f"""`autolabel.plan_damage` predicts what a whole plan costs in nats: a regression on numbers that need no
 forward pass of the plan, learned on other networks, and corrected by other random plans of the judged network that were
@@ -57,22 +58,17 @@ def write_page(boards: Sequence[DamageRow], bank: Sequence[DamageRow] = (), trai
         best = max(whole, key=lambda line: line["within"])
         text += [f"Asked: within a factor {FACTOR:g} for {100 * _ASKED:.0f} % of the plans. Reached: "
                  f"{100 * best['within']:.1f} % of the {best['plans']} plans of {best['boards']} boards with "
-                 f"{best['measured']} measured plans ({_interval([*boards, *trained], best)} where boards are drawn "
-                 f"anew), {'met' if best['within'] >= _ASKED else '**missed**'}.",
+                 f"{best['measured']} measured plans ({_interval([*boards, *trained], best)} by resampling "
+                 f"boards), {'met' if best['within'] >= _ASKED else '**missed**'}.",
                  ""]  # fmt: skip
     return "\n".join(text)
 
 
 def _interval(rows: Sequence[DamageRow], line: dict) -> str:
-    """95 % interval of the part within the factor, by bootstrap over boards."""
+    """95 % interval of what a line says of all boards, by resampling these."""
     own = [row for row in rows if (row.moment, row.measured) == (line["moment"], line["measured"])]
-    loud = [row for row in own if row.realised >= SMALLEST]
-    boards = sorted({row.board for row in loud})
-    near = [[max(r.predicted / r.realised, r.realised / r.predicted) <= FACTOR for r in loud if r.board == board]
-            for board in boards]  # fmt: skip
-    hits, counts = np.array([sum(board) for board in near]), np.array([len(board) for board in near])
-    drawn = np.random.default_rng(0).integers(0, len(boards), (2000, len(boards)))
-    low, high = np.quantile(hits[drawn].sum(1) / counts[drawn].sum(1), (0.025, 0.975))
+    boards = [summarize_damages([row for row in own if row.board == name]) for name in {row.board: 0 for row in own}]
+    low, high = mean_interval([board["within"] for (board,) in boards if "within" in board])
     return f"{100 * low:.0f} to {100 * high:.0f} %"
 
 

@@ -150,8 +150,8 @@ def test_tables_of_several_runs_come_together(tmp_path):
 def test_the_page_and_the_figure_tell_means_over_seeds():
     rows = [ROW, replace(ROW, seed=1, metric=90.0), replace(ROW, arm="bits alone", metric=80.0)]
     page = write_page(rows)
-    assert "| joint | 10.0 | 110 | 90.50 | 0.71 |" in page
-    assert "| bits alone | 10.0 | 110 | 80.00 | one seed |" in page
+    assert "| joint | 10.0 | 110 | 90.50 | 0.71 | 2 |" in page
+    assert "| bits alone | 10.0 | 110 | 80.00 | - | 1 |" in page
     assert "Plans that" not in page
     # A gap as small as seeds make it is told as such.
     spread = [
