@@ -162,6 +162,8 @@ _SETTINGS = (
      "compress.plan.LayerFormat"),
     (FORMATS, "quantize.scheme=codebook quantize.granularity=tensor", "One codebook for each tensor.",
      "compress.weight_formats.CodebookFormat"),
+    (FORMATS, "quantize.scheme=affine quantize.bits=[1]", "One bit for each weight, low or high.",
+     "compress.weight_formats.AffineFormat"),
     (FORMATS, "quantize.trained_ranges=true", "Scales, offsets and centroids are trained with the weights.",
      "compress.weight_formats.SymmetricFormat"),
     (FORMATS, "quantize.epochs=0", "No training in the formats, for comparison with the roundings.",

@@ -9,8 +9,8 @@ _ABOUT = """# Methods
 
 Every way to make a network smaller, by the override that asks for it:
 `python -m experiments.run experiment=quickstart OVERRIDE`. Where there are several, the first says what it is and the
-others make room for it. Whatever is combined, the artifact ends as one entropy-coded file. One bit is
-`quantize.scheme=binary`; the symmetric, affine and codebook formats have it from Python. Masks are ordered by weight
+others make room for it. Whatever is combined, the artifact ends as one entropy-coded file. Affine and codebook formats
+go down to one bit, symmetric ones where a tensor or a group has one scale. Masks are ordered by weight
 scores or the labeler; criteria of channels order what is removed. Written by `scripts/write_docs.py`.
 """
 _MEASURED = """What they did was measured on scikit-learn's digits ({command}): one dense network of {dense:.2f} % and

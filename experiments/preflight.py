@@ -85,9 +85,11 @@ def check_settings(config: Config, parts: Components) -> None:
     for name in ("bits", "densities"):
         given = getattr(quantize, name)
         _require(f"quantize.{name}", bool(given), "a list of one number at least", given)
-    _require("quantize.bits", 1 not in quantize.bits, "2 to 8, or 32: one bit is no integer to measure and price "
-             "layers with. quantize.scheme=binary stores all layers of few bits in one", quantize.bits)  # fmt: skip
-    _one_of("quantize.bits", quantize.bits, (*INTEGER_BITS, 32))
+    one = 1 in SCHEME_BITS.get(quantize.scheme, ()) and not stored.on_integers
+    _require("quantize.bits", one or 1 not in quantize.bits, "2 to 8, or 32: of one bit no engine makes an integer. "
+             "quantize.scheme=affine, codebook, or symmetric per quantize.granularity=tensor or group have one, and "
+             "quantize.scheme=binary stores all layers of few bits in it", quantize.bits)  # fmt: skip
+    _one_of("quantize.bits", quantize.bits, (*INTEGER_BITS, 1, 32))
     _one_of("quantize.activation_bits", [quantize.activation_bits], (None, 8))
     _one_of("quantize.activation_ranges", [quantize.activation_ranges], ACTIVATION_RANGES)
     on_integers = (quantize.scheme, quantize.granularity) == ("symmetric", "channel") and not quantize.trained_ranges
