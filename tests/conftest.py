@@ -2,6 +2,8 @@
 
 import functools
 import gc
+import hashlib
+import io
 import pickle
 
 import pytest
@@ -64,6 +66,52 @@ def configurations_are_composed_once():
         patch.setattr(source, "_read_config", read_config)
         patch.setattr(defaults_list, "_create_interpolation_map", build_if_read)
         patch.setattr(Hydra, "get_mode", lambda self, config_name, overrides: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def networks_are_captured_once():
+    """Most of a small network's time goes into torch.export, and dozens of tests begin with the same one."""
+    import torch  # not at the top: pytest's own process, which deals files to others, would import it too
+
+    from compress import graph
+    from compress.attributes import copy_traced
+
+    class Contents(pickle.Pickler):
+        """Writes what a model is and holds, alike for equal models: tensors as their values and which of them are one.
+        What has no qualified name, such as a local class or a hook that is a closure, is refused."""
+
+        def __init__(self, file):
+            super().__init__(file)
+            self.known = {}
+
+        def persistent_id(self, value):
+            if not isinstance(value, torch.Tensor):
+                return None
+            number = self.known.setdefault(id(value), len(self.known))
+            values = hashlib.sha256(value.detach().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+            return number, type(value), value.dtype, tuple(value.shape), value.requires_grad, values
+
+    capture, kept = graph.capture, {}
+
+    def capture_once(model, args, kwargs):
+        contents = io.BytesIO()
+        try:
+            Contents(contents).dump((model, args, kwargs, torch.get_default_dtype(), torch.is_grad_enabled()))
+        except (pickle.PicklingError, AttributeError, RuntimeError, TypeError):
+            return capture(model, args, kwargs)
+        key = hashlib.sha256(contents.getvalue()).digest()
+        if key not in kept:
+            found = capture(model, args, kwargs)
+            again = copy_traced(found[0])
+            if again.state_dict().keys() != found[0].state_dict().keys():
+                return found  # constants become buffers where a graph is copied
+            kept[key] = (again, *found[1:])
+        module, *inputs, limits = kept[key]
+        return copy_traced(module), *inputs, list(limits)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "capture", capture_once)
         yield
 
 

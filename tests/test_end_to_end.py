@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import csv
+import functools
 import hashlib
 import html.parser
 import json
@@ -29,6 +30,7 @@ from filelock import FileLock
 
 from autolabel import FeatureTable, LabelTable
 from autolabel.joint_damage import JointDamage
+from autolabel.plan_search import PlanSearch
 from autolabel.pretrained import PRETRAINED
 from compress import Budget, CompressionPlan, UnitTable, analyze
 from compress.artifact import load_artifact
@@ -40,6 +42,7 @@ from compress.prunable_weights import prunable_weights
 from compress.splitting import find_splits
 from experiments import report as report_files
 from experiments import run as command
+from experiments import searched_plan
 from experiments.coded_table import CodedRow, collect_coded
 from experiments.compared_methods import Method
 from experiments.comparison import _Seed
@@ -111,6 +114,8 @@ def here(*arguments, figures=False):
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("default")
         patch.setattr(sys, "argv", ["autolabel", *map(str, arguments)])
+        # What a search comes to is seen in tests/autolabel/test_plans.py.
+        patch.setattr(searched_plan, "PlanSearch", functools.partial(PlanSearch, 8, 2, 16, reference=20))
         if not figures:
             # The fixture `run` draws them; elsewhere they would take a third of the time.
             patch.setattr(report_files, "write_figures", lambda files: {})
@@ -881,7 +886,7 @@ def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(t
     )
     assert all(path.read_text().count("after repair of") == 3 for path in notes)
     assert plan.provenance.get("search_plans", {}).get("measured") == (None if formats else 3)
-    assert plan.provenance["search"]["judged"] > 500
+    assert plan.provenance["search"]["judged"] > 30
     assert widened == [True, True] * formats
     report = (run / "report.html").read_text()
     assert all(f"<td>{name}</td>" in report for name in ("plans/search", "refit_loss/search"))

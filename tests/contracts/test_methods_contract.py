@@ -35,7 +35,8 @@ from experiments.trackers.null import NullTracker
 TINY = [
     "experiment=quickstart", "debug=fast", "model.widths=[8,16,16]", "model.hidden=32", "train.epochs=1",
     "measure.sample=16", "measure.plans=0", "compare.methods=[labeler/mac]", "finetune.epochs=1", "quantize.epochs=1",
-    "finetune.lr=5e-3", "quantize.lr=2e-3", "budget.weight_bytes=0.2", "export.formats=[]", "export.coder=zstd",
+    "finetune.batch_size=128", "finetune.lr=5e-3", "quantize.lr=2e-3", "budget.weight_bytes=0.2", "export.formats=[]",
+    "export.coder=zstd",
 ]  # fmt: skip
 # Fewer steps where another contract checks what they come to; budgets that so small a network meets by what is tried.
 RANKS = "quantize.ranks=[0.25,0.5,0.75] budget.macs=0.25"
@@ -55,11 +56,10 @@ INSTEAD = {
     DENSITIES: ["budget.coded_bytes=0.06", "quantize.bits=[8]", "constraints.floor=0.5"],
 }
 METHODS = {method.name: method for method in catalogue()}
-# Two runs of each of these must agree in every byte: something is drawn at random in them, or they train otherwise.
+# Two runs of each of these must agree in every byte: something of their own is drawn at random in them.
 RANDOM = [
-    GATES, "sparsify.by=labeler", "sparsify.rewind=weights", "rounding=adaround quantize.epochs=0",
-    "recovery.data_free=true", "model@student=digits_mlp", "distillation=relation", "quantize.scheme=codebook",
-    "quantize.trained_ranges=true", "sparsify.update=sweep", RANKS,
+    GATES, "sparsify.by=labeler", "rounding=adaround quantize.epochs=0", "recovery.data_free=true",
+    "model@student=digits_mlp", "quantize.scheme=codebook",
 ]  # fmt: skip
 # One of every kind of graph that leaves: ways to train it, and to choose what goes, lead to these.
 EXPORTED = [
