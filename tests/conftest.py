@@ -78,18 +78,19 @@ def networks_are_captured_once():
     from compress.attributes import copy_traced
 
     class Contents(pickle.Pickler):
-        """Writes what a model is and holds, alike for equal models: tensors as their values and which of them are one.
-        What has no qualified name, such as a local class or a hook that is a closure, is refused."""
+        """Writes what a model is, alike for equal models: of parameters and buffers, which the graph reads from the
+        model, all but their values. What has no qualified name, such as a local class or a hook that is a closure, is
+        refused."""
 
-        def __init__(self, file):
+        def __init__(self, file, model):
             super().__init__(file)
-            self.known = {}
+            self.known, self.read = {}, {id(own) for own in (*model.parameters(), *model.buffers())}
 
         def persistent_id(self, value):
             if not isinstance(value, torch.Tensor):
                 return None
             number = self.known.setdefault(id(value), len(self.known))
-            values = hashlib.sha256(value.detach().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+            values = None if id(value) in self.read else value.tolist()
             return number, type(value), value.dtype, tuple(value.shape), value.requires_grad, values
 
     capture, kept = graph.capture, {}
@@ -97,7 +98,7 @@ def networks_are_captured_once():
     def capture_once(model, args, kwargs):
         contents = io.BytesIO()
         try:
-            Contents(contents).dump((model, args, kwargs, torch.get_default_dtype(), torch.is_grad_enabled()))
+            Contents(contents, model).dump((model, args, kwargs, torch.get_default_dtype(), torch.is_grad_enabled()))
         except (pickle.PicklingError, AttributeError, RuntimeError, TypeError):
             return capture(model, args, kwargs)
         key = hashlib.sha256(contents.getvalue()).digest()
