@@ -1,6 +1,7 @@
 """The configuration: a schema for the root, and a guarded way from a `_target_` node to the object it names."""
 
 import difflib
+import functools
 import hashlib
 import importlib
 import inspect
@@ -43,7 +44,7 @@ def load_config(node: DictConfig) -> Config:
         ConfigError: for an unknown key (also one added with `+`), a missing value, a value of the wrong type, a seed
             that is none, or no threads.
     """
-    schema = OmegaConf.structured(Config)
+    schema = _schema()
     _refuse_unknown_keys(node, schema, "")
     try:
         merged = OmegaConf.merge(schema, node)
@@ -62,6 +63,12 @@ def load_config(node: DictConfig) -> Config:
     if config.threads < 1:
         raise ConfigError(f"threads must be at least 1. Got {config.threads}.")
     return config
+
+
+@functools.cache
+def _schema() -> DictConfig:
+    """Never to be changed."""
+    return OmegaConf.structured(Config)
 
 
 def plain_config(node: DictConfig) -> dict[str, Any]:

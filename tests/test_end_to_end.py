@@ -69,7 +69,7 @@ from experiments.trackers.null import NullTracker
 ROOT = Path(__file__).parents[1]
 # Bounds of knapsacks are proven in tests/compress/test_allocators.py; here that takes longer than all else together.
 WHOLE = ["experiment=quickstart", "debug=fast", "threads=1", "allocator.proof_rounds=0", "allocator.rounds=2",
-         "export.coder=zstd"]  # fmt: skip
+         "labeler.rounds=6", "export.coder=zstd"]  # fmt: skip
 WIDTHS, HIDDEN = (8, 16, 16), 32
 SHORT = [*WHOLE, f"model.widths={[*WIDTHS]}", f"model.hidden={HIDDEN}"]
 FAST = [*SHORT, "quantize.joint_plans=10", "measure.plans=4", "front=[1.5]"]

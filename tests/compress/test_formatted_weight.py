@@ -365,8 +365,15 @@ def test_an_unused_format_of_floats_leaves_nothing_behind():
     assert plan.layer_formats["4"].rank == 2
 
 
-def test_stored_formats_leave_as_float_weights(tmp_path):
-    formats = {"0": LayerFormat(2, "codebook"), "4": LayerFormat(1, "binary", density=0.4), "6": LayerFormat(8)}
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(LayerFormat(2, "codebook"), LayerFormat(1, "binary", density=0.4)),
+     (LayerFormat(3, "affine"), LayerFormat(2, "ternary")),
+     (LayerFormat(4, "power_of_two"), LayerFormat(1, "affine")),
+     (LayerFormat(16, "float16"), LayerFormat(16, "bfloat16"))],
+)  # fmt: skip
+def test_stored_formats_leave_as_float_weights(first, second, tmp_path):
+    formats = {"0": first, "4": second, "6": LayerFormat(8)}
     module, _ = prepared(formats)
     export_onnx(module, inputs(), tmp_path / "model.onnx")
     (found,) = run_onnx(tmp_path / "model.onnx", inputs())

@@ -63,8 +63,7 @@ RANDOM = [
 ]  # fmt: skip
 # One of every kind of graph that leaves: ways to train it, and to choose what goes, lead to these.
 EXPORTED = [
-    *(f"quantize.scheme={scheme}" for scheme in SCHEME_BITS if scheme not in ("float32", "symmetric")),
-    "quantize.granularity=tensor", "quantize.scheme=codebook quantize.granularity=tensor",
+    "quantize.scheme=affine", "quantize.granularity=tensor", "quantize.scheme=codebook quantize.granularity=tensor",
     "quantize.granularity=group quantize.group_size=16", "quantize.trained_ranges=true",
     "quantize.activation_ranges=dynamic", "quantize.activation_bits=null", "pattern=n_of_m", "sparsify.update=sweep",
     "model@student=digits_mlp", RANKS, SPATIAL, SCHEMES,
@@ -245,11 +244,11 @@ def test_formats_are_those_that_were_asked_for(run):
 
 
 def kinds(found):
-    """Of layers in the file of a run: what an exporter writes otherwise, but for the bits, all of which have tests."""
+    """Of layers in the file of a run: what an exporter writes otherwise, but for bits and schemes, which have tests."""
     plan = CompressionPlan.load(found.trial.run_dir.path / "artifact" / "plan.json")
     activations = (plan.activation_bits, plan.activation_bits and plan.activation_ranges)
     return {
-        (it.scheme, it.granularity, it.rank and it.rank_scheme, it.density < 1, *activations)
+        (it.on_integers, it.granularity, it.rank and it.rank_scheme, it.density < 1, *activations)
         for it in plan.layer_formats.values()
     }
 
