@@ -36,7 +36,7 @@ _BESIDES = {
     **{f"rounding={name}": ("quantize.epochs=0",) for name in ("nearest", "adaround", "gptq")},
 }
 # Settings that the plan is made with.
-_OF_PLANS = ("budget.", "compare.", "quantize.activation_bits=", "quantize.activation_ranges=")
+_OF_PLANS = ("budget.", "compare.", "quantize.bits=", "quantize.activation_bits=", "quantize.activation_ranges=")
 # What is done without an override.
 DEFAULTS = ("distillation=logits", "quantizer=mse", "quantize.scheme=symmetric")
 _NAME = r"(?:van )?[A-Z][a-z][\w-]*"

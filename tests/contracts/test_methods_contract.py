@@ -233,6 +233,8 @@ def test_formats_are_those_that_were_asked_for(run):
         formats = found.read("artifact/plan.json")["layer_formats"].values()
         assert {layer_format["scheme"] for layer_format in formats} == {scheme}
         sizes[scheme] = len(found.packed)
+    layers = run(METHODS["quantize.scheme=affine quantize.bits=[1]"]).read("artifact/plan.json")["layer_formats"]
+    assert {(layer_format["scheme"], layer_format["bits"]) for layer_format in layers.values()} == {("affine", 1)}
     assert sizes["binary"] < sizes["ternary"] < sizes["symmetric"] < sizes["bfloat16"] < sizes["float16"]
     for name, scheme in ((RANKS, "channel"), (SPATIAL, "spatial")):
         layers = run(METHODS[name]).read("artifact/plan.json")["layer_formats"]
