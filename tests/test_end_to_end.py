@@ -297,8 +297,10 @@ def test_half_of_the_measurements_may_go_where_the_plan_hangs_on_them(tmp_path):
     assert "“criterion” is ziplm" in (folder / "report.html").read_text()
 
 
-def test_units_may_be_labelled_in_thinned_company(tmp_path):
-    call_here(*SHORT, "oracle@oracles.removal=context", "oracles.removal.masks=8", "measure.images=64",
+@pytest.mark.parametrize("company", [["context"], ["repaired", "oracles.removal.training_steps=2"]])
+def test_units_may_be_labelled_in_thinned_company(company, tmp_path):
+    oracle, *settings = company
+    call_here(*SHORT, f"oracle@oracles.removal={oracle}", *settings, "oracles.removal.masks=8", "measure.images=64",
               "measure.plans=0", "quantize.enabled=false", "budget.weight_bytes=null", "compare.methods=[labeler/mac]",
               "finetune.epochs=0", "export.formats=[]", "train.epochs=1", f"hydra.run.dir={tmp_path}")  # fmt: skip
     labels = LabelTable.load(tmp_path / "labels.npz")

@@ -1,19 +1,23 @@
-"""Damage of removing one channel or head in thinned company, after the rest was refitted."""
+"""Damage of removing one channel or head in thinned company, after the rest was refitted, and trained if asked."""
 
-from collections.abc import Collection, Iterator, MutableMapping
+from collections.abc import Collection, Iterator, MutableMapping, Sequence
+from itertools import cycle, islice
 
 import numpy as np
 import torch
+from torch import fx
 
 from autolabel.marginal_effects import marginal_effects, random_masks
 from autolabel.oracle import Measurement
 from compress.application import slice_model
 from compress.counting import unit_costs
 from compress.errors import CompressError
+from compress.finetuning import finetune_
 from compress.plan import CompressionPlan
 from compress.recovery import recover_
 from compress.replay import Replay
 from compress.structure import Structure
+from compress.task import Batch, ClassificationTask
 
 
 class RepairedOracle:
@@ -23,11 +27,17 @@ class RepairedOracle:
     then the halves change places. One mask tells of all units at once. Rows come when all masks are done; a killed
     measuring goes on with the next mask.
 
+    With `training_steps` each network is also trained a little after its refit, on the half that repaired it, as
+    `finetune_` trains (from the dense model's logits too where the task is a `ClassificationTask`): with few steps what
+    a brief training cannot heal, with many the slow truth about the fine-tuned network.
+
     Args:
         kept: fraction of each group that stays on average.
         masks: masks in all, each repaired twice.
         ridge, max_rows: of the refit, see `recover_`.
-        seed: of the masks and the refit.
+        training_steps: optimizer steps after each refit; 0 trains nothing.
+        lr: of the training, by AdamW.
+        seed: of the masks, the refit and the training.
     """
 
     name = "repaired"
@@ -36,13 +46,18 @@ class RepairedOracle:
 
     def __init__(
         self, kept: float = 0.5, masks: int = 64, ridge: float | None = None, max_rows: int = 10_000,
-        seed: int = 0,
+        training_steps: int = 0, lr: float = 2e-3, seed: int = 0,
     ) -> None:  # fmt: skip
         if not 0 < kept < 1:
             raise CompressError(f"The 'kept' parameter of RepairedOracle must be in (0, 1). Got {kept}.")
         if masks < 4:
             raise CompressError(f"The 'masks' parameter of RepairedOracle must be at least 4. Got {masks}.")
+        if training_steps < 0:
+            raise CompressError(
+                f"The 'training_steps' parameter of RepairedOracle must be at least 0. Got {training_steps}."
+            )
         self.kept, self.masks, self.ridge, self.max_rows, self.seed = kept, masks, ridge, max_rows, seed
+        self.training_steps, self.lr = training_steps, lr
 
     def measure(
         self, structure: Structure, replay: Replay, rows: np.ndarray, done: Collection[tuple[str, str]] = (),
@@ -57,14 +72,17 @@ class RepairedOracle:
         rng = np.random.default_rng([self.seed, 5])
         removed = random_masks(structure.units, self.kept, self.masks, rng)
         costs, macs, losses = unit_costs(structure), 0.0, []
+        trained = sum(replay.sizes[i] for half in _halves(replay) for i in islice(cycle(half), self.training_steps))
         notes = {} if notes is None else notes
         for number, mask in enumerate(removed):
             note = f"mask {number}"
             if note not in notes:
                 notes[note] = [self._loss(structure, replay, mask)]
             losses.append(notes[note][0])
-            # The refit runs both networks, the judgement the small one.
-            macs += (costs.dense_macs + 2 * costs.total(mask)[0]) * replay.n_examples
+            # The refit runs both networks, the judgement the small one; a step counts three forwards of the small one.
+            small = costs.total(mask)[0]
+            macs += (costs.dense_macs + 2 * small) * replay.n_examples
+            macs += (3 * small + costs.dense_macs * _is_taught(replay)) * trained
         effect, std_err = marginal_effects(removed, np.array(losses))
         for row in rows:
             yield Measurement(structure.units.ids[row], "removed", float(effect[row]), float(std_err[row]),
@@ -72,19 +90,49 @@ class RepairedOracle:
 
     def _loss(self, structure: Structure, replay: Replay, removed: np.ndarray) -> float:
         """Mean increase of the loss of one mask, each half of the examples judged after a repair on the other."""
-        halves = list(range(0, len(replay.batches), 2)), list(range(1, len(replay.batches), 2))
+        halves = _halves(replay)
         units, total = structure.units, 0.0
         plan = CompressionPlan.removing(units, [units.ids[row] for row in np.flatnonzero(removed)])
         for repairing, judging in (halves, halves[::-1]):
             small = slice_model(structure, removed).eval()
+            batches = [replay.batches[i] for i in repairing]
             if removed.any():
+                # Training would begin with a jump to new statistics otherwise.
+                steps = ("refit", "batch_norm") if self.training_steps else ("refit",)
                 recover_(
-                    small, structure, [replay.batches[i] for i in repairing], plan=plan, task=replay.task,
-                    steps=("refit",), ridge=self.ridge, max_rows=self.max_rows, seed=self.seed,
-                )  # fmt: skip
+                    small,
+                    structure,
+                    batches,
+                    plan=plan,
+                    task=replay.task,
+                    steps=steps,
+                    ridge=self.ridge,
+                    max_rows=self.max_rows,
+                    seed=self.seed,
+                )
+            if self.training_steps:
+                self._train(structure, replay, small, batches)
             with torch.no_grad():
                 for number in judging:
                     batch = replay.batches[number]
                     losses = replay.task.loss(small(*replay.task.inputs(batch)), batch).double().cpu().numpy()
                     total += float((losses - replay.dense[number]).sum())
         return total / replay.n_examples
+
+    def _train(self, structure: Structure, replay: Replay, small: fx.GraphModule, batches: Sequence[Batch]) -> None:
+        finetune_(
+            small, replay.task, list(islice(cycle(batches), self.training_steps)), epochs=1, lr=self.lr,
+            teacher=structure.traced.module if _is_taught(replay) else None, optimizer="adamw", progress=False,
+            seed=self.seed,
+        )  # fmt: skip
+        small.eval()
+
+
+def _halves(replay: Replay) -> tuple[list[int], list[int]]:
+    """Which batches repair and which judge."""
+    return list(range(0, len(replay.batches), 2)), list(range(1, len(replay.batches), 2))
+
+
+def _is_taught(replay: Replay) -> bool:
+    """Whether the dense model teaches, as in `auto_compress`."""
+    return isinstance(replay.task, ClassificationTask)

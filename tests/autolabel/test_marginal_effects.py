@@ -1,5 +1,6 @@
 """Marginal effects: Banzhaf values by hand, damage in context and after repair on nets whose answer is known."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -11,7 +12,9 @@ import compress
 from autolabel.marginal_effects import marginal_effects, random_masks
 from autolabel.measuring import measure
 from autolabel.oracles import ContextOracle, RemovalOracle, RepairedOracle
+from compress.counting import unit_costs
 from compress.errors import CompressError
+from compress.replay import Replay
 from compress.structure import analyze
 
 TASK = compress.ClassificationTask()
@@ -143,6 +146,28 @@ def test_after_repair_a_twin_costs_nothing_and_in_context_it_costs_more_than_alo
     assert repaired[2] > repaired[3]
 
 
+def test_training_after_the_refit_loses_less_and_is_paid_for(twins):
+    model, batches = twins
+    before = copy.deepcopy(model.state_dict())
+    structure, lost, cost = analyze(model, batches[0][0]), [], []
+    for steps in (0, 3, 60):
+        notes = {}
+        replay = Replay(structure, SquaredError(), batches)
+        oracle = RepairedOracle(kept=0.5, masks=8, ridge=1e-6, training_steps=steps, lr=2e-2)
+        rows = list(oracle.measure(structure, replay, np.arange(4), notes=notes))
+        lost.append([notes[f"mask {number}"][0] for number in range(8)])
+        cost.append(sum(row.forward_macs for row in rows))
+    # Half of four units: what goes cannot be made up for by the others' outputs alone.
+    assert sum(lost[2]) < 0.8 * sum(lost[0])
+    assert lost[1] != lost[0]
+    # A step of 64 examples counts three forwards, each half is trained on, and no teacher is asked.
+    small = sum(unit_costs(structure).total(mask)[0]
+                for mask in random_masks(structure.units, 0.5, 8, np.random.default_rng([0, 5])))  # fmt: skip
+    assert cost[1] - cost[0] == pytest.approx(2 * 3 * 64 * 3 * small)
+    assert cost[2] - cost[0] == pytest.approx(2 * 60 * 64 * 3 * small)
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
 def test_a_labeler_can_learn_from_them(twins):
     table = measure(twins[0], None, SquaredError(), twins[1], ContextOracle(masks=8), sample=2)
     assert np.isfinite(table.damage[:, 0]).sum() == 2
@@ -156,6 +181,7 @@ def test_a_labeler_can_learn_from_them(twins):
         (lambda: ContextOracle(masks=0), "'masks' parameter of ContextOracle"),
         (lambda: RepairedOracle(kept=1.0), "'kept' parameter of RepairedOracle"),
         (lambda: RepairedOracle(masks=2), "'masks' parameter of RepairedOracle"),
+        (lambda: RepairedOracle(training_steps=-1), "'training_steps' parameter of RepairedOracle"),
     ],
 )
 def test_settings_out_of_range_are_refused(make, message):
