@@ -53,13 +53,13 @@ class CurveRow:
 _ABOUT = """Every file holds a whole model, entropy coded, and is decoded before it is scored. All arms share the
 dense network, its labels, the repair without labels, and the same training; an arm says how the bytes are spent.
 *joint* decides channels, the bits of every layer and which part of its weights stays, in one solve; *joint without
-masks* leaves the last out. What few bits damage heals in training, what was removed does so less: of four plans, in
+masks* leaves the last out. What few bits damage heals in training, what was removed does so less: of several plans, in
 which damages of formats count a tenth or less of what was measured or no channel goes, on measured labels or on a
 criterion, that is taken which has the lowest validation loss after 100 steps of training (400 of the LeNets; of MiniLM
-damages count whole, and nothing is trained). Of the LeNets and MiniLM bits alone and masks alone are among the plans
-too: where they are best, *joint* is meant to be equal to them but for the noise of the choice. That of MiniLM
-was made on another processor than the arms beside it: it took bits alone, and is ahead of them by that. Every layer of
-the files made last is told in `results/coded_curve/layers.csv`.
+damages count whole, and nothing is trained). Bits alone and masks alone are among the plans of *joint* too: where they
+are best, it is meant to be equal to them but for the noise of the choice. That of MiniLM was made on another processor
+than the arms beside it: it took bits alone, and is ahead of them by that. Every layer of the files made last is told in
+`results/coded_curve/layers.csv`.
 *fisher* and *magnitude* are to be compared with *joint without masks*: three such plans, on these scores alone. *as
 measured* takes damages as they were measured, of labels or of Fisher, whichever has the lower validation loss after
 the repair; the figure leaves such arms out. *channels alone* and *masks alone* keep what stays in 8 bits, *bits
@@ -67,8 +67,8 @@ alone* and *masks alone* keep all channels; *uniform bits* gives all layers the 
 what it does to the entropy of symbols is why files are not of the bytes asked for. Drawn from
 `results/coded_curve/raw.csv` (`python -m experiments.run -m experiment=coded_curve_lenet300 seed=0,1,2`; of
 ResNet-20: `experiment=coded_curve`; of others: `coded_curve_lenet5`, `coded_curve_minilm`). An arm has no file of a
-size that it cannot come to, whatever it gives up, or that was not made: of ResNet-20 most arms have one seed at 4x,
-and few a file near 30x. No arm here offers ranks, or more than one number format."""
+size that it cannot come to, whatever it gives up, or that was not made: of ResNet-20 *as measured* and *joint without
+masks* have one seed, and Fisher and magnitudes no file at 4x. No arm here offers ranks, or more than one number format."""
 
 
 # Arms that are told, and not drawn.
