@@ -37,7 +37,7 @@ def try_choices(
 
     Args:
         weight: any float tensor of two dimensions or more.
-        choices: of bits 2 to 8, or 16 or 32 for floats.
+        choices: of bits 1 to 8, or 16 or 32 for floats.
         quantizer: who chooses the scales.
         axis: the dimension with one scale per index (the outputs); 0 where there is a rank.
         second_moment: of the layer's inputs, see `collect_input_moments`.

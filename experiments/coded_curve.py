@@ -68,7 +68,7 @@ what it does to the entropy of symbols is why files are not of the bytes asked f
 `results/coded_curve/raw.csv` (`python -m experiments.run -m experiment=coded_curve_lenet300 seed=0,1,2`; of
 ResNet-20: `experiment=coded_curve`; of others: `coded_curve_lenet5`, `coded_curve_minilm`). An arm has no file of a
 size that it cannot come to, whatever it gives up, or that was not made: of ResNet-20 *as measured* and *joint without
-masks* have one seed, and Fisher and magnitudes no file at 4x. No arm here offers ranks, or more than one number format."""
+masks* have one seed, and Fisher and magnitudes no file at 4x. No arm here offers ranks, or several number formats."""
 
 
 # Arms that are told, and not drawn.

@@ -178,6 +178,8 @@ def _check_penalty(config: Config, parts: Components) -> None:
         _require("quantize.trained_ranges", quantize.trained_ranges or quantize.granularity != "channel",
                  "true with penalty=coded_bytes, unless quantize.granularity is tensor or group",
                  quantize.trained_ranges)  # fmt: skip
+        _require("quantize.bits", 1 not in quantize.bits, "2 or more with penalty=coded_bytes, whose symbols have a "
+                 "sign", quantize.bits)  # fmt: skip
 
 
 def _check_rounding(quantize: QuantizeSettings, parts: Components) -> None:
@@ -185,7 +187,7 @@ def _check_rounding(quantize: QuantizeSettings, parts: Components) -> None:
     if parts.rounding is None:
         return
     name, format_ = parts.rounding.name, f"{quantize.scheme!r} per {quantize.granularity!r}"
-    low = quantize.enabled and min(quantize.bits, default=32) in INTEGER_BITS
+    low = quantize.enabled and min(quantize.bits, default=32) <= max(INTEGER_BITS)
     _require("rounding", low, "null where quantize.enabled is false or quantize.bits are all above 8", name)
     _require("rounding", (quantize.scheme, quantize.granularity) == ("symmetric", "channel"),
              f"null with quantize.scheme and quantize.granularity {format_}: set rounding=null, or "

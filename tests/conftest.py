@@ -69,10 +69,16 @@ def configurations_are_composed_once():
         yield
 
 
+# What a traced module holds beside its parts: what it is compiled to tells all of that.
+_OF_GRAPHS = {"_graph", "_code", "_lineno_map", "_prologue_start", "_tracer_cls", "_tracer_extras", "meta",
+              "shape_env", "_deepcopy_hooks", "_replace_hooks", "_create_node_hooks", "_erase_node_hooks"}  # fmt: skip
+
+
 @pytest.fixture(scope="session", autouse=True)
 def networks_are_captured_once():
     """Most of a small network's time goes into torch.export, and dozens of tests begin with the same one."""
     import torch  # not at the top: pytest's own process, which deals files to others, would import it too
+    from torch import fx
 
     from compress import graph
     from compress.attributes import copy_traced
@@ -91,7 +97,17 @@ def networks_are_captured_once():
                 return None
             number = self.known.setdefault(id(value), len(self.known))
             values = None if id(value) in self.read else value.tolist()
-            return number, type(value), value.dtype, tuple(value.shape), value.requires_grad, values
+            return (number, type(value), value.dtype, value.shape, value.stride(), str(value.device),
+                    value.requires_grad, values)  # fmt: skip
+
+        def reducer_override(self, value):
+            if isinstance(value, torch.nn.Module) and "forward" in vars(value):
+                raise pickle.PicklingError("Its forward is not that of its class.")
+            if not isinstance(value, fx.GraphModule):
+                return NotImplemented
+            # To pickle it is to compile it, which whoever changed its graph may have forgotten.
+            held = {name: own for name, own in vars(value).items() if name not in _OF_GRAPHS}
+            return dict, ((("code", value.code), ("held", held)),)
 
     capture, kept = graph.capture, {}
 

@@ -11,7 +11,7 @@ from autolabel.marginal_effects import marginal_effects, random_masks
 from autolabel.oracle import Measurement
 from compress.application import slice_model
 from compress.counting import unit_costs
-from compress.errors import CompressError
+from compress.errors import CompressError, DataError
 from compress.finetuning import finetune_
 from compress.plan import CompressionPlan
 from compress.recovery import recover_
@@ -36,7 +36,7 @@ class RepairedOracle:
         masks: masks in all, each repaired twice.
         ridge, max_rows: of the refit, see `recover_`.
         training_steps: optimizer steps after each refit; 0 trains nothing.
-        lr: of the training, by AdamW.
+        lr: of the training, by AdamW, the same in every step.
         seed: of the masks, the refit and the training.
     """
 
@@ -56,6 +56,8 @@ class RepairedOracle:
             raise CompressError(
                 f"The 'training_steps' parameter of RepairedOracle must be at least 0. Got {training_steps}."
             )
+        if not lr > 0:
+            raise CompressError(f"The 'lr' parameter of RepairedOracle must be above 0. Got {lr}.")
         self.kept, self.masks, self.ridge, self.max_rows, self.seed = kept, masks, ridge, max_rows, seed
         self.training_steps, self.lr = training_steps, lr
 
@@ -63,7 +65,12 @@ class RepairedOracle:
         self, structure: Structure, replay: Replay, rows: np.ndarray, done: Collection[tuple[str, str]] = (),
         notes: MutableMapping[str, list[float]] | None = None,
     ) -> Iterator[Measurement]:  # fmt: skip
-        """One measurement per row. Raises CompressError for a single batch, which cannot be halved."""
+        """One measurement per row.
+
+        Raises:
+            CompressError: for a single batch, which cannot be halved.
+            DataError: if a repaired network has a loss that is not finite.
+        """
         rows = [row for row in rows if (structure.units.ids[row], "removed") not in done]
         if not len(rows):
             return
@@ -82,6 +89,7 @@ class RepairedOracle:
             # The refit runs both networks, the judgement the small one; a step counts three forwards of the small one.
             small = costs.total(mask)[0]
             macs += (costs.dense_macs + 2 * small) * replay.n_examples
+            macs += small * replay.n_examples * bool(self.training_steps)  # statistics of batch norms
             macs += (3 * small + costs.dense_macs * _is_taught(replay)) * trained
         effect, std_err = marginal_effects(removed, np.array(losses))
         for row in rows:
@@ -117,14 +125,20 @@ class RepairedOracle:
                     batch = replay.batches[number]
                     losses = replay.task.loss(small(*replay.task.inputs(batch)), batch).double().cpu().numpy()
                     total += float((losses - replay.dense[number]).sum())
+        if not np.isfinite(total):
+            raise DataError(
+                "A repaired network has a loss that is not finite. Lower the 'lr' of RepairedOracle, or measure on batches "
+                "of several examples each."
+            )
         return total / replay.n_examples
 
     def _train(self, structure: Structure, replay: Replay, small: fx.GraphModule, batches: Sequence[Batch]) -> None:
-        finetune_(
-            small, replay.task, list(islice(cycle(batches), self.training_steps)), epochs=1, lr=self.lr,
-            teacher=structure.traced.module if _is_taught(replay) else None, optimizer="adamw", progress=False,
-            seed=self.seed,
-        )  # fmt: skip
+        with torch.enable_grad():
+            finetune_(
+                small, replay.task, list(islice(cycle(batches), self.training_steps)), epochs=1, lr=self.lr,
+                teacher=structure.traced.module if _is_taught(replay) else None, optimizer="adamw",
+                schedule="constant", progress=False, seed=self.seed,
+            )  # fmt: skip
         small.eval()
 
 

@@ -163,8 +163,9 @@ def test_training_after_the_refit_loses_less_and_is_paid_for(twins):
     # A step of 64 examples counts three forwards, each half is trained on, and no teacher is asked.
     small = sum(unit_costs(structure).total(mask)[0]
                 for mask in random_masks(structure.units, 0.5, 8, np.random.default_rng([0, 5])))  # fmt: skip
-    assert cost[1] - cost[0] == pytest.approx(2 * 3 * 64 * 3 * small)
-    assert cost[2] - cost[0] == pytest.approx(2 * 60 * 64 * 3 * small)
+    # So does the pass that batch norms would take their statistics from, over all 256 examples.
+    assert cost[1] - cost[0] == pytest.approx((2 * 3 * 64 * 3 + 256) * small)
+    assert cost[2] - cost[0] == pytest.approx((2 * 60 * 64 * 3 + 256) * small)
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
 
@@ -182,11 +183,29 @@ def test_a_labeler_can_learn_from_them(twins):
         (lambda: RepairedOracle(kept=1.0), "'kept' parameter of RepairedOracle"),
         (lambda: RepairedOracle(masks=2), "'masks' parameter of RepairedOracle"),
         (lambda: RepairedOracle(training_steps=-1), "'training_steps' parameter of RepairedOracle"),
+        (lambda: RepairedOracle(lr=0.0), "'lr' parameter of RepairedOracle"),
     ],
 )
 def test_settings_out_of_range_are_refused(make, message):
     with pytest.raises(CompressError, match=message):
         make()
+
+
+def test_a_loss_that_is_not_finite_is_no_label():
+    """A batch norm has no statistics of one example."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    batches = [(torch.randn(n, 3), torch.randn(n, 2)) for n in (8, 8, 1)]
+    measure(model, None, SquaredError(), batches, RepairedOracle(masks=4))
+    with pytest.raises(CompressError, match=r"not finite|more than 1 value"):
+        measure(model, None, SquaredError(), batches, RepairedOracle(masks=4, training_steps=4))
+
+
+def test_rows_of_refits_alone_are_those_from_before_there_was_a_training(twins, tmp_path):
+    model, batches = twins
+    first = RepairedOracle(masks=4)
+    first.training_steps, first.lr = 0, 1.0
+    for oracle in (first, RepairedOracle(masks=4)):
+        measure(model, None, SquaredError(), batches, oracle, rows_file=tmp_path / "rows.jsonl")
 
 
 def test_one_batch_cannot_be_halved(twins):

@@ -139,6 +139,11 @@ def test_of_the_default_methods_those_take_part_that_suit_the_run(earlier, overr
         ("recovery.layers=all", "recovery.layers must be out of"),
         ("quantize.bits=[9]", "quantize.bits must be out of"),
         ("quantize.bits=[8,1]", "quantize.scheme=binary stores all layers of few bits in it. Got [8, 1]"),
+        ("quantize.bits=[8,1] quantize.granularity=tensor penalty=coded_bytes", "2 or more with penalty=coded_bytes"),
+        (
+            "quantize.bits=[1] quantize.scheme=affine rounding=gptq",
+            "null with quantize.scheme and quantize.granularity",
+        ),
         ("quantize.bits=[8,1] quantize.scheme=power_of_two", "quantize.scheme=affine, codebook, or symmetric per"),
         ("quantize.activation_bits=4", "quantize.activation_bits must be out of"),
         ("quantize.activation_ranges=running", "quantize.activation_ranges must be out of"),
