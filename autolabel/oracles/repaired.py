@@ -127,8 +127,8 @@ class RepairedOracle:
                     total += float((losses - replay.dense[number]).sum())
         if not np.isfinite(total):
             raise DataError(
-                "A repaired network has a loss that is not finite. Lower the 'lr' of RepairedOracle, or measure on batches "
-                "of several examples each."
+                "A repaired network has a loss that is not finite. Lower the 'lr' of RepairedOracle, or measure on "
+                "batches of several examples each."
             )
         return total / replay.n_examples
 
