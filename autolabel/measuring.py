@@ -94,7 +94,8 @@ def _key(structure: Structure, oracle: Oracle, replay: Replay) -> str:
     if not settings.get("relative_error"):
         settings.pop("hard_fraction", None)  # of adaptive measuring alone
     if not settings.get("training_steps"):  # rows from before there was a training
-        settings = {name: value for name, value in settings.items() if name not in ("training_steps", "lr")}
+        settings.pop("training_steps", None)
+        settings.pop("lr", None)
     if settings.get("number_format") == _told(SYMMETRIC):
         settings.pop("number_format")  # rows from before there were others
     # Of a task its class: what it holds besides may be counters of its own.

@@ -15,10 +15,8 @@ from compress.counting import count_macs
 from compress.dimensions import BatchLayout, Value, batch_layout
 from compress.errors import DataError
 from compress.folding import output_axis
-from compress.formatted_weight import FormattedWeight
 from compress.gate_gradients import check_losses
 from compress.graph import Layer
-from compress.plan import LayerFormat
 from compress.quantizer import Quantizer, fake_quantize_weight, largest_integer, weight_scale
 from compress.scores import Scores
 from compress.statistics import check_batches
@@ -140,7 +138,9 @@ class _LayerProbe(fx.Interpreter):
         errors, axis = [], output_axis(layer)
         energy = max(float(weight.double().square().sum()), 1e-30)
         for column, bits in enumerate(self.bits):
-            error = (_rounded(weight, bits, quantizer, axis) - weight.float()).to(weight.dtype)
+            largest = largest_integer(bits)
+            scale = weight_scale(weight, largest, quantizer, axis)
+            error = (fake_quantize_weight(weight.float(), scale, largest, axis) - weight.float()).to(weight.dtype)
             self._sums["weight"][self._row[layer.name], column] = float(error.double().square().sum()) / energy
             errors.append(error)
         return errors
@@ -228,14 +228,6 @@ class _LayerProbe(fx.Interpreter):
             self._inputs["max"],
             np.sqrt(self._energy / np.maximum(self._outputs, 1)), self._positions / n, macs,
         )  # fmt: skip
-
-
-def _rounded(weight: Tensor, bits: int, quantizer: Quantizer, axis: int) -> Tensor:
-    """The weight in the symmetric levels of a width, float32."""
-    if bits > 1:
-        largest = largest_integer(bits)
-        return fake_quantize_weight(weight.float(), weight_scale(weight, largest, quantizer, axis), largest, axis)
-    return FormattedWeight(LayerFormat(bits), weight, axis, quantizer)(weight).detach()
 
 
 def _layout(value: Any, structure: Structure, x: Tensor, n_examples: int) -> BatchLayout | None:

@@ -13,7 +13,7 @@ _LATER = {
     "compare": ["formats_for", "search_plans"], "constraints": ["floors"], "sparsify": ["threshold", "early"],
     "quantize": ["schemes"],
 }  # fmt: skip
-_LATER_OF_ORACLES = {**asdict(SYMMETRIC), "schemes": [], "training_steps": 0}
+_LATER_OF_ORACLES = {**asdict(SYMMETRIC), "schemes": [], "training_steps": 0, "lr": 2e-3}
 
 
 def stage_settings(config: Config, names: Iterable[str]) -> dict[str, Any]:
@@ -21,11 +21,7 @@ def stage_settings(config: Config, names: Iterable[str]) -> dict[str, Any]:
     chosen = {name: getattr(config, name) for name in ("seed", "threads", "device", "task", *names)}
     if "oracles" in chosen:
         chosen["oracles"] = {
-            name: {
-                key: value
-                for key, value in node.items()
-                if _says(key, value, bool(config.quantize.ranks)) and (key != "lr" or node.get("training_steps"))
-            }
+            name: {key: value for key, value in node.items() if _says(key, value, bool(config.quantize.ranks))}
             for name, node in chosen["oracles"].items()
         }
     penalty = chosen.get("penalty")

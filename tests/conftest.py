@@ -69,11 +69,6 @@ def configurations_are_composed_once():
         yield
 
 
-# What a traced module holds beside its parts: what it is compiled to tells all of that.
-_OF_GRAPHS = {"_graph", "_code", "_lineno_map", "_prologue_start", "_tracer_cls", "_tracer_extras", "meta",
-              "shape_env", "_deepcopy_hooks", "_replace_hooks", "_create_node_hooks", "_erase_node_hooks"}  # fmt: skip
-
-
 @pytest.fixture(scope="session", autouse=True)
 def networks_are_captured_once():
     """Most of a small network's time goes into torch.export, and dozens of tests begin with the same one."""
@@ -106,8 +101,9 @@ def networks_are_captured_once():
             if not isinstance(value, fx.GraphModule):
                 return NotImplemented
             # To pickle it is to compile it, which whoever changed its graph may have forgotten.
-            held = {name: own for name, own in vars(value).items() if name not in _OF_GRAPHS}
-            return dict, ((("code", value.code), ("held", held)),)
+            held = vars(value)
+            parts = [held[name] for name in ("training", "_parameters", "_buffers", "_modules")]
+            return list, ([value.code, *parts, {n: own for n, own in held.items() if isinstance(own, torch.Tensor)}],)
 
     capture, kept = graph.capture, {}
 

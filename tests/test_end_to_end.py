@@ -30,6 +30,7 @@ from filelock import FileLock
 
 from autolabel import FeatureTable, LabelTable
 from autolabel.joint_damage import JointDamage
+from autolabel.oracles import repaired
 from autolabel.plan_search import PlanSearch
 from autolabel.pretrained import PRETRAINED
 from compress import Budget, CompressionPlan, UnitTable, analyze
@@ -115,7 +116,7 @@ def here(*arguments, figures=False):
         warnings.simplefilter("default")
         patch.setattr(sys, "argv", ["autolabel", *map(str, arguments)])
         # What a search comes to is seen in tests/autolabel/test_plans.py.
-        patch.setattr(searched_plan, "PlanSearch", functools.partial(PlanSearch, 8, 2, 16, reference=20))
+        patch.setattr(searched_plan, "PlanSearch", functools.partial(PlanSearch, 8, 3, 16, reference=20))
         if not figures:
             # The fixture `run` draws them; elsewhere they would take a third of the time.
             patch.setattr(report_files, "write_figures", lambda files: {})
@@ -298,14 +299,17 @@ def test_half_of_the_measurements_may_go_where_the_plan_hangs_on_them(tmp_path):
 
 
 @pytest.mark.parametrize("company", [["context"], ["repaired", "oracles.removal.training_steps=2"]])
-def test_units_may_be_labelled_in_thinned_company(company, tmp_path):
-    oracle, *settings = company
+def test_units_may_be_labelled_in_thinned_company(company, tmp_path, monkeypatch):
+    (oracle, *settings), trained, finetune = company, [], repaired.finetune_
+    monkeypatch.setattr(repaired, "finetune_", lambda *a, **k: (trained.append(len(a[2])), finetune(*a, **k)))
     call_here(*SHORT, f"oracle@oracles.removal={oracle}", *settings, "oracles.removal.masks=8", "measure.images=64",
               "measure.plans=0", "quantize.enabled=false", "budget.weight_bytes=null", "compare.methods=[labeler/mac]",
               "finetune.epochs=0", "export.formats=[]", "train.epochs=1", f"hydra.run.dir={tmp_path}")  # fmt: skip
     labels = LabelTable.load(tmp_path / "labels.npz")
     measured = labels.source == "measured"
     assert 0 < measured.sum() < len(measured)
+    # Each of eight networks is trained twice, on one half of the examples and on the other.
+    assert trained == [2] * (16 if settings else 0)
     # A marginal effect among few random masks has a standard error, and may well be negative.
     assert (labels.std_err[measured] > 0).all()
     assert read(tmp_path / "choice.json")["chosen"]
@@ -888,7 +892,8 @@ def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(t
     )
     assert all(path.read_text().count("after repair of") == 3 for path in notes)
     assert plan.provenance.get("search_plans", {}).get("measured") == (None if formats else 3)
-    assert plan.provenance["search"]["judged"] > 30
+    # More than founders and their children.
+    assert plan.provenance["search"]["judged"] > 32
     assert widened == [True, True] * formats
     report = (run / "report.html").read_text()
     assert all(f"<td>{name}</td>" in report for name in ("plans/search", "refit_loss/search"))

@@ -108,16 +108,9 @@ class RepairedOracle:
                 # Training would begin with a jump to new statistics otherwise.
                 steps = ("refit", "batch_norm") if self.training_steps else ("refit",)
                 recover_(
-                    small,
-                    structure,
-                    batches,
-                    plan=plan,
-                    task=replay.task,
-                    steps=steps,
-                    ridge=self.ridge,
-                    max_rows=self.max_rows,
-                    seed=self.seed,
-                )
+                    small, structure, batches, plan=plan, task=replay.task, steps=steps, ridge=self.ridge,
+                    max_rows=self.max_rows, seed=self.seed,
+                )  # fmt: skip
             if self.training_steps:
                 self._train(structure, replay, small, batches)
             with torch.no_grad():

@@ -56,10 +56,11 @@ INSTEAD = {
     DENSITIES: ["budget.coded_bytes=0.06", "quantize.bits=[8]", "constraints.floor=0.5"],
 }
 METHODS = {method.name: method for method in catalogue()}
-# Two runs of each of these must agree in every byte: something of their own is drawn at random in them.
+# Two runs of each of these must agree in every byte: something is drawn at random in them, or they train otherwise.
 RANDOM = [
-    GATES, "sparsify.by=labeler", "rounding=adaround quantize.epochs=0", "recovery.data_free=true",
-    "model@student=digits_mlp", "quantize.scheme=codebook",
+    GATES, "sparsify.by=labeler", "sparsify.rewind=weights", "rounding=adaround quantize.epochs=0",
+    "recovery.data_free=true", "model@student=digits_mlp", "distillation=relation", "quantize.scheme=codebook",
+    "quantize.trained_ranges=true", "sparsify.update=sweep", RANKS,
 ]  # fmt: skip
 # One of every kind of graph that leaves: ways to train it, and to choose what goes, lead to these.
 EXPORTED = [
