@@ -19,7 +19,7 @@ from autolabel.transform import TargetTransform
 from compress.errors import ArtifactError, CompressError, DataError
 from compress.files import read_json, write_atomic, write_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 INDEX_FILE = "labeler.json"
 
 

@@ -40,6 +40,8 @@ class _Committee:
     Attributes:
         columns: of the formulas that order the labels at all; empty says the mean.
         bends, centers, deviations: per column, `(asinh(x / bend) - center) / deviation` is its voice.
+        lowest: per column, the least `asinh(x / bend)` it was fitted on. A silent unit of a layer without labels lies
+            far below all that have some (logs end at a floor), and would be said to help.
         slope, mean: of the line.
     """
 
@@ -47,12 +49,14 @@ class _Committee:
     bends: tuple[float, ...]
     centers: tuple[float, ...]
     deviations: tuple[float, ...]
+    lowest: tuple[float, ...]
     slope: float
     mean: float
 
     def voices(self, x: np.ndarray) -> np.ndarray:
         """`(n_rows, n_formulas)` what each adds to the mean; their sum is the committee's word."""
         bent = np.arcsinh(x[:, list(self.columns)].astype(np.float64) / np.array(self.bends))
+        bent = np.maximum(bent, np.array(self.lowest))
         share = self.slope / max(len(self.columns), 1)
         # An outlier of one formula must not outvote all others.
         return share * np.clip((bent - np.array(self.centers)) / np.array(self.deviations), -_LOUDEST, _LOUDEST)
@@ -72,14 +76,15 @@ class _Committee:
             and spearmanr(x[:, column], z).statistic > 0
         ]  # fmt: skip
         if not chosen:
-            return cls((), (), (), (), 0.0, mean)
+            return cls((), (), (), (), (), 0.0, mean)
         values = x[:, chosen].astype(np.float64)
         # Of a column that is mostly zero the bend is that of the others.
         sizes = [np.abs(column[column != 0]) for column in values.T]
         bends = np.array([max(float(np.median(size)), float(np.finfo(np.float32).tiny)) for size in sizes])
         bent = np.arcsinh(values / bends)
         deviations = np.maximum(bent.std(axis=0), 1e-9)
-        committee = cls(tuple(chosen), *(tuple(v.tolist()) for v in (bends, bent.mean(axis=0), deviations)), 1.0, mean)
+        numbers = (bends, bent.mean(axis=0), deviations, bent.min(axis=0))
+        committee = cls(tuple(chosen), *(tuple(v.tolist()) for v in numbers), 1.0, mean)
         said = committee.voices(x).sum(axis=1)
         # A few large values may turn the slope against the order: then the formulas say nothing on this scale.
         slope = float((said * (z - mean)).sum() / max(float((said**2).sum()), 1e-300))

@@ -1,5 +1,7 @@
 """What each labeler must learn from data of known structure, and closed forms where there are any."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
@@ -183,3 +185,17 @@ def test_a_choice_without_any_label_is_said_and_left_out():
 def test_settings_are_checked_by_name(cls, setting):
     with pytest.raises(CompressError, match=f"The '{next(iter(setting))}' parameter of {cls.__name__}"):
         cls(**setting)
+
+
+def test_silent_units_of_a_layer_without_labels_are_not_said_to_help():
+    rng = np.random.default_rng(0)
+    logs = np.concatenate([rng.normal(-3.0, 0.5, 60), np.full(20, -12.0)])
+    damage = 10 ** (logs[:, None] + 1)
+    damage[60:] = np.nan
+    ids = [f"conv{i // 20}:out[{i % 20}]" for i in range(80)]
+    features, labels = _tables(logs[:, None], damage, ids, [name.partition("[")[0] for name in ids])
+    features = replace(features, names=("error_refitted_log",))
+    predicted = GBDTLabeler().fit(features, labels).predict(features).damage[:, 0]
+    # No less than the unit of least damage among those that were measured, from which their logs lie far away.
+    assert predicted[60:].min() >= predicted[:60].min()
+    assert predicted[60:].max() <= np.quantile(predicted[:60], 0.1)
