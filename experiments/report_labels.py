@@ -212,7 +212,8 @@ def _explanations(run: RunFiles, figures: Figures) -> str:
         rows.append([*told, (why or NOTHING, "class=wrap"), (alike or NOTHING, "class=wrap")])
     caption = "What moved the label of each of these units most, in loss per example."
     about = note("Any other unit: autolabel.explain(labeler, features, unit_id), with the labeler of this run folder.")
-    header = ["label", "unit", "predicted damage", "interval", "why", "measured units most alike"]
+    header = ["label", "unit", "predicted damage", "interval", ("why", "class=text"),
+              ("measured units most alike", "class=text")]  # fmt: skip
     return figure(figures, "reasons", caption) + table(header, rows) + about
 
 
