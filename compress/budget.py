@@ -20,7 +20,9 @@ class Budget:
             an int above 1 is absolute.
         weight_bytes: bytes of all parameters in their formats; fraction or absolute as above.
         coded_bytes: bytes after entropy coding, a fraction of the dense model's float32 bytes or absolute.
-        bit_operations: MACs times bits of the weight times bits of the activation (8 beside integers, else 32).
+        bit_operations: MACs times bits of the weight times bits of the activation (8 beside integers, else 32); as in
+            Baskin et al. 2018, "UNIQ", arXiv:1804.10969, without the additions, and van Baalen et al. 2020, "Bayesian
+            Bits", arXiv:2005.07093.
         latency_ms: by the latency table of the costs; a fraction of dense, or an int of milliseconds above 1.
 
     Raises:

@@ -99,7 +99,7 @@ def measure_latencies(
     What it does not know: in a network integers pass from layer to layer, here each quantises its input and gives
     floats; activations and norms may be fused or not; data may lie in the cache. And a machine is not as fast at all
     times: passes over all layers, one after another, show by how much. So sums of this table order plans and are no
-    promise: time the exported file.
+    promise: time the exported file. (Tables of layer times: Wu et al. 2019, "FBNet", arXiv:1812.03443.)
 
     Args:
         structure: the analysed model.

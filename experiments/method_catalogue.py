@@ -187,6 +187,8 @@ _SETTINGS = (
      "A layer may keep a part of its weights, decided together with its bits.", "autolabel.oracles.LayerChoiceOracle"),
     (RANKS, "quantize.schemes=[power_of_two,codebook] budget.coded_bytes=0.015",
      "Each layer has the number format that loses least for its bytes.", "autolabel.oracles.LayerChoiceOracle"),
+    (RANKS, "budget.latency_ms=0.6", "The time of all layers together is bounded too, by a table of this machine's engine.",
+     "compress.latency_table.measure_latencies"),
     (RANKS, "budget.bit_operations=0.01",
      "Products of the bits of weights and activations are bounded too, beside MACs and bytes.",
      "compress.budget.Budget"),

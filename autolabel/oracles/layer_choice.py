@@ -29,7 +29,9 @@ class LayerChoiceOracle:
     Choices are all bits x densities (the largest magnitudes stay) x ranks (two factors, or none, so one more than are
     named), in each scheme that competes, so many measurements for each layer; names as in `compress.layer_choice`.
 
-    What is measured is what is stored where the number format is the one that layers get in the end.
+    What is measured is what is stored where the number format is the one that layers get in the end. (Bits for each
+    layer: Wang et al. 2019, "HAQ", arXiv:1811.08886; bits and densities in one knapsack: Yang et al. 2020, "Automatic
+    Neural Network Compression by Sparsity-Quantization Joint Learning", arXiv:1910.05897.)
 
     Args:
         bits: the widths to measure; 32 is float32, which makes sense with a density or a rank. Of those that the scheme

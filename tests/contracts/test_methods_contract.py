@@ -127,7 +127,7 @@ def test_every_file_and_format_is_a_method():
 class TestMethod:
     def test_says_what_it_is(self, method):
         assert re.fullmatch(r"[A-Z][^\n|]*\.", method.what)
-        assert all(re.fullmatch(r"[A-Z].* \d{4}, \S.*", paper) for paper in method.papers)
+        assert all(re.fullmatch(r"(van )?[A-Z].* \d{4}, \S.*", paper) for paper in method.papers)
 
     def test_ends_in_a_file_that_is_the_measured_network(self, method, run):
         found = run(method)
