@@ -34,6 +34,8 @@ from compress.criteria import FisherCriterion, SecondOrderCriterion, TaylorCrite
 from compress.criterion import score_units
 from compress.errors import ArtifactError, CompressError, DataError
 from compress.finetuning import finetune_
+from compress.latency_table import measure_latencies
+from compress.layer_choice import LayerChoice
 from compress.output_sensitivity import collect_output_sensitivity
 from compress.plan import CompressionPlan
 from compress.product_counting import UNCOUNTED
@@ -105,7 +107,8 @@ def auto_compress(
         train: batches for fine-tuning, iterated once per epoch.
         calibration: batches for features, repair and activation ranges. Labels are only read by the loss.
         example_inputs: inputs of the forward, batch first.
-        budget: upper bounds; refused before any work if no plan can meet them.
+        budget: upper bounds; refused before any work if no plan can meet them. Where it bounds milliseconds, layers are
+            timed first, by ONNX Runtime on one thread of this machine, see `compress.latency_table`.
         label: batches that damage is measured on; None takes the second half of `calibration`.
         validation: batches that choose among the plans of all methods, and stop fine-tuning; None takes `label`.
         labeler: None for gradient-boosted trees.
@@ -137,6 +140,11 @@ def auto_compress(
     structure = analyze(model, example_inputs)
     check_removable(structure)
     costs, constraints = unit_costs(structure), constraints or Constraints()
+    if budget.latency_ms is not None:
+        # Allocators price 8 bits, whatever may be chosen.
+        choices = dict.fromkeys([*(LayerChoice(width) for width in bits), LayerChoice(8)])
+        times = measure_latencies(structure, tuple(choices))
+        costs = replace(costs, latency_ms=times.for_layers(costs.layer_names))
     silent = [name for name, _ in costs.uncounted if name in UNCOUNTED]
     if silent and budget.macs is not None:
         _LOG.warning("MACs of %s are not counted: a bound on MACs is one of all other layers.", ", ".join(silent))

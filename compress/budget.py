@@ -1,5 +1,6 @@
 """What the compressed model may cost at most."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -23,7 +24,7 @@ class Budget:
         bit_operations: MACs times bits of the weight times bits of the activation (8 beside integers, else 32); as in
             Baskin et al. 2018, "UNIQ", arXiv:1804.10969, without the additions, and van Baalen et al. 2020, "Bayesian
             Bits", arXiv:2005.07093.
-        latency_ms: by the latency table of the costs; a fraction of dense, or an int of milliseconds above 1.
+        latency_ms: by the latency table of the costs; a fraction of dense, or any number of milliseconds above 1.
 
     Raises:
         BudgetError: for a bound outside these ranges.
@@ -40,10 +41,13 @@ class Budget:
             if value is None:
                 continue
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if number and (0 < value <= 1 or (isinstance(value, int) and value > 1)):
+            # Milliseconds alone come in parts.
+            whole = isinstance(value, int) or name == "latency_ms"
+            if number and (0 < value <= 1 or (whole and 1 < value < math.inf)):
                 continue
+            kind = "a number" if name == "latency_ms" else "an int"
             raise BudgetError(
-                f"The '{name}' parameter of Budget must be a float in (0, 1] (fraction of dense), an int above 1 "
+                f"The '{name}' parameter of Budget must be a float in (0, 1] (fraction of dense), {kind} above 1 "
                 f"(absolute) or None. Got {value!r}."
             )
 

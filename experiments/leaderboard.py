@@ -85,7 +85,14 @@ Scores over the mean of their layer's (*.../normalised*) order no unit within it
 Of plans before the fine-tuning, and of units, the best 14 predictors of each table are shown. *damage_.../sum* adds up
 what single units were measured to do, in each of the three moments. The networks are the first 102 of the zoo's 252
 (`job.limit=102` of the bank). Tables of units and of ways to store layers are of a run of their own
-(`results/who_predicts/made_units.json`), on networks of the same recipes, trained and measured anew."""
+(`results/who_predicts/made_units.json`), on networks of the same recipes, trained and measured anew.
+
+Formulas that are no [criterion](criteria.md): *silenced_error*, what the layers that read a unit lose of their outputs
+when it is zero, as a part of their energy; *refitted_error* and *refit_residual*, what they lose after a least-squares
+refit of the weights that stay, by units and by plans, for plans the mean over groups (*/macs*: weighed by their MACs;
+*/output*, */loss*: added over reading layers as parts of the variance of the network's outputs, and in nats);
+*kept_variance*, the sum of the logarithms of the parts that stay; *uniformity*, how little the group keeps that keeps
+least. *taylor_mean_abs* of units is mean |t|, what *taylor* of plans sums. *loss_...* and *damage_...* are measured."""
 
 
 def write_page(rows: Sequence[Row], command: str) -> str:

@@ -14,7 +14,8 @@ DENSITY = 0.25
 
 @dataclass
 class BudgetSettings:
-    """Upper bounds: a float in (0, 1] is a fraction of dense, an int above 1 is absolute, null is free."""
+    """Upper bounds: a float in (0, 1] is a fraction of dense, an int above 1 (or any number of ms) is absolute, null is
+    free."""
 
     macs: int | float | None = 0.5
     weight_bytes: int | float | None = None

@@ -3,6 +3,7 @@
 import copy
 import functools
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -283,6 +284,30 @@ def test_an_unmeetable_budget_is_refused_before_any_work(trained, monkeypatch):
     with pytest.raises(BudgetError, match="Closest feasible: Budget"):
         autolabel.auto_compress(trained, TASK, [], calibration, calibration[0][0], Budget(macs=1e-4))
     assert asked == []
+
+
+def test_milliseconds_are_bounded_by_layers_that_are_timed_first(trained, monkeypatch):
+    tables, timed = [], pipeline.measure_latencies
+
+    def measured(structure, choices):
+        table = timed(structure, choices, repeats=1, passes=1)
+        # The engine ran every layer in every choice; what it took is not of today's load.
+        known = {name: {layer: 4.0 for layer in times} for name, times in table.median_ms.items()}
+        tables.append(replace(table, median_ms=known))
+        return tables[-1]
+
+    monkeypatch.setattr(pipeline, "measure_latencies", measured)
+    calibration = make_data(4, 3)
+    result = autolabel.auto_compress(trained, TASK, [], calibration, calibration[0][0], Budget(latency_ms=6.5),
+                                     label=make_data(2, 5), labeler=RidgeLabeler(), sample=8, epochs=0)  # fmt: skip
+    assert set(tables[0].median_ms) == {"32bit", "8bit"}
+    assert len(tables[0].median_ms["32bit"]) == 3
+    assert 5.0 < result.plan.predicted_cost["latency_ms"] <= 6.5
+    assert result.plan.remove_channels
+    with pytest.raises(BudgetError, match=r"'latency_ms' .* a number above 1"):
+        Budget(latency_ms=float("inf"))
+    with pytest.raises(BudgetError, match=r"'macs' .* an int above 1"):
+        Budget(macs=1.5)
 
 
 def test_bad_calibration_is_refused(trained):

@@ -90,8 +90,8 @@ def test_the_page_tells_what_is_known():
     page = write_page(
         [row, replace(row, method="penalty=l1 penalty.strength=1e-3", metric=97.5, density=0.875)], "`the job`"
     )
-    assert "comes to 98.25 % in 23,464 bytes" in page
+    assert "comes to 98.25 % in 1,000,000 MACs and 23,464 bytes" in page
     (line,) = (line for line in page.splitlines() if line.startswith("| `penalty=l1 penalty.strength=1e-3` |"))
-    assert line.endswith("| 97.50 | 0.88 | 23,464 |")
+    assert line.endswith("| 98.50 | 97.50 | 1,000,000 | 0.88 | 23,464 |")
     (line,) = (line for line in page.splitlines() if line.startswith("| `penalty=bn_l1` |"))
-    assert line.endswith("|  |  |  |")
+    assert line.endswith("|  |  |  |  |  |")
