@@ -57,7 +57,8 @@ masks* leaves the last out. What few bits damage heals in training, what was rem
 which damages of formats count a tenth or less of what was measured or no channel goes, on measured labels or on a
 criterion, that is taken which has the lowest validation loss after 100 steps of training (400 of the LeNets; of MiniLM
 damages count whole, and nothing is trained). Bits alone and masks alone are among the plans of *joint* too: where they
-are best, it is meant to be equal to them but for the noise of the choice. That of MiniLM was made on another processor
+are best, it is meant to be equal to them but for the noise of the choice. The arms of one way alone have one plan
+(*channels alone* two, judged after the repair) and no such trial. That of MiniLM was made on another processor
 than the arms beside it: it took bits alone, and is ahead of them by that. Every layer of the files made last is told in
 `results/coded_curve/layers.csv`.
 *fisher* and *magnitude* are to be compared with *joint without masks*: three such plans, on these scores alone. *as
@@ -139,15 +140,19 @@ def _chance(gap: float, point: "CurvePoint", other: Sequence["CurvePoint"]) -> s
 
 
 def _chosen(rows: Sequence[CurveRow]) -> list[str]:
-    """Markdown: whose plans the joint arm took, where that is known."""
-    joint = [row for row in rows if row.arm == _JOINT]
-    taken = Counter(row.chosen for row in joint if row.chosen)
-    if not taken:
+    """Markdown: whose plans the joint arm took at each size, where that is known."""
+    sizes = []
+    for _, own in _grouped([row for row in rows if row.arm == _JOINT], lambda row: row.point):
+        (mean,) = _points(own)
+        taken = Counter(row.chosen for row in own if row.chosen).most_common()
+        if taken:
+            names = ", ".join(f"`{name}` {count}" for name, count in taken)
+            sizes.append((mean.ratio, f"at {mean.ratio:.1f}x {names}"))
+    if not sizes:
         return []
-    told = ", ".join(f"`{name}` {count}" for name, count in taken.most_common())
-    known = f"known of {taken.total()} of {len(joint)}; " if taken.total() < len(joint) else ""
-    kinds = "`/bits`: bits and masks, no channel; `/widths`: bits alone"
-    return [f"Plans that *{_JOINT}* took: {told} ({known}{kinds}).", ""]
+    told = "; ".join(words for _, words in sorted(sizes))
+    kinds = "`/bits`: bits and masks, no channel; `/masks`: masks alone; `/widths`: bits alone"
+    return [f"Plans that *{_JOINT}* took, of seeds where it is known: {told} ({kinds}).", ""]
 
 
 def _cell(points: Sequence["CurvePoint"], metric: float | None, file_bytes: float) -> str:

@@ -165,7 +165,15 @@ def test_the_page_and_the_figure_tell_means_over_seeds():
     told = [
         replace(row, chosen=name) for row, name in zip(rows, ("labeler/knapsack", "criterion/bits", "x"), strict=True)
     ]
-    assert "Plans that *joint* took: `labeler/knapsack` 1, `criterion/bits` 1 (" in write_page(told)
+    # Of the third nothing is known; its size is the mean of all three.
+    told += [
+        replace(ROW, seed=2, file_bytes=220),
+        replace(ROW, point="smaller", file_bytes=55, chosen="criterion/bits"),
+    ]
+    assert (
+        "seeds where it is known: at 8.3x `labeler/knapsack` 1, `criterion/bits` 1; at 20.0x `criterion/bits` 1"
+        in write_page(told)
+    )
     figure = draw_curves([*rows, replace(ROW, point="budget.coded_bytes=0.05", file_bytes=55, metric=85.0)])
     (axes,), (legend,) = figure.axes, figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["joint", "bits alone"]
