@@ -141,9 +141,7 @@ def auto_compress(
     check_removable(structure)
     costs, constraints = unit_costs(structure), constraints or Constraints()
     if budget.latency_ms is not None:
-        # Allocators price 8 bits, whatever may be chosen.
-        choices = dict.fromkeys([*(LayerChoice(width) for width in bits), LayerChoice(8)])
-        times = measure_latencies(structure, tuple(choices))
+        times = measure_latencies(structure, [LayerChoice(width) for width in bits])
         costs = replace(costs, latency_ms=times.for_layers(costs.layer_names))
     silent = [name for name, _ in costs.uncounted if name in UNCOUNTED]
     if silent and budget.macs is not None:

@@ -80,7 +80,7 @@ class LatencyTable:
 
 def measure_latencies(
     structure: Structure,
-    choices: Sequence[LayerChoice] = (LayerChoice(8),),
+    choices: Sequence[LayerChoice] = (),
     *,
     batch: int = 1,
     threads: int = 1,
@@ -89,7 +89,7 @@ def measure_latencies(
     runtime: OnnxRuntime | None = None,
     number_format: NumberFormat = SYMMETRIC,
 ) -> LatencyTable:
-    """The time of every conv and linear layer in float32 and in each choice, once for each shape.
+    """The time of every conv and linear layer in float32, 8 bits and each choice, once for each shape.
 
     Each layer runs in a file of its own on inputs of its own shape, and the time of a call that does nothing is taken
     off. The engine multiplies integers of up to 8 bits as 8-bit integers, whatever their bits and zeros, so choices
@@ -103,7 +103,7 @@ def measure_latencies(
 
     Args:
         structure: the analysed model.
-        choices: as the scores name them; float32 is always measured.
+        choices: as the scores name them; float32 and 8 bits are always measured, since allocators price both.
         batch: examples per run.
         threads, repeats, runtime: as in `measure_latency`.
         passes: over all layers, 1 or more; of each layer the fastest counts.
@@ -116,7 +116,7 @@ def measure_latencies(
         raise CompressError(
             f"The 'passes' parameter of measure_latencies must be an int of at least 1. Got {passes!r}."
         )
-    choices = tuple(dict.fromkeys((LayerChoice(), *choices)))
+    choices = tuple(dict.fromkeys((LayerChoice(), *choices, LayerChoice(8))))
     layers = [layer for layer in structure.traced.layers() if layer.kind != "embedding"]
     if not layers:
         raise CompressError("The 'structure' parameter of measure_latencies must have a conv or linear. It has none.")

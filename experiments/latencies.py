@@ -6,7 +6,6 @@ from typing import Any
 
 from compress.errors import ArtifactError
 from compress.latency_table import LatencyTable, measure_latencies
-from compress.layer_choice import LayerChoice
 from compress.structure import Structure
 from experiments.components import Components
 from experiments.settings import Config
@@ -20,7 +19,7 @@ def layer_latencies(path: Path, config: Config, parts: Components, structure: St
     """The table in the file, where it was measured for this network, choices and runtime; else it is measured anew."""
     oracle: Any = parts.oracles["layer_choice"]
     runtime: Any = parts.runtime
-    choices = tuple(dict.fromkeys([*oracle.layer_choices, LayerChoice(8)]))
+    choices = tuple(oracle.layer_choices)
     traced = structure.traced
     measured_for = to_json({
         "model": config.model, "runtime": config.runtime, "choices": [choice.name for choice in choices],
