@@ -213,7 +213,7 @@ def _explanations(run: RunFiles, figures: Figures) -> str:
     caption = "What moved the label of each of these units most, in loss per example."
     about = note("Any other unit: autolabel.explain(labeler, features, unit_id), with the labeler of this run folder.")
     header = ["label", "unit", "predicted damage", "interval", ("why", "class=text"),
-              ("measured units most alike", "class=text")]  # fmt: skip
+              ("measured, most alike", "class=text")]  # fmt: skip
     return figure(figures, "reasons", caption) + table(header, rows) + about
 
 

@@ -206,7 +206,7 @@ figcaption,.note{color:var(--muted);font-size:13px;margin:4px 0 8px;max-width:78
 table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums;margin:8px 0}
 th,td{padding:4px 12px 4px 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th{color:var(--muted);font-weight:500;vertical-align:bottom}
-th:first-child,td:first-child,td.text,th.text{text-align:left}td.wrap{white-space:normal;text-align:left;min-width:30ch}
+th:first-child,td:first-child,td.text,th.text{text-align:left}td.wrap{white-space:normal;text-align:left;min-width:22ch}
 tr.own td{font-weight:650}
 .absent{color:var(--muted);font-style:italic}
 .bar{display:inline-block;height:9px;border-radius:2px;background:var(--s0);vertical-align:middle;margin-right:6px}
