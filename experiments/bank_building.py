@@ -37,7 +37,8 @@ from experiments.zoo import load_network, read_rows
 
 log = logging.getLogger(__name__)
 # Settings of labels that are quickly measured anew; plans are not.
-_UNITS, _CHOICES = {"context_masks", "repaired_masks"}, {"bits", "densities", "configs"}
+_UNITS = {"context_masks", "repaired_masks", "trained_masks", "trained_steps"}
+_CHOICES = {"bits", "densities", "configs"}
 _UNIT_LABELS = ("damage_", "std_err_", "macs_")
 # Criteria that are no features of units, to be judged beside those that are.
 _OTHER_CRITERIA = {"reconstruction": ReconstructionCriterion(), "ziplm": ZipLMCriterion()}
@@ -56,8 +57,9 @@ class BankSettings:
         images: examples of the calibration part for statistics and repair, and of the label part for unit labels.
         steps, batch_size, finetune: optimizer steps of the fine-tuning after the repair, and its other settings.
         brief_steps: of the brief one.
-        context_masks, repaired_masks: of the unit labels in company, see `ContextOracle` and `RepairedOracle`; 0 for
-            none of these labels.
+        context_masks, repaired_masks, trained_masks: of the unit labels in company, see `ContextOracle` and
+            `RepairedOracle`; 0 for none of these labels.
+        trained_steps: optimizer steps after each refit of `trained_masks`.
         bits, densities, configs: of the layer labels, see `choice_tables`.
         plan_bits: numbers of bits that plans store layers in; none leaves all weights floats.
         seed: of the plans, the repair and the training.
@@ -72,6 +74,8 @@ class BankSettings:
     batch_size: int = 64
     context_masks: int = 128
     repaired_masks: int = 32
+    trained_masks: int = 32
+    trained_steps: int = 16
     bits: tuple[int, ...] = (2, 3, 4, 6, 8)
     densities: tuple[float, ...] = (0.5, 0.25, 0.1)
     configs: int = 40
@@ -271,7 +275,7 @@ def _unit_scores(subject: Subject) -> dict[str, np.ndarray]:
 def _unit_damages(
     subject: Subject, unit_ids: Sequence[str], fraction: float, settings: BankSettings
 ) -> dict[str, np.ndarray]:
-    """Damage of every unit in three moments on the label examples; names begin as in `_UNIT_LABELS`."""
+    """Damage of every unit in each moment on the label examples; names begin as in `_UNIT_LABELS`."""
     rows = subject.structure.units.positions(unit_ids)
     # MACs fall with the square of the units that stay, bytes too.
     kept = fraction**0.5
@@ -280,6 +284,11 @@ def _unit_damages(
         oracles["in_context"] = ContextOracle(kept, settings.context_masks, subject.seed)
     if settings.repaired_masks:
         oracles["repaired"] = RepairedOracle(kept, settings.repaired_masks, seed=subject.seed)
+    if settings.trained_masks:
+        oracles["trained"] = RepairedOracle(
+            kept, settings.trained_masks, training_steps=settings.trained_steps, lr=settings.finetune["lr"],
+            seed=subject.seed,
+        )  # fmt: skip
     table = {}
     for moment, oracle in oracles.items():
         labels = measure(subject.structure, None, subject.task, subject.label, oracle)

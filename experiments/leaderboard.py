@@ -30,6 +30,7 @@ _TRUTHS = {
     "at_once": "damage at once",
     "in_context": "damage in thinned company",
     "repaired": "damage in thinned company after a refit",
+    "trained": "damage in thinned company after a refit and some steps of training",
     "stored": "damage at once",
 }
 _MOST = 14

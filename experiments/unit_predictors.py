@@ -1,4 +1,4 @@
-"""Who predicts the damage of single units, in each of three moments: formulas and labelers."""
+"""Who predicts the damage of single units, in each moment: formulas and labelers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -13,7 +13,7 @@ from autolabel.unit_labelers import GBDTUnitLabeler, SetUnitLabeler
 from experiments.who_predicts import SPLITS, Row, blind_folds
 from experiments.worker_pool import run_in_order
 
-TRUTHS = ("at_once", "in_context", "repaired")
+TRUTHS = ("at_once", "in_context", "repaired", "trained")
 UNIT_LABELERS: Mapping[str, Callable[[], UnitLabeler]] = {
     "labeler/gbdt": GBDTUnitLabeler,
     "labeler/lambdarank": partial(GBDTUnitLabeler, objective="lambdarank"),

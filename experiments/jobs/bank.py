@@ -20,8 +20,8 @@ class BankJob:
         zoo: folder of a zoo that `experiment=zoo` built.
         workers: processes.
         limit: label only the first so many networks; None for all.
-        plans, fractions, images, steps, context_masks, repaired_masks, bits, densities, configs, plan_bits, seed: see
-            `BankSettings`.
+        plans, fractions, images, steps, context_masks, repaired_masks, trained_masks, trained_steps, bits, densities,
+            configs, plan_bits, seed: see `BankSettings`.
     """
 
     name = "bank"
@@ -38,6 +38,8 @@ class BankJob:
         steps: int = 128,
         context_masks: int = 128,
         repaired_masks: int = 32,
+        trained_masks: int = 32,
+        trained_steps: int = 16,
         bits: tuple[int, ...] = (2, 3, 4, 6, 8),
         densities: tuple[float, ...] = (0.5, 0.25, 0.1),
         configs: int = 40,
@@ -47,8 +49,8 @@ class BankJob:
         self.zoo, self.workers, self.limit = zoo, workers, limit
         self.settings = BankSettings(
             plans=plans, fractions=tuple(fractions), images=images, steps=steps, context_masks=context_masks,
-            repaired_masks=repaired_masks, bits=tuple(bits), densities=tuple(densities), configs=configs,
-            plan_bits=tuple(plan_bits), seed=seed,
+            repaired_masks=repaired_masks, trained_masks=trained_masks, trained_steps=trained_steps, bits=tuple(bits),
+            densities=tuple(densities), configs=configs, plan_bits=tuple(plan_bits), seed=seed,
         )  # fmt: skip
 
     def check(self, config: Config) -> None:

@@ -152,7 +152,9 @@ class WhoPredictsJob:
         if not self.unit_labelers:
             return []
         kinds, rows = {name: UNIT_LABELERS[name] for name in self.unit_labelers}, []
-        for scope, truth in itertools.product(SCOPES, self.unit_truths):
+        # A bank may be measured without some labels of units.
+        truths = [truth for truth in self.unit_truths if f"damage_{truth}" in bank.units]
+        for scope, truth in itertools.product(SCOPES, truths):
             with progress(f"judging labelers of units ({scope}, {truth})") as on_fit:
                 own = unit_boards_of(bank, [truth], scope)
                 rows += judge_unit_labelers(own, kinds, [truth], on_fit=on_fit, workers=self.workers)

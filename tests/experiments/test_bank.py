@@ -32,12 +32,13 @@ from experiments.settings import Config
 from experiments.subject import RepairSettings, Subject
 from experiments.tracker import RunInfo
 from experiments.trackers.null import NullTracker
-from experiments.unit_predictors import judge_units
+from experiments.unit_predictors import TRUTHS, judge_units
 from experiments.who_predicts import Row, judge_formulas, judge_predictions, predict_boards
 from experiments.zoo import Recipe, build_zoo, load_network
 
 SETTINGS = BankSettings(plans=6, fractions=(0.3,), images=64, steps=4, brief_steps=2, batch_size=32, context_masks=2,
-                        repaired_masks=4, bits=(2, 4), densities=(0.5,), configs=5)  # fmt: skip
+                        repaired_masks=4, trained_masks=4, trained_steps=1, bits=(2, 4), densities=(0.5,),
+                        configs=5)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,9 @@ def built(zoo, tmp_path_factory):
 
 
 def test_plans_may_store_layers_in_few_bits(zoo, tmp_path):
-    settings = dataclasses.replace(SETTINGS, fractions=(0.12,), context_masks=0, repaired_masks=0, plan_bits=(2, 4, 8))
+    settings = dataclasses.replace(
+        SETTINGS, fractions=(0.12,), context_masks=0, repaired_masks=0, trained_masks=0, plan_bits=(2, 4, 8)
+    )
     bank = build_bank(tmp_path, zoo, settings, workers=1, limit=1)
     plans = bank.plans
     assert np.isfinite(plans["loss_finetuned_test"]).all()
@@ -63,7 +66,7 @@ def test_plans_may_store_layers_in_few_bits(zoo, tmp_path):
     assert [len(text.split()) for text in plans["bits"].tolist()] == [3] * 6
     # Float bytes of what stays are above the size, which counts bits.
     assert (plans["weight_bytes"] > plans["fraction"]).all()
-    assert not {"damage_in_context", "damage_repaired"} & set(bank.units)
+    assert not {"damage_in_context", "damage_repaired", "damage_trained"} & set(bank.units)
     assert {row.truth for row in judge_units(bank)} == {"at_once"}
     (board,) = boards_of(bank, MOMENTS)
     rows = judge_formulas(board, "finetuned")
@@ -100,7 +103,7 @@ def test_every_network_has_its_rows(built, zoo):
     # A look at a plan costs MACs too.
     assert (macs[0] > 0).all()
     assert (np.diff(macs, axis=0) > 0).all()
-    for moment in ("at_once", "in_context", "repaired"):
+    for moment in TRUTHS:
         assert np.isfinite(bank.units[f"damage_{moment}"]).all()
     assert len(bank.units["network"]) == bank.networks["n_units"].sum()
     sizes = np.where(bank.plans["size"] == "macs", bank.plans["macs"], bank.plans["weight_bytes"])
@@ -237,7 +240,7 @@ def test_boards_are_judged(built):
     assert {"magnitude", "fisher/normalised", "refit_residual", "loss_finetuned", "chance"} <= {
         r.predictor for r in rows
     }
-    assert {row.truth for row in judge_units(built[1])} == {"at_once", "in_context", "repaired"}
+    assert {row.truth for row in judge_units(built[1])} == set(TRUTHS)
     choices = judge_choices(built[1])
     assert {(row.scope, row.predictor) for row in choices} >= {("choices", "fisher_error"), ("configs", "damage_alone")}
     # One task: nothing is left for a labeler that must not have seen it.
@@ -253,11 +256,12 @@ def test_who_predicts_judges_everything_on_a_bank_of_several_families_and_tasks(
             built[0] / "networks" / f"{'mlp-digits-000' if family == 'mlp' else 'conv2d-digits-001'}.npz"
         )
         several.append(dataclasses.replace(
-            bank, networks={**bank.networks, **{name: np.array([value]) for name, value in own.items()}}
+            bank, networks={**bank.networks, **{name: np.array([value]) for name, value in own.items()}},
+            units={name: values for name, values in bank.units.items() if not name.endswith("_trained")},
         ))  # fmt: skip
     merge_banks(several, several[0].about).save(tmp_path / "bank.npz")
     job = WhoPredictsJob(str(tmp_path / "bank.npz"), labelers=["labeler/ridge", "labeler/blend"],
-                         unit_labelers=["labeler/gbdt"], unit_truths=["at_once"], workers=1)  # fmt: skip
+                         unit_labelers=["labeler/gbdt"], unit_truths=["at_once", "trained"], workers=1)  # fmt: skip
     job.check(Config())
     with RunDir(tmp_path / "run", {"command": "x"}) as run_dir:
         metrics = job.run(Config(), run_dir, NullTracker(RunInfo("test", tmp_path)))
@@ -267,6 +271,8 @@ def test_who_predicts_judges_everything_on_a_bank_of_several_families_and_tasks(
     assert judged >= {"labeler/blend", "labeler/blend without trees", "labeler/ridge without least squares",
                       "labeler/ridge without half of the networks"}  # fmt: skip
     assert {row.scope for row in rows} >= {"plans", "within_layers", "choices", "configs"}
+    # What was not measured is not judged.
+    assert "trained" not in {row.truth for row in rows}
     assert {row.scope for row in rows if row.predictor == "labeler/gbdt" and row.zero_shot == "network"} == {
         "within_layers", "across_layers", "choices", "configs",
     }  # fmt: skip

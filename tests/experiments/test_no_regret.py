@@ -88,7 +88,8 @@ def zoo(tmp_path_factory):
 def bank(zoo, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bank")
     settings = BankSettings(plans=8, fractions=(0.25,), images=64, steps=4, brief_steps=2, batch_size=32,
-                            context_masks=2, repaired_masks=4, bits=(4,), densities=(), configs=1)  # fmt: skip
+                            context_masks=2, repaired_masks=4, trained_masks=0, bits=(4,), densities=(),
+                            configs=1)  # fmt: skip
     build_bank(folder, zoo, settings, workers=1)
     return folder / "label_bank.npz"
 

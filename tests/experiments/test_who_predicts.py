@@ -17,7 +17,7 @@ from compress.errors import CompressError
 from experiments.ablations import INGREDIENTS, LearnedOtherwise, WithoutColumns
 from experiments.choice_predictors import choice_boards_of, judge_choice_labelers, judge_choices, predict_choices
 from experiments.plan_formulas import formulas, measured_sums, unit_formulas, unpack_masks
-from experiments.unit_predictors import judge_unit_labelers, judge_units
+from experiments.unit_predictors import TRUTHS, judge_unit_labelers, judge_units
 from experiments.who_predicts import (
     COLUMNS,
     SPLITS,
@@ -168,7 +168,7 @@ def unit_bank():
         "score_random": np.random.default_rng(3).random(20),
         "feature_depth": np.zeros(20),
     }
-    for truth in ("at_once", "in_context", "repaired"):
+    for truth in TRUTHS:
         units[f"damage_{truth}"], units[f"std_err_{truth}"] = damage, np.ones(20)
     plans = {"network": np.zeros(1, dtype=np.int64)}
     networks = {"name": np.array(["n"]), "family": np.array(["f"]), "task": np.array(["t"]), "noise": rng.random(1)}
