@@ -151,7 +151,7 @@ def _chosen(rows: Sequence[CurveRow]) -> list[str]:
     if not sizes:
         return []
     told = "; ".join(words for _, words in sorted(sizes))
-    kinds = "`/bits`: bits and masks, no channel; `/masks`: masks alone; `/widths`: bits alone"
+    kinds = "`/unmasked`: no masks; `/bits`: bits and masks, no channel; `/masks`: masks alone; `/widths`: bits alone"
     return [f"Plans that *{_JOINT}* took, of seeds where it is known: {told} ({kinds}).", ""]
 
 

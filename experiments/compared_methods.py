@@ -23,11 +23,11 @@ PLANS, REFIT_LOSS = "plans", "refit_loss"
 CHANCE = "random"
 SEARCH, RACE = "search", "race"
 SEARCHES = (SEARCH, RACE)
-WIDTHS, MASKS = "widths", "masks"
+WIDTHS, MASKS, UNMASKED = "widths", "masks", "unmasked"
 # Of a weight in few bits.
 MOST_BITS = 8
 ALLOCATORS = {"mac": "greedy", "uniform": "uniform", "threshold": "threshold", "knapsack": "knapsack",
-              SEARCH: SEARCH, RACE: RACE}  # fmt: skip
+              UNMASKED: "knapsack", SEARCH: SEARCH, RACE: RACE}  # fmt: skip
 # Formats alone, every unit stays: all that are offered in one solve, widths of whole layers, masks in the widest of
 # them; and the same for every layer.
 FORMATS_ALONE = {"bits": "knapsack", WIDTHS: "knapsack", MASKS: "knapsack", "uniform_bits": "uniform"}
@@ -52,11 +52,11 @@ class Method:
 
     `"taylor"` removes below one threshold; `"taylor/mac"` spends by score per cost; `"taylor/uniform"` keeps the same
     fraction of every group; `"labeler/knapsack"` solves for everything together; `"labeler/knapsack@0.1"` too, with a
-    tenth of all damages of formats; `"criterion/bits"` removes nothing, `"criterion/widths"` neither, and leaves no
-    single weight out, `"criterion/masks"` leaves weights out and keeps the others at the most of the few bits offered,
-    and `"criterion/uniform_bits"` stores all layers alike; `"plans/search"` asks a labeler of whole plans about
-    hundreds of them, `"refit_loss/search"` a formula, and `"plans/race"` lets favourites of both and plans of criteria
-    compete in brief trainings.
+    tenth of all damages of formats; `"labeler/unmasked"` leaves no single weight out; `"criterion/bits"` removes
+    nothing, `"criterion/widths"` neither, and leaves no single weight out, `"criterion/masks"` leaves weights out and
+    keeps the others at the most of the few bits offered, and `"criterion/uniform_bits"` stores all layers alike;
+    `"plans/search"` asks a labeler of whole plans about hundreds of them, `"refit_loss/search"` a formula, and
+    `"plans/race"` lets favourites of both and plans of criteria compete in brief trainings.
     """
 
     name: str
@@ -137,12 +137,16 @@ class Method:
         """What it may choose of the formats that are offered, None where it may choose none."""
         if formats is None or not self.chooses_formats(settings):
             return None
-        if self.spending not in (WIDTHS, MASKS):
+        if self.spending not in (WIDTHS, MASKS, UNMASKED):
             return formats
         choices = [choice_of(name) for name in formats.choices]
         most = max((choice.bits for choice in choices if choice.bits <= MOST_BITS), default=FLOAT_BITS)
-        whole = self.spending == WIDTHS
-        return formats.of_choices([c.rank is None and (c.density == 1 if whole else c.bits == most) for c in choices])
+        kept = {
+            UNMASKED: [c.density == 1 for c in choices],
+            WIDTHS: [c.density == 1 and c.rank is None for c in choices],
+            MASKS: [c.bits == most and c.rank is None for c in choices],
+        }
+        return formats.of_choices(kept[self.spending])
 
 
 def searches_bits(config: Config) -> bool:
@@ -234,7 +238,7 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
                 f"compare.methods: {method.name!r} has nothing to choose without quantize.enabled, and where "
                 "compare.formats_for leaves it out."
             )
-        if method.spending == MASKS and min(config.quantize.densities, default=1.0) == 1:
+        if method.spending in (MASKS, UNMASKED) and min(config.quantize.densities, default=1.0) == 1:
             raise ConfigError(f"compare.methods: {method.name!r} needs quantize.densities below 1.")
         if method.spending in (WIDTHS, MASKS) and min(config.quantize.bits, default=0) > MOST_BITS:
             raise ConfigError(f"compare.methods: {method.name!r} needs quantize.bits of {MOST_BITS} at most.")
@@ -242,7 +246,7 @@ def methods_of(config: Config, parts: "Components") -> list[Method]:
         if method.healing != 1 and not (formats and adds):
             raise ConfigError(
                 f"compare.methods: {method.name!r} needs damages of formats that add up: quantize.enabled, no "
-                "quantize.joint_plans, and a method that ends in /mac or /knapsack and may choose formats."
+                "quantize.joint_plans, and a method that ends in /mac, /knapsack or /unmasked and may choose formats."
             )
     sources = {method.source for method in methods}
     if compare.search_plans and (compare.search_plans < 2 or not any(method.searches for method in methods)):

@@ -54,7 +54,8 @@ def render_comparison(run: RunFiles, report: Report, figures: Figures) -> str:
             note(
                 "Mean ± standard deviation over n seeds; n=1 has no spread. How the budget is spent over the scores: a "
                 "plain name removes below one threshold, “/mac” spends by score per MAC, “/uniform” keeps the same "
-                "fraction of every group, “/knapsack” solves for everything together, “/bits” too but removes nothing, "
+                "fraction of every group, “/knapsack” solves for everything together, “/unmasked” too "
+                "but leaves no single weights out, “/bits” too but removes nothing, "
                 "“/widths” the same without leaving single weights out, “/masks” leaves single weights out at the most "
                 "bits, “/uniform_bits” removes nothing either and stores all layers alike; “@0.1” counts a tenth of "
                 "the damage of formats; “plans/search” is what a labeler of whole plans likes best among hundreds, "

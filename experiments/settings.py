@@ -98,16 +98,17 @@ class CompareSettings:
 
     Methods are `"labeler"`, `"criterion"` (the configured one) or the name of a baseline: alone they remove below one
     threshold, with `/mac` they spend by score per cost, with `/uniform` the same fraction of every group, with
-    `/knapsack` in one solve, with `/bits` no unit but formats in one solve, with `/widths` no unit but widths of
-    whole layers, with `/masks` no unit but densities at the most of the few bits offered, with `/uniform_bits` no unit
-    but the same format of all layers. `"plans/search"` is the favourite of a labeler of whole plans among hundreds of
-    them, `"refit_loss/search"` that of a formula (the error in nats that a refit leaves), and `"plans/race"` the winner
-    of brief trainings among two favourites of the labeler, one of the formula, and plans of criteria (an eighth and
-    three eighths of the fine-tuning's steps: two to three fine-tunings and eleven repairs in all). Each search repairs
-    `search_plans` of the plans it likes and measures them: what they lose corrects the labeler or formula, so that it
-    likes others, and the plan that loses least is taken (0: nothing is run). By default both searches take part
-    wherever the budget suits them. `formats_for` names those of these ways that may choose formats and ranks of layers,
-    e.g. `["knapsack", "bits"]`; the others leave every layer as it is (empty: all may).
+    `/knapsack` in one solve, with `/unmasked` in one solve that leaves no single weight out, with `/bits` no unit but
+    formats in one solve, with `/widths` no unit but widths of whole layers, with `/masks` no unit but densities at the
+    most of the few bits offered, with `/uniform_bits` no unit but the same format of all layers. `"plans/search"` is
+    the favourite of a labeler of whole plans among hundreds of them, `"refit_loss/search"` that of a formula (the error
+    in nats that a refit leaves), and `"plans/race"` the winner of brief trainings among two favourites of the labeler,
+    one of the formula, and plans of criteria (an eighth and three eighths of the fine-tuning's steps: two to three
+    fine-tunings and eleven repairs in all). Each search repairs `search_plans` of the plans it likes and measures them:
+    what they lose corrects the labeler or formula, so that it likes others, and the plan that loses least is taken (0:
+    nothing is run). By default both searches take part wherever the budget suits them. `formats_for` names those of
+    these ways that may choose formats and ranks of layers, e.g. `["knapsack", "bits"]`; the others leave every layer as
+    it is (empty: all may).
     If the labeler takes part, but not with the configured allocator, it joins with that; and the configured criterion,
     if it does not, per MAC. The plan is that of the method with the lowest validation loss after `choose_after`.
 

@@ -35,9 +35,12 @@ def test_each_way_alone_is_a_part_of_the_menu():
     names = ("8bit", "3bit", "8bit_d0.5", "3bit_d0.5", "8bit_r0.5", "32bit_d0.5", "4bit_codebook")
     damage = np.arange(14.0).reshape(2, 7)
     table = LabelTable(("a", "b"), names, damage, damage, damage, damage, np.array(["measured"] * 2))
-    menus = {way: Method(f"fisher/{way}").menu(table, CompareSettings()) for way in ("bits", "widths", "masks")}
+    menus = {
+        way: Method(f"fisher/{way}").menu(table, CompareSettings()) for way in ("bits", "widths", "masks", "unmasked")
+    }
     assert menus["bits"] is table
     assert menus["widths"].choices == ("8bit", "3bit", "4bit_codebook")
+    assert menus["unmasked"].choices == ("8bit", "3bit", "8bit_r0.5", "4bit_codebook")
     # Floats with a mask are no way to come to few bytes.
     assert menus["masks"].choices == ("8bit", "8bit_d0.5")
     assert menus["masks"].damage.tolist() == [[0.0, 2.0], [7.0, 9.0]]
@@ -101,17 +104,18 @@ def test_arms_share_the_network_and_meet_the_point(config, tmp_path, monkeypatch
             "gone": None,
             "uniform": ["constraints.floor=0.999"],
             "no channel": ["compare.methods=[criterion/bits,criterion/masks]", "quantize.densities=[1.0,0.9]"],
+            "no mask": ["compare.methods=[criterion/unmasked]", "quantize.densities=[1.0,0.9]"],
         },
         ["budget.coded_bytes=0.2", "budget.coded_bytes=0.03"],
-        alone={"uniform": ["budget.coded_bytes=1.0 quantize.bits=[8]"]},
+        alone={"uniform": ["budget.coded_bytes=1.0 quantize.bits=[8]"], "no mask": ["budget.coded_bytes=0.15"]},
     )
     with RunDir(tmp_path) as run_dir, seeded("coded_curve", 0):
         told = job.run(config, run_dir, NullTracker(RunInfo("coded_curve", tmp_path)))["coded_curve"]
     rows = read_raw(tmp_path / "coded_curve.csv", CurveRow)
     # Without channels going none comes to a thirtieth, and masks at 8 bits not to a fifth.
-    assert [row.arm for row in rows] == ["joint", "bits alone", "no channel", "joint", "uniform"]
+    assert [row.arm for row in rows] == ["joint", "bits alone", "no channel", "joint", "uniform", "no mask"]
     assert list(told.values()) == [pytest.approx(row.metric, rel=1e-5) for row in rows]
-    joint, bits, other, small, uniform = rows
+    joint, bits, other, small, uniform, unmasked = rows
     assert small.file_bytes < joint.file_bytes
     assert {row.dense for row in rows} == {joint.dense}
     # The prediction of the plan before training; the header and biases come on top.
@@ -119,8 +123,8 @@ def test_arms_share_the_network_and_meet_the_point(config, tmp_path, monkeypatch
     assert bits.macs == uniform.macs > small.macs
     assert uniform.file_bytes > bits.file_bytes
     assert "budget.coded_bytes=1.0 'quantize.bits=[8]' constraints.floor=0.999" in uniform.command
-    assert {row.chosen for row in rows if row is not other} == {"criterion/knapsack"}
-    assert other.chosen == "criterion/bits"
+    assert {row.chosen for row in rows if row not in (other, unmasked)} == {"criterion/knapsack"}
+    assert (other.chosen, unmasked.chosen) == ("criterion/bits", "criterion/unmasked")
     assert "criterion/masks takes no part: " in caplog.text
     # What a file holds is told layer by layer.
     with (tmp_path / "coded_curve.layers.csv").open() as file:
@@ -133,7 +137,7 @@ def test_arms_share_the_network_and_meet_the_point(config, tmp_path, monkeypatch
     layers, widths = 5, (2, 1, 4)
     shared = [path.read_text().count("unit_id") for path in (tmp_path / "base" / "layer_rows").iterdir()]
     assert sorted(shared) == sorted(layers * n for n in widths)
-    assert sorted(measured) == [0, 0, 0, 0, 0, layers, 2 * layers, 4 * layers]
+    assert sorted(measured) == [0, 0, 0, 0, 0, 0, layers, 2 * layers, 4 * layers]
 
 
 def test_tables_of_several_runs_come_together(tmp_path):

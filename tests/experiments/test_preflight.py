@@ -113,6 +113,7 @@ def test_of_the_default_methods_those_take_part_that_suit_the_run(earlier, overr
             "'fisher/bits' has nothing to choose",
         ),
         ("compare.methods=[fisher/masks]", "'fisher/masks' needs quantize.densities below 1"),
+        ("compare.methods=[fisher/unmasked]", "'fisher/unmasked' needs quantize.densities below 1"),
         ("compare.methods=[fisher/masks] quantize.densities=[]", "'fisher/masks' needs quantize.densities below 1"),
         ("compare.methods=[fisher/widths] quantize.bits=[32]", "'fisher/widths' needs quantize.bits of 8 at most"),
         ("compare.formats_for=[taylor]", "compare.formats_for: 'taylor' is not one of"),
