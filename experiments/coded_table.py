@@ -21,6 +21,18 @@ from experiments.packed_evaluation import SCORING_BATCH, score_packed, tensor_si
 from experiments.results import command_of
 from experiments.run_dir import read_manifest as read_run
 
+# Columns of what a file holds of one layer, see `CodedRow`.
+LAYER_COLUMNS = (
+    "layer",
+    "dense_weights",
+    "kept_weights",
+    "bits",
+    "coded_bytes",
+    "raw_bytes",
+    "packed_bytes",
+    "entropy",
+)
+
 
 @dataclass(frozen=True)
 class CodedRow:

@@ -117,8 +117,10 @@ class MethodTrials:
             write_atomic(path, lambda file: file.write(measured.read_bytes()))
         return path
 
-    def row(self, method: CataloguedMethod, overrides: Sequence[str], folder: Path) -> MethodRow:
-        """What a method comes to.
+    def row(
+        self, method: CataloguedMethod, overrides: Sequence[str], folder: Path
+    ) -> tuple[MethodRow, list[dict[str, Any]]]:
+        """What a method comes to, and what its packed file holds of every layer, see `layers_of`.
 
         Args:
             method: which.
@@ -132,7 +134,7 @@ class MethodTrials:
         stages = result["stages"]
         last = stages.get("quantized", stages["fine_tuned"])
         chooses = method.decides and trial.parts.student is None
-        return MethodRow(
+        row = MethodRow(
             method=method.name, seed=trial.config.seed, metric_name=dense["metric_name"],
             dense=dense["test"]["metric"], fine_tuned=stages["fine_tuned"]["metric"], metric=last["metric"],
             loss=last["loss"], macs=result["macs"],
@@ -141,10 +143,7 @@ class MethodTrials:
             seconds=seconds, command=shlex.join(["python", "-m", "experiments.run", *overrides]), **self._made,
             chosen=read_json(folder / "choice.json")["chosen"] if chooses else "",
         )  # fmt: skip
-
-    def layers(self, folder: Path) -> list[dict[str, Any]]:
-        """What the packed file of a trial holds of every layer, see `CodedRow`."""
-        return layers_of(folder, self.base.structure)
+        return row, layers_of(folder, trial.planned)
 
 
 def _choices_hash(config: Config, base: Experiment) -> str:

@@ -29,14 +29,12 @@ class TrialJob(ABC):
 
     Attributes:
         may_refuse: whether a trial whose budget cannot be met is told and left out, instead of ending the job.
-        keeps_layers: whether each row has a file beside it of what its packed file holds, layer by layer.
 
     Args:
         base: overrides of the run that all are tried on.
     """
 
     may_refuse = False
-    keeps_layers = False
 
     def __init__(self, base: Sequence[str]) -> None:
         self.base = tuple(base)
@@ -81,21 +79,20 @@ class TrialJob(ABC):
 
         name = folder_name(trial.name)
         path = run_dir.file(f"rows/{name}.json")
-        layers = [self.layers_file(run_dir, trial)] if self.keeps_layers else []
+        layers_path = self.layers_file(run_dir, trial)
 
         def work() -> None:
             folder = run_dir.path / "trial"
-            row = made.row(trial, overrides, folder)
-            for own in layers:
-                write_json(own, made.layers(folder))
+            row, layers = made.row(trial, overrides, folder)
             shutil.rmtree(folder)
+            write_json(layers_path, layers)
             write_json(path, asdict(row))
 
         base = [f"base/{file}" for file in ("dense/model.safetensors", "plan.json")]
-        run_dir.run_stage(name, work, inputs=base, outputs=[path, *layers], settings={"overrides": overrides})
+        run_dir.run_stage(name, work, inputs=base, outputs=[path, layers_path], settings={"overrides": overrides})
         return MethodRow(**read_json(path))
 
     @staticmethod
     def layers_file(run_dir: RunDir, trial: CataloguedMethod) -> Path:
-        """Where a trial's layers are told, if they are."""
+        """Where it is told what a trial's file holds of every layer."""
         return run_dir.file(f"layers/{folder_name(trial.name)}.json")

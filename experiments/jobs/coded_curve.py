@@ -6,6 +6,7 @@ from typing import Any
 
 from compress.files import read_json
 from experiments.coded_curve import CurveRow
+from experiments.coded_table import LAYER_COLUMNS
 from experiments.config import ConfigError
 from experiments.method_catalogue import CataloguedMethod
 from experiments.raw_table import write_raw
@@ -14,8 +15,7 @@ from experiments.settings import Config
 from experiments.tracker import Tracker
 from experiments.trial_job import TrialJob
 
-_LAYER_COLUMNS = ("network", "arm", "point", "seed", "layer", "dense_weights", "kept_weights", "bits", "coded_bytes",
-                  "raw_bytes", "packed_bytes", "entropy")  # fmt: skip
+_PLACE = ("network", "arm", "point", "seed")
 
 
 class CodedCurveJob(TrialJob):
@@ -32,7 +32,7 @@ class CodedCurveJob(TrialJob):
 
     name = "coded_curve"
     reports = ("coded_curve.*",)
-    may_refuse = keeps_layers = True
+    may_refuse = True
 
     def __init__(
         self, base: Sequence[str], arms: Mapping[str, Sequence[str] | None], points: Sequence[str],
@@ -78,10 +78,10 @@ class CodedCurveJob(TrialJob):
                 CurveRow(self._network(), arm, point, row.seed, row.metric_name, row.dense, row.metric, row.file_bytes,
                          dense_bytes, row.macs, row.command, row.commit, row.versions, row.chosen)
             )  # fmt: skip
-            place = {"network": self._network(), "arm": arm, "point": point, "seed": row.seed}
+            place = dict(zip(_PLACE, (self._network(), arm, point, row.seed), strict=True))
             layers += [place | layer for layer in read_json(self.layers_file(run_dir, trial))]
         write_raw(run_dir, "coded_curve.csv", [field.name for field in fields(CurveRow)], map(asdict, rows))
-        write_raw(run_dir, "coded_curve.layers.csv", _LAYER_COLUMNS, layers)
+        write_raw(run_dir, "coded_curve.layers.csv", [*_PLACE, *LAYER_COLUMNS], layers)
         return {"coded_curve": {f"{row.arm}, {row.point}": row.metric for row in rows}}
 
     def _network(self) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from compress.files import read_json
+from experiments.coded_table import LAYER_COLUMNS
 from experiments.config import ConfigError
 from experiments.method_catalogue import BASE, CataloguedMethod, catalogue
 from experiments.raw_table import write_raw
@@ -14,7 +16,8 @@ from experiments.trial_job import TrialJob
 
 
 class MethodsJob(TrialJob):
-    """Writes `methods.csv`, one row for each method of the catalogue.
+    """Writes `methods.csv`, one row for each method of the catalogue, and `methods.layers.csv`, one for each layer of
+    each file.
 
     Args:
         base: overrides of the run that every method is tried on.
@@ -43,6 +46,10 @@ class MethodsJob(TrialJob):
 
     def run(self, config: Config, run_dir: RunDir, tracker: Tracker) -> dict[str, Any]:
         """Try what is not tried yet."""
-        rows = list(self.rows(config, run_dir, tracker).values())
+        rows, layers = list(self.rows(config, run_dir, tracker).values()), []
+        for trial, row in zip(self.trials, rows, strict=True):
+            place = {"method": row.method, "seed": row.seed}
+            layers += [place | layer for layer in read_json(self.layers_file(run_dir, trial))]
         write_raw(run_dir, "methods.csv", [field.name for field in fields(type(rows[0]))], map(asdict, rows))
+        write_raw(run_dir, "methods.layers.csv", ["method", "seed", *LAYER_COLUMNS], layers)
         return {"methods": {row.method or "base": row.metric for row in rows}}

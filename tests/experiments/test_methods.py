@@ -1,5 +1,6 @@
 """The job that tries methods, the words it finds for them, and its page."""
 
+import csv
 import json
 from dataclasses import replace
 
@@ -74,6 +75,13 @@ def test_a_killed_job_goes_on_with_the_next_method(config, tmp_path, caplog):
     assert rows[:2] == first
     assert told == {row.method or "base": pytest.approx(row.metric, rel=1e-5) for row in rows}
     base, sparse, binary = rows
+    with (tmp_path / "methods.layers.csv").open() as file:
+        layers = list(csv.DictReader(file))
+    stored = {row.method: {line["layer"]: int(line["bits"]) for line in layers if line["method"] == row.method}
+              for row in rows}  # fmt: skip
+    assert {len(own) for own in stored.values()} == {5}
+    assert set(stored[binary.method].values()) == {1}
+    assert sum(int(line["coded_bytes"]) for line in layers if line["method"] == sparse.method) < sparse.file_bytes
     assert sparse.density < 0.7 < base.density
     assert binary.file_bytes < base.file_bytes
     assert {row.dense for row in rows} == {base.dense}
