@@ -60,7 +60,11 @@ alone meet the size; `random` is one plan drawn as those that the labeler learne
 from (its label cost is not counted). A search led by a ridge regression, which orders random
 plans better than the blend, ends .37 points behind the formula's (-.95 to .05) and .29 behind the blend's (-.62 to
 -.01; `formatted_ridge.csv`): a search finds what a labeler is wrong about."""
+_OTHERS = """Searches of plans, nothing being run, led by labelers of other kinds and of other labels
+(`job.labeler`, `job.truth`), beside that of the formula; boards, seeds, repair and fine-tuning are the same for all,
+and every labeler is blind to the family and the task that it is judged on."""
 _WITHIN, _RANK = 0.8, 1.5
+_LED, _FORMULA_LED = "labeler/search", "refit_loss/search"
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:
@@ -90,9 +94,20 @@ def read_measured(folder: str | Path) -> dict[str, list[dict[str, str]]]:
     return found
 
 
+def read_others(folder: str | Path) -> list[dict[str, str]]:
+    """Rows of searches led by several labelers, of all such files in a folder: methods say which, and of what label."""
+    found = []
+    for path in sorted(Path(folder).glob("search_*.csv")):
+        job = read_json(path.with_name(f"made_{path.stem}.json"))["job"]
+        name = f"{job['labeler']}/search, {job['truth']}"
+        found += [{**row, "method": name if row["method"] == _LED else row["method"]} for row in read_rows(path)]
+    return found
+
+
 def write_page(
     rows: Sequence[Mapping[str, Any]], command: str, trained: Sequence[Mapping[str, Any]] = (),
     measured: Mapping[str, Sequence[Mapping[str, Any]]] | None = None, formatted: Sequence[Mapping[str, Any]] = (),
+    others: Sequence[Mapping[str, Any]] = (),
 ) -> str:  # fmt: skip
     """A Markdown page: all methods over all boards, then each board; then trained networks, by themselves.
 
@@ -101,6 +116,7 @@ def write_page(
         trained: rows of trained networks.
         measured: what they are -> rows of boards on which searches that measure plans took part.
         formatted: rows of boards of so many bytes, whose plans also store layers in few bits.
+        others: rows of searches led by several labelers, see `read_others`.
     """
     found = summarize(rows)
     boards, overall = found["boards"], found["overall"]
@@ -123,6 +139,12 @@ def write_page(
                      *_pairs(found["boards"]), ""]  # fmt: skip
         page += ["### Their boards", ""]
         page += _board_table(summarize(trained)["boards"])
+    if others:
+        found = summarize(others)
+        n_seeds = max(board["seeds"] for board in found["boards"])
+        page += ["", "## Searches led by other labelers", "",
+                 f"{len(found['boards'])} boards, {n_seeds} seeds; `results/no_regret/search_*.csv`.", "", _OTHERS, "",
+                 *_method_table(found["overall"]), *_beside(found["boards"], _FORMULA_LED)]  # fmt: skip
     if measured:
         page += ["", "## Searches that measure plans", "", _MEASURED]
     for what, own in (measured or {}).items():
@@ -169,6 +191,16 @@ def _pairs(boards: Sequence[Mapping[str, Any]]) -> list[str]:
         lines.append(f"| {name} | {other} | all | {_compared(boards, name, other)} |")
         if name.startswith("labeler/") and other.startswith("refit_loss/") and all(parts.values()):
             lines += [f"| | | {where} | {_compared(part, name, other)} |" for where, part in parts.items()]
+    return _pair_table(lines)
+
+
+def _beside(boards: Sequence[Mapping[str, Any]], other: str) -> list[str]:
+    """Every method beside one of them."""
+    names = dict.fromkeys(name for board in boards for name in board["rank"] if name != other)
+    return _pair_table([f"| {name} | {other} | all | {_compared(boards, name, other)} |" for name in names])
+
+
+def _pair_table(lines: Sequence[str]) -> list[str]:
     titles = ("method", "beside", "boards", "points ahead (95 %)", "ranks ahead (95 %)", "ahead on", "alike on")
     return ["", f"| {' | '.join(titles)} |", "|" + "---|" * len(titles), *lines] if lines else []
 

@@ -57,7 +57,8 @@ def _boards() -> list[dict[str, str]]:
 def _no_regret() -> str:
     folder = RESULTS / "no_regret"
     others = regret_page.read_measured(folder), regret_page.read_rows(folder / "formatted.csv")
-    return regret_page.write_page(_boards(), _command("no_regret"), regret_page.read_trained(folder), *others)
+    trained, led = regret_page.read_trained(folder), regret_page.read_others(folder)
+    return regret_page.write_page(_boards(), _command("no_regret"), trained, *others, led)
 
 
 def _mixed_precision() -> str:

@@ -31,7 +31,7 @@ from experiments.no_regret import fit_for, run_board
 from experiments.plan_damages import MEASURED, DamageRow, judge_boards
 from experiments.raw_table import read_raw
 from experiments.regret import compare_pair, is_derived, summarize
-from experiments.regret_page import draw_regret, read_rows, write_page
+from experiments.regret_page import draw_regret, read_others, read_rows, write_page
 from experiments.run_dir import RunDir
 from experiments.settings import Config
 from experiments.subject import RepairSettings
@@ -537,3 +537,25 @@ def _digits():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 12), torch.nn.ReLU(), torch.nn.Linear(12, 10))
     return model.eval(), load_digits(), ClassificationTask()
+
+
+def test_the_page_tells_which_labeler_led_a_search_and_what_it_learned(tmp_path):
+    runs = {
+        "a": ("refitted", {"labeler/search": 91}),
+        "b": ("finetuned", {"labeler/search": 93, "refit_loss/search": 92}),
+    }
+    for name, (truth, metrics) in runs.items():
+        rows = [row("n@0.2", method, 0, metric) for method, metric in metrics.items()]
+        with (tmp_path / f"search_{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        made = {"job": {"labeler": f"labeler/{name}", "truth": truth}, "command": "c"}
+        (tmp_path / f"made_search_{name}.json").write_text(json.dumps(made))
+    others = read_others(tmp_path)
+    page = write_page([row("n@0.2", m, 0, 90) for m in ("taylor", "dense")], "`command`", others=others)
+    own = page[page.index("## Searches led by other labelers") :]
+    assert "1 boards, 1 seeds" in own
+    beside = [line for line in own.splitlines() if "| refit_loss/search | all |" in line]
+    assert beside[0].startswith("| labeler/a/search, refitted | refit_loss/search | all | -1.00 ")
+    assert beside[1].startswith("| labeler/b/search, finetuned | refit_loss/search | all | 1.00 ")
