@@ -27,7 +27,14 @@ from compress.statistics import collect_statistics
 from compress.task import evaluate
 from experiments.bank_card import CARD_FILE, data_card
 from experiments.bank_choices import choice_tables
-from experiments.bank_plans import draw_plans, group_table, measure_plans, plan_columns, plan_names
+from experiments.bank_plans import (
+    TooFewPlansError,
+    draw_plans,
+    group_table,
+    measure_plans,
+    plan_columns,
+    plan_names,
+)
 from experiments.data.splits import TRAIN_PARTS, DataSplits
 from experiments.manifest import describe_code, library_versions
 from experiments.seeding import derive_seed
@@ -102,7 +109,7 @@ def build_bank(
 
     Networks that are labelled already are not labelled again; labels of other weights or settings are refused. Where
     only features, the masks of unit labels or the choices of layers are others, these are made anew, and all other
-    labels stay.
+    labels stay. Networks of too few plans are left out, with a warning.
 
     Raises:
         ArtifactError: if the zoo is empty or damaged, or the folder holds labels of other weights or settings.
@@ -119,8 +126,12 @@ def build_bank(
     if done:
         log.info("%d of %d networks are labelled already.", done, len(names))
     pieces = [(str(zoo), names[i], str(files[i]), settings) for i in missing]
-    failures = []
+    failures, left_out = [], {}
     for number, result in run_pieces(_try_network, pieces, workers):
+        if isinstance(result, TooFewPlansError):
+            left_out[pieces[number][1]] = str(result)
+            log.warning("%s is left out: %s", pieces[number][1], result)
+            continue
         if isinstance(result, str):
             failures.append(f"{pieces[number][1]}: {result}")
             log.error("Network %s", failures[-1])
@@ -134,15 +145,20 @@ def build_bank(
             f"{len(failures)} of {len(names)} networks could not be labelled, the others are stored. "
             f"{' '.join(failures[:5])}"
         )
-    banks = [LabelBank.load(file) for file in files]
-    for file, bank, row in zip(files, banks, rows, strict=True):
+    kept = [i for i, name in enumerate(names) if name not in left_out]
+    if not kept:
+        raise CompressError(f"No network of {zoo} has enough plans of one size. {next(iter(left_out.values()))}")
+    banks = [LabelBank.load(files[i]) for i in kept]
+    for i, bank in zip(kept, banks, strict=True):
+        file, row = files[i], rows[i]
         if json.loads(str(bank.networks["recipe"][0])) != row:
             raise ArtifactError(
                 f"{file} was measured on another network of this name. Delete it or take another folder."
             )
         if bank.about["settings"] != _plain(settings):
             raise ArtifactError(f"{file} was measured with other settings. Delete it or take another folder.")
-    about = {**banks[0].about, "networks": len(banks), "plans": sum(len(bank.plans["network"]) for bank in banks)}
+    about = {**banks[0].about, "networks": len(banks), "plans": sum(len(bank.plans["network"]) for bank in banks),
+             "left_out": left_out}  # fmt: skip
     whole = merge_banks(banks, about)
     whole.save(folder / "label_bank.npz")
     write_json(folder / CARD_FILE, data_card(whole, folder / "label_bank.npz"))
@@ -163,10 +179,12 @@ def _differences(found: Mapping[str, Any], settings: BankSettings) -> set[str]:
     return {name for name in wanted if found.get(name) != wanted[name]} | (set(found) - set(wanted))
 
 
-def _try_network(zoo: str, name: str, file: str, settings: BankSettings) -> float | str:
+def _try_network(zoo: str, name: str, file: str, settings: BankSettings) -> float | str | TooFewPlansError:
     """The seconds it took, or what is wrong with this network: one must not stop the others."""
     try:
         return label_network(zoo, name, file, settings)
+    except TooFewPlansError as error:
+        return error
     except CompressError as error:
         return str(error)
 

@@ -13,9 +13,17 @@ from autolabel.plan_oracle import MOMENTS
 from autolabel.plan_sampling import SIZES, PlanDraw, SampledPlans, sample_plans
 from autolabel.plan_summary import PlanSummary
 from compress.criteria import RandomCriterion
+from compress.errors import CompressError
 from compress.layer_choice import LayerChoice
 from experiments.seeding import derive_seed
 from experiments.subject import PARTS, Subject
+
+# With fewer a network is no board, see `boards_of`.
+_FEWEST = 5
+
+
+class TooFewPlansError(CompressError):
+    """Units of a network are so few and large that hardly any plans come to one size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +51,9 @@ def draw_plans(
 
     Args:
         widths: numbers of bits that a layer may have; of plans that only remove there are none.
+
+    Raises:
+        TooFewPlansError: if there are fewer than five, or than are asked for.
     """
     rng = np.random.default_rng(derive_seed(f"{name}/size", seed))
     size = SIZES[int(rng.integers(len(SIZES)))]
@@ -59,13 +70,20 @@ def draw_plans(
     fraction = PlanDraw(units, costs, size, constraints).attainable(fraction, bits)
     if not widths:
         plans = sample_plans(units, costs, scores, size, fraction, count, seed=subject.seed, constraints=constraints)
+        _require_plans(plans, count, name)
         return DrawnPlans(plans, size, fraction, subject.summarizer.summarize(plans.removed))
     found = sample_formatted_plans(
         units, costs, scores, formats.sensitivity, widths, fraction, count, seed=subject.seed, constraints=constraints
     )
     plans = found.plans
+    _require_plans(plans, count, name)
     summary = formats.extend(subject.summarizer.summarize(plans.removed), plans.removed, found.bits)
     return DrawnPlans(plans, size, fraction, summary, found.bits)
+
+
+def _require_plans(plans: SampledPlans, count: int, name: str) -> None:
+    if len(plans) < min(count, _FEWEST):
+        raise TooFewPlansError(f"Only {len(plans)} plans of {name} come to one size: its units are few and large.")
 
 
 def measure_plans(subject: Subject, drawn: DrawnPlans) -> dict[str, np.ndarray]:

@@ -225,6 +225,21 @@ def test_one_bad_network_does_not_stop_the_others(zoo, tmp_path):
     assert [path.stem for path in (tmp_path / "bank" / "networks").iterdir()] == ["conv2d-digits-001"]
 
 
+def test_a_network_whose_units_are_too_few_for_plans_of_one_size_is_left_out(tmp_path, caplog):
+    few = Recipe("conv2d-digits-000", "conv2d", "digits", 1, 4, 2, "relu", "none", "adamw", 0.01, 0.0, 1, 64, 0.2)
+    many = dataclasses.replace(few, name="mlp-digits-001", family="mlp", width=16)
+    build_zoo(tmp_path / "zoo", [few, many], workers=1)
+    settings = dataclasses.replace(SETTINGS, fractions=(0.15,), context_masks=0, repaired_masks=0, trained_masks=0)
+    for _ in range(2):
+        caplog.clear()
+        bank = build_bank(tmp_path / "bank", tmp_path / "zoo", settings, workers=1)
+        assert "conv2d-digits-000 is left out: Only 0 plans" in caplog.text
+        assert bank.networks["name"].tolist() == ["mlp-digits-001"]
+    assert list(LabelBank.load(tmp_path / "bank" / "label_bank.npz").about["left_out"]) == ["conv2d-digits-000"]
+    with pytest.raises(CompressError, match=r"No network of .* has enough plans"):
+        build_bank(tmp_path / "none", tmp_path / "zoo", settings, workers=1, limit=1)
+
+
 def test_its_labels_repeat(built, zoo, tmp_path):
     _, bank = built
     again = build_bank(tmp_path, zoo, SETTINGS, workers=1, limit=1)
