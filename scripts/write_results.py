@@ -55,10 +55,9 @@ def _boards() -> list[dict[str, str]]:
 
 
 def _no_regret() -> str:
-    folder = RESULTS / "no_regret"
-    others = regret_page.read_measured(folder), regret_page.read_rows(folder / "formatted.csv")
-    trained, led = regret_page.read_trained(folder), regret_page.read_others(folder)
-    return regret_page.write_page(_boards(), _command("no_regret"), trained, *others, led)
+    folder, page = RESULTS / "no_regret", regret_page
+    return page.write_page(_boards(), _command("no_regret"), page.read_trained(folder), page.read_measured(folder),
+                           page.read_rows(folder / "formatted.csv"), page.read_others(folder))  # fmt: skip
 
 
 def _mixed_precision() -> str:
