@@ -128,16 +128,17 @@ def build_bank(
     pieces = [(str(zoo), names[i], str(files[i]), settings) for i in missing]
     failures, left_out = [], {}
     for number, result in run_pieces(_try_network, pieces, workers):
-        if isinstance(result, TooFewPlansError):
-            left_out[pieces[number][1]] = str(result)
-            log.warning("%s is left out: %s", pieces[number][1], result)
-            continue
+        name = pieces[number][1]
         if isinstance(result, str):
-            failures.append(f"{pieces[number][1]}: {result}")
+            failures.append(f"{name}: {result}")
             log.error("Network %s", failures[-1])
             continue
         done += 1
-        log.info("%s: labelled in %.1f s (%d of %d)", pieces[number][1], result, done, len(names))
+        if isinstance(result, TooFewPlansError):
+            left_out[name] = str(result)
+            log.warning("%s is left out: %s", name, result)
+        else:
+            log.info("%s: labelled in %.1f s (%d of %d)", name, result, done, len(names))
         if on_network is not None:
             on_network(done, len(names))
     if failures:
@@ -180,7 +181,7 @@ def _differences(found: Mapping[str, Any], settings: BankSettings) -> set[str]:
 
 
 def _try_network(zoo: str, name: str, file: str, settings: BankSettings) -> float | str | TooFewPlansError:
-    """The seconds it took, or what is wrong with this network: one must not stop the others."""
+    """The seconds it took, why the network is left out, or what is wrong with it: one must not stop the others."""
     try:
         return label_network(zoo, name, file, settings)
     except TooFewPlansError as error:

@@ -53,7 +53,7 @@ def draw_plans(
         widths: numbers of bits that a layer may have; of plans that only remove there are none.
 
     Raises:
-        TooFewPlansError: if there are fewer than five, or than are asked for.
+        TooFewPlansError: if there are fewer than five, where as many are asked for.
     """
     rng = np.random.default_rng(derive_seed(f"{name}/size", seed))
     size = SIZES[int(rng.integers(len(SIZES)))]

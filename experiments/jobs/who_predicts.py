@@ -152,8 +152,9 @@ class WhoPredictsJob:
         if not self.unit_labelers:
             return []
         kinds, rows = {name: UNIT_LABELERS[name] for name in self.unit_labelers}, []
-        # A bank may be measured without some labels of units.
         truths = [truth for truth in self.unit_truths if f"damage_{truth}" in bank.units]
+        for truth in sorted(set(self.unit_truths) - set(truths)):
+            log.warning("The bank has no damages of units '%s': these are not judged.", truth)
         for scope, truth in itertools.product(SCOPES, truths):
             with progress(f"judging labelers of units ({scope}, {truth})") as on_fit:
                 own = unit_boards_of(bank, [truth], scope)

@@ -263,7 +263,7 @@ def test_boards_are_judged(built):
         judge_predictions(predict_boards(boards, {"ridge": RidgePlanLabeler}, "finetuned"), "finetuned")
 
 
-def test_who_predicts_judges_everything_on_a_bank_of_several_families_and_tasks(built, tmp_path):
+def test_who_predicts_judges_everything_on_a_bank_of_several_families_and_tasks(built, tmp_path, caplog):
     several = []
     for family, task in (("mlp", "a"), ("conv2d", "a"), ("mlp", "b"), ("conv2d", "b"), ("other", "c"), ("last", "c")):
         own = {"name": f"{family}-{task}", "family": family, "task": task}
@@ -286,8 +286,8 @@ def test_who_predicts_judges_everything_on_a_bank_of_several_families_and_tasks(
     assert judged >= {"labeler/blend", "labeler/blend without trees", "labeler/ridge without least squares",
                       "labeler/ridge without half of the networks"}  # fmt: skip
     assert {row.scope for row in rows} >= {"plans", "within_layers", "choices", "configs"}
-    # What was not measured is not judged.
     assert "trained" not in {row.truth for row in rows}
+    assert "no damages of units 'trained'" in caplog.text
     assert {row.scope for row in rows if row.predictor == "labeler/gbdt" and row.zero_shot == "network"} == {
         "within_layers", "across_layers", "choices", "configs",
     }  # fmt: skip
