@@ -102,10 +102,10 @@ def build_bank(
     zoo: str | Path,
     settings: BankSettings,
     workers: int = 2,
-    limit: int | None = None,
+    chosen: slice = slice(None),
     on_network: Callable[[int, int], None] | None = None,
 ) -> LabelBank:
-    """Label every network of the zoo in `zoo` and write `label_bank.npz` and its data card into `folder`.
+    """Label the `chosen` networks of the zoo in `zoo` and write `label_bank.npz` and its data card into `folder`.
 
     Networks that are labelled already are not labelled again; labels of other weights or settings are refused. Where
     only features, the masks of unit labels or the choices of layers are others, these are made anew, and all other
@@ -116,10 +116,13 @@ def build_bank(
         CompressError: naming the networks that could not be labelled, after all others are stored.
     """
     folder = Path(folder)
-    rows = read_rows(zoo)[:limit]
-    names = [row["name"] for row in rows]
-    if not names:
+    there = read_rows(zoo)
+    if not there:
         raise ArtifactError(f"{zoo} holds no networks. Build them first: python -m experiments.run experiment=zoo")
+    rows = there[chosen]
+    if not rows:
+        raise ArtifactError(f"{zoo} holds {len(there)} networks, none of them from {chosen.start} to {chosen.stop}.")
+    names = [row["name"] for row in rows]
     files = [folder / "networks" / f"{name}.npz" for name in names]
     missing = [i for i, file in enumerate(files) if not file.exists() or _is_behind(file, settings)]
     done = len(names) - len(missing)

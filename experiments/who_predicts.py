@@ -105,6 +105,7 @@ def predict_boards(
     on_fit: Callable[[int, int], None] | None = None,
     workers: int = 1,
     variants: Callable[[str, PlanLabeler], Iterable[tuple[str, PlanLabeler]]] | None = None,
+    known: Sequence[PlanBoard] = (),
 ) -> Iterator[Prediction]:
     """Every labeler on every board, each board judged by one that never saw its network, or its family and its task.
 
@@ -112,16 +113,23 @@ def predict_boards(
         labelers: name -> how to make it; a function at the top level of a module for several workers.
         workers: processes.
         variants: `(name, labeler)` of others that a fitted one makes, to be judged beside it.
+        known: boards of other networks, which alone labelers learn from and which are not judged; none to learn from
+            those that are judged.
 
     Raises:
         CompressError: if there are not two families and two tasks.
     """
-    folds = blind_folds(boards, splits)
-    pieces = [(train, [boards[i].summary for i in test], dict(labelers), truth, variants) for _, test, train in folds]
-    judged = run_in_order(predict_fold, pieces, workers, on_fit)
-    for (split, test, _), found in zip(folds, judged, strict=True):
+    together, learned = [*known, *boards], set(map(id, known))
+    folds = []
+    for split, test, train in blind_folds(together, splits):
+        judged = [together[i] for i in test if i >= len(known)]
+        if judged:
+            folds.append((split, judged, [board for board in train if id(board) in learned] if known else train))
+    pieces = [(train, [b.summary for b in test], dict(labelers), truth, variants) for _, test, train in folds]
+    predicted = run_in_order(predict_fold, pieces, workers, on_fit)
+    for (split, test, _), found in zip(folds, predicted, strict=True):
         for name, scores in found:
-            yield from (Prediction(boards[i], name, split, score) for i, score in zip(test, scores, strict=True))
+            yield from (Prediction(board, name, split, score) for board, score in zip(test, scores, strict=True))
 
 
 def predict_fold(
@@ -203,12 +211,17 @@ def seen_with(boards: Sequence[Board], test: Sequence[int], split: str) -> list[
 
 
 def assert_disjoint(train: Sequence[Board], test: Sequence[Board], split: str) -> None:
-    """A labeler that saw what it is judged on makes the table worthless."""
-    assert train, "nothing is left to learn from"
-    assert not {b.network for b in train} & {b.network for b in test}
-    if split == "family_and_task":
-        assert not {b.family for b in train} & {b.family for b in test}
-        assert not {b.task for b in train} & {b.task for b in test}
+    """A labeler that saw what it is judged on makes the table worthless.
+
+    Raises:
+        AssertionError: if it did, whether Python checks assertions or not; or if nothing is left to learn from.
+    """
+    if not train:
+        raise AssertionError("nothing is left to learn from")
+    for kind in ("network", *(("family", "task") if split == "family_and_task" else ())):
+        both = {getattr(board, kind) for board in train} & {getattr(board, kind) for board in test}
+        if both:
+            raise AssertionError(f"the {kind} {min(both)!r} is both learned from and judged")
 
 
 def _row(

@@ -19,7 +19,7 @@ class BankJob:
     Args:
         zoo: folder of a zoo that `experiment=zoo` built.
         workers: processes.
-        limit: label only the first so many networks; None for all.
+        first, limit: label only the networks from this one on, counted from 0, and up to that one; None for all.
         plans, fractions, images, steps, context_masks, repaired_masks, trained_masks, trained_steps, bits, densities,
             configs, plan_bits, seed: see `BankSettings`.
     """
@@ -32,6 +32,7 @@ class BankJob:
         zoo: str,
         workers: int = 2,
         limit: int | None = None,
+        first: int = 0,
         plans: int = 30,
         fractions: tuple[float, ...] = (0.5, 0.35, 0.25, 0.15),
         images: int = 256,
@@ -46,7 +47,7 @@ class BankJob:
         plan_bits: tuple[int, ...] = (),
         seed: int = 0,
     ) -> None:
-        self.zoo, self.workers, self.limit = zoo, workers, limit
+        self.zoo, self.workers, self.first, self.limit = zoo, workers, first, limit
         self.settings = BankSettings(
             plans=plans, fractions=tuple(fractions), images=images, steps=steps, context_masks=context_masks,
             repaired_masks=repaired_masks, trained_masks=trained_masks, trained_steps=trained_steps, bits=tuple(bits),
@@ -61,7 +62,8 @@ class BankJob:
     def run(self, config: Config, run_dir: RunDir, tracker: Tracker) -> dict[str, Any]:
         """Label what is not labelled yet."""
         with progress("labelling networks") as on_network:
-            bank = build_bank(run_dir.path, self.zoo, self.settings, self.workers, self.limit, on_network)
+            chosen = slice(self.first, self.limit)
+            bank = build_bank(run_dir.path, self.zoo, self.settings, self.workers, chosen, on_network)
         run_dir.add_output(run_dir.file("label_bank.npz"))
         plans = bank.plans
         return {

@@ -60,6 +60,7 @@ class WhoPredictsJob:
 
     Args:
         bank: file of a label bank that `experiment=bank` measured.
+        judged: file of a bank of other networks, whose plans are judged instead; None to judge networks of `bank`.
         truths: moments whose losses of whole plans are predicted, out of `MOMENTS`.
         labelers: names out of `LABELERS`.
         unit_labelers: names out of `UNIT_LABELERS`, of labelers that order single units, and ways to store layers.
@@ -76,8 +77,9 @@ class WhoPredictsJob:
     def __init__(
         self, bank: str, truths: Sequence[str] = DAMAGE_MOMENTS, labelers: Sequence[str] = tuple(LABELERS),
         unit_labelers: Sequence[str] = tuple(UNIT_LABELERS), unit_truths: Sequence[str] = TRUTHS,
-        ablations: bool = True, samplings: bool = True, workers: int = 2,
+        ablations: bool = True, samplings: bool = True, workers: int = 2, judged: str | None = None,
     ) -> None:  # fmt: skip
+        self.judged = judged
         self.bank, self.truths, self.labelers = bank, tuple(truths), tuple(labelers)
         self.unit_labelers, self.unit_truths = tuple(unit_labelers), tuple(unit_truths)
         self.ablations, self.samplings, self.workers = ablations, samplings, workers
@@ -86,8 +88,9 @@ class WhoPredictsJob:
         """The bank must be there, and the names known."""
         if self.workers < 1:
             raise ConfigError(f"job.workers must be at least 1. Got {self.workers}.")
-        if not Path(self.bank).is_file():
-            raise ConfigError(f"job.bank: there is no {self.bank}. Measure it first: experiment=bank")
+        for key, file in (("bank", self.bank), ("judged", self.judged)):
+            if file is not None and not Path(file).is_file():
+                raise ConfigError(f"job.{key}: there is no {file}. Measure it first: experiment=bank")
         for key, values, known in (
             ("truths", self.truths, MOMENTS),
             ("labelers", self.labelers, tuple(LABELERS)),
@@ -101,10 +104,14 @@ class WhoPredictsJob:
     def run(self, config: Config, run_dir: RunDir, tracker: Tracker) -> dict[str, Any]:
         """Judge everything."""
         run_dir.add_input(self.bank)
-        bank = LabelBank.load(self.bank)
+        bank, known, rows = LabelBank.load(self.bank), [], []
+        if self.judged is None:
+            rows = judge_units(bank) + judge_choices(bank) + self._labelers_of_units(bank)
+        else:
+            run_dir.add_input(self.judged)
+            known, bank = boards_of(bank, MOMENTS), LabelBank.load(self.judged)
         boards = boards_of(bank, MOMENTS)
-        rows = judge_units(bank) + judge_choices(bank) + self._labelers_of_units(bank)
-        if self.samplings:
+        if self.samplings and not known:
             with progress("judging samplings") as on_network:
                 samplings = judge_samplings(bank, on_network=on_network, workers=self.workers)
             _write(run_dir, "unit_economy.csv", UNIT_COLUMNS, samplings)
@@ -115,13 +122,13 @@ class WhoPredictsJob:
                 labelers = {name: LABELERS[name] for name in self.labelers}
                 ablations = self.ablations and truth == "finetuned"
                 variants = ablated_parts if ablations else None
-                judged = list(predict_boards(boards, labelers, truth, SPLITS, on_fit, self.workers, variants))
+                judged = list(predict_boards(boards, labelers, truth, SPLITS, on_fit, self.workers, variants, known))
                 predictions = [p for p in judged if p.labeler in labelers]
             rows += judge_predictions(judged, truth)
             if ablations:
                 with progress(f"leaving ingredients out ({truth})") as on_fit:
                     kinds = ablated_labelers(boards[0].summary)
-                    ablated = predict_boards(boards, kinds, truth, SPLITS[:1], on_fit, self.workers)
+                    ablated = predict_boards(boards, kinds, truth, SPLITS[:1], on_fit, self.workers, known=known)
                     rows += judge_predictions(ablated, truth)
             unseen = [p for p in predictions if p.split == SPLITS[0]]
             for moment in dict.fromkeys((*(["refitted"] if truth == "finetuned" else []), truth)):
@@ -130,7 +137,7 @@ class WhoPredictsJob:
                 _write(run_dir, "label_economy.csv", ECONOMY_COLUMNS, _economy(boards, predictions, config.seed))
                 _write(run_dir, "plan_intervals.csv", INTERVAL_COLUMNS, judge_intervals(predictions, truth))
         _write(run_dir, "who_predicts.csv", COLUMNS, rows)
-        if self.truths:
+        if self.truths and not known:
             with progress("predicting damage") as on_fit:
                 origins = [bank.rows("plans", int(i))["origin"] for i in _rows_of(bank, boards)]
                 damages = judge_bank(boards, origins, DAMAGE_MOMENTS, config.seed, on_fit=on_fit)

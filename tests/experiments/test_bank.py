@@ -10,7 +10,7 @@ import pytest
 from autolabel.choice_bench import DENSE, ChoiceBench
 from autolabel.label_bank import LabelBank, merge_banks
 from autolabel.plan_board import boards_of
-from autolabel.plan_labelers import RidgePlanLabeler
+from autolabel.plan_labelers import GBDTPlanLabeler, RidgePlanLabeler
 from autolabel.plan_oracle import MOMENTS
 from autolabel.pretrained import load_plan_damage, load_plan_labeler
 from compress.errors import ArtifactError, CompressError
@@ -59,7 +59,7 @@ def test_plans_may_store_layers_in_few_bits(zoo, tmp_path):
     settings = dataclasses.replace(
         SETTINGS, fractions=(0.12,), context_masks=0, repaired_masks=0, trained_masks=0, plan_bits=(2, 4, 8)
     )
-    bank = build_bank(tmp_path, zoo, settings, workers=1, limit=1)
+    bank = build_bank(tmp_path, zoo, settings, workers=1, chosen=slice(1))
     plans = bank.plans
     assert np.isfinite(plans["loss_finetuned_test"]).all()
     assert set(plans["size"]) == {"weight_bytes"}
@@ -85,10 +85,10 @@ def test_plans_may_store_layers_in_few_bits(zoo, tmp_path):
     assert load_plan_labeler(tmp_path / "run" / "plan_labeler").name == load_plan_labeler().name == "blend"
     # Again: nothing is measured anew, and what was measured of others is refused.
     files = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "networks").iterdir()}
-    build_bank(tmp_path, zoo, settings, workers=1, limit=1)
+    build_bank(tmp_path, zoo, settings, workers=1, chosen=slice(1))
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "networks").iterdir()} == files
     with pytest.raises(ArtifactError, match="other settings"):
-        build_bank(tmp_path, zoo, dataclasses.replace(settings, plan_bits=(3, 8)), workers=1, limit=1)
+        build_bank(tmp_path, zoo, dataclasses.replace(settings, plan_bits=(3, 8)), workers=1, chosen=slice(1))
 
 
 def test_every_network_has_its_rows(built, zoo):
@@ -182,6 +182,8 @@ def test_what_is_labelled_is_not_labelled_again(built, zoo, monkeypatch, tmp_pat
         build_bank(folder, other, SETTINGS, workers=1)
     with pytest.raises(ArtifactError, match="holds no network"):
         build_bank(tmp_path / "b", tmp_path / "nothing", SETTINGS)
+    with pytest.raises(ArtifactError, match="holds 2 networks, none of them from 2 to 5"):
+        build_bank(tmp_path / "b", zoo, SETTINGS, chosen=slice(2, 5))
 
 
 def test_other_masks_measure_units_anew_and_leave_plans(built, zoo, tmp_path, monkeypatch):
@@ -237,12 +239,12 @@ def test_a_network_whose_units_are_too_few_for_plans_of_one_size_is_left_out(tmp
         assert bank.networks["name"].tolist() == ["mlp-digits-001"]
     assert list(LabelBank.load(tmp_path / "bank" / "label_bank.npz").about["left_out"]) == ["conv2d-digits-000"]
     with pytest.raises(CompressError, match=r"No network of .* has enough plans"):
-        build_bank(tmp_path / "none", tmp_path / "zoo", settings, workers=1, limit=1)
+        build_bank(tmp_path / "none", tmp_path / "zoo", settings, workers=1, chosen=slice(1))
 
 
 def test_its_labels_repeat(built, zoo, tmp_path):
     _, bank = built
-    again = build_bank(tmp_path, zoo, SETTINGS, workers=1, limit=1)
+    again = build_bank(tmp_path, zoo, SETTINGS, workers=1, chosen=slice(1))
     mine = bank.plans["network"] == 0
     np.testing.assert_array_equal(again.plans["loss_finetuned_test"], bank.plans["loss_finetuned_test"][mine])
     units = bank.units["network"] == 0
@@ -263,7 +265,9 @@ def test_boards_are_judged(built):
         judge_predictions(predict_boards(boards, {"ridge": RidgePlanLabeler}, "finetuned"), "finetuned")
 
 
-def test_who_predicts_judges_everything_on_a_bank_of_several_families_and_tasks(built, tmp_path, caplog):
+@pytest.fixture(scope="module")
+def several(built):
+    """Banks of six networks of four families and three tasks, two of them under several names."""
     several = []
     for family, task in (("mlp", "a"), ("conv2d", "a"), ("mlp", "b"), ("conv2d", "b"), ("other", "c"), ("last", "c")):
         own = {"name": f"{family}-{task}", "family": family, "task": task}
@@ -274,6 +278,25 @@ def test_who_predicts_judges_everything_on_a_bank_of_several_families_and_tasks(
             bank, networks={**bank.networks, **{name: np.array([value]) for name, value in own.items()}},
             units={name: values for name, values in bank.units.items() if not name.endswith("_trained")},
         ))  # fmt: skip
+    return several
+
+
+def test_what_labelers_are_judged_by_does_not_reach_them(several):
+    """Losses on test examples, shuffled, change no prediction."""
+    boards, rng = boards_of(merge_banks(several, several[0].about), MOMENTS), np.random.default_rng(0)
+    others = [
+        dataclasses.replace(board, judged_loss={m: rng.permutation(v) for m, v in board.judged_loss.items()},
+                            judged_metric={m: rng.permutation(v) for m, v in board.judged_metric.items()},
+                            judged_dense_loss=0.0)
+        for board in boards
+    ]  # fmt: skip
+    for labeler in (RidgePlanLabeler, GBDTPlanLabeler):
+        own, shuffled = (predict_boards(b, {"x": labeler}, "finetuned", ["family_and_task"]) for b in (boards, others))
+        for a, b in zip(own, shuffled, strict=True):
+            np.testing.assert_array_equal(a.score, b.score)
+
+
+def test_who_predicts_judges_everything_on_a_bank_of_several_families_and_tasks(several, tmp_path, caplog):
     merge_banks(several, several[0].about).save(tmp_path / "bank.npz")
     job = WhoPredictsJob(str(tmp_path / "bank.npz"), labelers=["labeler/ridge", "labeler/blend"],
                          unit_labelers=["labeler/gbdt"], unit_truths=["at_once", "trained"], workers=1)  # fmt: skip
@@ -297,6 +320,20 @@ def test_who_predicts_judges_everything_on_a_bank_of_several_families_and_tasks(
                                                                                 "refitted_error"}  # fmt: skip
     for name in ("label_economy", "plan_intervals", "plan_damage", "unit_economy"):
         assert (tmp_path / "run" / f"{name}.csv").stat().st_size > 0
+    # Those of two families on a third task are judged by labelers of the others.
+    for name, chosen in (("known", several[:4]), ("judged", several[4:])):
+        merge_banks(chosen, several[0].about).save(tmp_path / f"{name}.npz")
+    job = WhoPredictsJob(str(tmp_path / "known.npz"), judged=str(tmp_path / "judged.npz"), truths=["finetuned"],
+                         labelers=["labeler/ridge"], ablations=False, workers=1)  # fmt: skip
+    job.check(Config())
+    with RunDir(tmp_path / "other", {"command": "x"}) as run_dir:
+        job.run(Config(), run_dir, NullTracker(RunInfo("test", tmp_path)))
+    rows = read_raw(tmp_path / "other" / "who_predicts.csv", Row)
+    assert {row.network for row in rows} == {"other-c", "last-c"}
+    assert {row.scope for row in rows} == {"plans"}
+    assert {row.zero_shot for row in rows if row.predictor == "labeler/ridge"} >= {"family_and_task", "network"}
+    with pytest.raises(ConfigError, match=r"job\.judged"):
+        WhoPredictsJob(str(tmp_path / "known.npz"), judged=str(tmp_path / "none.npz")).check(Config())
 
 
 def test_a_labeler_is_fitted_on_the_bank_and_read_back(built, tmp_path):

@@ -95,6 +95,19 @@ def test_labelers_learn_from_the_other_boards_only():
     assert all(0 < len(train) < len(BOARDS) for train in Spy.learned)
 
 
+def test_known_networks_teach_and_the_others_are_judged():
+    known, judged = BOARDS[::2], BOARDS[1::2]
+    Spy.learned = []
+    found = list(predict_boards(judged, {"spy": Spy}, "finetuned", known=known))
+    assert sorted((p.board.network, p.split) for p in found) == sorted(
+        (board.network, split) for board in judged for split in ("family_and_task", "network")
+    )
+    names = {board.network for board in known}
+    assert all(train and {board.network for board in train} <= names for train in Spy.learned)
+    with pytest.raises(AssertionError, match="both learned from and judged"):
+        list(predict_boards(known, {"spy": Spy}, "finetuned", known=known))
+
+
 def test_rows_by_hand():
     one = board("n", "mlp", "digits")
     loss = np.arange(8.0)
