@@ -58,7 +58,7 @@ which damages of formats count a tenth or less of what was measured or no channe
 criterion, that is taken which has the lowest validation loss after 100 steps of training (400 of the LeNets; of MiniLM
 damages count whole, and nothing is trained). Of ResNet-20 at 19x two of these plans leave no single weight
 out (`/unmasked`), added when *fisher* had come out ahead on test examples (which plan is taken validation decides); its
-other sizes were made before. Bits alone and masks alone are among the plans of *joint* too: where they
+other sizes were made before, and *joint of fewer plans* is what it was at 19x. Bits alone and masks alone are among the plans of *joint* too: where they
 are best, it is meant to be equal to them but for the noise of the choice. The arms of one way alone have one plan
 (*channels alone* two, judged after the repair) and no such trial. That of MiniLM was made on another processor
 than the arms beside it: it took bits alone, and is ahead of them by that. Every layer of the files made last is told in
@@ -70,15 +70,19 @@ alone* and *masks alone* keep all channels; *uniform bits* gives all layers the 
 what it does to the entropy of symbols is why files are not of the bytes asked for. Drawn from
 `results/coded_curve/raw.csv` (`python -m experiments.run -m experiment=coded_curve_lenet300 seed=0,1,2`; of
 ResNet-20: `experiment=coded_curve`; of others: `coded_curve_lenet5`, `coded_curve_minilm`). An arm has no file of a
-size that it cannot come to, whatever it gives up, or that was not made: of ResNet-20 *as measured* and *joint without
-masks* have one seed, and Fisher and magnitudes no file at 4x. No arm here offers ranks, or several number formats."""
+size that it cannot come to, whatever it gives up, or that was not made: of ResNet-20 *as measured*,
+*joint without masks* and magnitudes have one seed, and Fisher and magnitudes no file at 4x. No arm here offers ranks, or several number formats."""
 
 
 # Arms that are told, and not drawn.
-_MEASURED = "as measured"
+_TOLD = ("as measured", "of fewer plans")
 # What must be beaten at the same bytes.
 _JOINT, _ALONE = "joint", " alone"
 _ALIKE = 1.05
+
+
+def _is_drawn(arm: str) -> bool:
+    return not any(words in arm for words in _TOLD)
 
 
 def write_page(rows: Sequence[CurveRow]) -> str:
@@ -110,7 +114,7 @@ def write_page(rows: Sequence[CurveRow]) -> str:
 
 def _at_equal_bytes(rows: Sequence[CurveRow]) -> list[str]:
     """Markdown: what every drawn arm comes to at the sizes of the joint arm, and where that is ahead of all others."""
-    arms = {name: _points(own) for name, own in _grouped(rows, lambda row: row.arm) if _MEASURED not in name}
+    arms = {name: _points(own) for name, own in _grouped(rows, lambda row: row.arm) if _is_drawn(name)}
     others = {name: points for name, points in arms.items() if name.endswith(_ALONE)}
     if _JOINT not in arms or not others:
         return []
@@ -180,7 +184,7 @@ def metric_at(points: Sequence["CurvePoint"], file_bytes: float) -> float | None
 
 def draw_curves(rows: Sequence[CurveRow]) -> Figure:
     """One panel for each network: the metric against how many times smaller the file is."""
-    rows = [row for row in rows if _MEASURED not in row.arm]
+    rows = [row for row in rows if _is_drawn(row.arm)]
     networks = _grouped(rows, lambda row: row.network)
     # An arm looks the same in every panel.
     places = {arm: place for place, (arm, _) in enumerate(_grouped(rows, lambda row: row.arm))}
