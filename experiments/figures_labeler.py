@@ -1,5 +1,6 @@
 """Figures of the labeler: how it orders units beside every criterion, what it predicted, how wide its intervals are."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -141,7 +142,16 @@ def _first(value: float | None, other: float | None) -> float | None:
 
 def draw_reasons(run: RunFiles) -> Figure | None:
     """What features did to the labels of a few units: one panel for each unit."""
-    told = {words: found for words, found in (run.explanations or {}).items() if found["reasons"]}
+    return draw_explanations(run.explanations or {})
+
+
+def draw_explanations(explanations: Mapping[str, Mapping[str, Any]]) -> Figure | None:
+    """One panel for each of some units, by the words above it; None if no feature moved any of them.
+
+    Args:
+        explanations: words -> fields of an `Explanation`.
+    """
+    told = {words: found for words, found in explanations.items() if found["reasons"]}
     if not told:
         return None
     lines = sum(len(found["reasons"]) for found in told.values())

@@ -37,7 +37,7 @@ from compress import Budget, CompressionPlan, UnitTable, analyze
 from compress.artifact import load_artifact
 from compress.artifact_files import verify_artifact
 from compress.criteria import MagnitudeCriterion
-from compress.errors import ArtifactError, DataError
+from compress.errors import ArtifactError, CompressError, DataError
 from compress.files import write_json
 from compress.prunable_weights import prunable_weights
 from compress.splitting import find_splits
@@ -50,6 +50,7 @@ from experiments.comparison import _Seed
 from experiments.config import config_of
 from experiments.data import load_digits
 from experiments.evaluate import evaluate_run
+from experiments.explain import explain_unit
 from experiments.join import join_run
 from experiments.manifest import hash_file
 from experiments.models import DigitsCNN
@@ -260,9 +261,22 @@ def test_single_labels_are_explained(run):
         assert {labels.source[labels.unit_ids.index(other["unit_id"])] for other in told["relatives"]} == {"measured"}
         assert told["unit_id"] in page
         assert len(told["reasons"][0]["means"]) > 5
+
         assert html.escape(told["reasons"][0]["means"]) in page
     assert found["least predicted damage"]["damage"] < found["most predicted damage"]["damage"]
     assert (run / "figures" / "reasons.png").stat().st_size > 1000
+
+
+def test_any_unit_is_explained_from_the_command_line(run, tmp_path):
+    labels = LabelTable.load(run / "labels.npz")
+    unit = labels.unit_ids[int(np.flatnonzero(labels.source == "measured")[0])]
+    told = call(run, unit, "--figure", tmp_path / "unit.svg", module="experiments.explain")
+    assert f"{unit}, removed: predicted damage" in told
+    assert "Measured units most alike:" in told
+    assert told.strip() == str(explain_unit(run, unit))
+    assert unit in (tmp_path / "unit.svg").read_text()
+    with pytest.raises(CompressError, match="no unit 'nothing:0'"):
+        explain_unit(run, "nothing:0")
 
 
 def test_half_of_the_measurements_may_go_where_the_plan_hangs_on_them(tmp_path):
