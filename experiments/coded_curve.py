@@ -61,8 +61,8 @@ out (`/unmasked`), added when *fisher* had come out ahead on test examples (whic
 other sizes were made before, and *joint of fewer plans* is what it was at 19x. Bits alone and masks alone are among the
 plans of *joint* too: where they are best, it is meant to be equal to them but for the noise of the choice. The arms of
 one way alone have one plan (*channels alone* two, judged after the repair) and no such trial. That of MiniLM was made
-on another processor than the arms beside it: it took bits alone, and is ahead of them by that. Every layer of the files made last is told in
-`results/coded_curve/layers.csv`.
+on another processor than the arms beside it: it took bits alone, and is ahead of them by that. Every layer of the
+files made last is told in `results/coded_curve/layers.csv`.
 *fisher* and *magnitude* are to be compared with *joint without masks*: three such plans, on these scores alone. *as
 measured* takes damages as they were measured, of labels or of Fisher, whichever has the lower validation loss after
 the repair; the figure leaves such arms out. *channels alone* and *masks alone* keep what stays in 8 bits, *bits
@@ -71,8 +71,8 @@ what it does to the entropy of symbols is why files are not of the bytes asked f
 `results/coded_curve/raw.csv` (`python -m experiments.run -m experiment=coded_curve_lenet300 seed=0,1,2`; of
 ResNet-20: `experiment=coded_curve`; of others: `coded_curve_lenet5`, `coded_curve_minilm`). An arm has no file of a
 size that it cannot come to, whatever it gives up, or that was not made: of ResNet-20 *as measured*,
-*joint without masks* and magnitudes have one seed, and Fisher and magnitudes no file at 4x. No arm here offers ranks, or
-several number formats."""
+*joint without masks* and magnitudes have one seed, and Fisher and magnitudes no file at 4x. No arm here offers ranks,
+or several number formats."""
 
 
 # Arms that are told, and not drawn.
