@@ -166,7 +166,7 @@ _SETTINGS = (
      "compress.weight_formats.AffineFormat"),
     (FORMATS, "quantize.trained_ranges=true", "Scales, offsets and centroids are trained with the weights.",
      "compress.weight_formats.SymmetricFormat"),
-    (FORMATS, "quantize.epochs=0", "No training in the formats, for comparison with the roundings.",
+    (FORMATS, "quantize.epochs=0", "No training through the rounding (straight-through), which all others have.",
      "compress.quantization.prepare_quantized"),
     (FORMATS, "quantize.activation_bits=null", "Activations stay float; else they are calibrated to 8 bits.",
      "compress.quantization.prepare_quantized"),

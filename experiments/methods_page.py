@@ -20,11 +20,12 @@ plan; another budget, one bit, ranks, a criterion or a student has a plan of its
 weights are rounded and trained in their formats. It is one seed, and a point is four of the 400 test images:
 differences of a point say nothing. Masks keep a quarter of the weights where nothing else is asked for, on top of the
 plan and in as short a training; a method at its best needs settings of its own. Fisher and Taylor scores of single
-weights end below chance under the gradual schedule. L1, the group lasso and L0 are asked for with settings that show in
-the 200 steps here (L0 also with another learning rate); scales of batch norms and weights drawn to their formats leave
-no trace in these columns. A codebook has 256 values for each channel where it is not told otherwise, which takes more
-bytes than so small a network has. With densities by layer the solve took the plan that it takes without. The raw
-table is `results/methods/raw.csv`.
+weights end below random ones under the gradual schedule. L1, the group lasso and L0 are asked for with settings that
+show in the 200 steps here (L0 also with another learning rate); scales of batch norms and weights drawn to their
+formats leave no trace in these columns. A codebook has 256 values for each channel where it is not told otherwise,
+which takes more bytes than so small a network has. With densities by layer the solve took the plan that it takes
+without. The raw table is
+`results/methods/raw.csv`.
 """
 _COLUMNS = ("in float, %", "in its formats, %", "MACs", "density", "bytes")
 

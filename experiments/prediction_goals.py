@@ -63,31 +63,33 @@ def write_goals(rows: Sequence[Row], judged: str = JUDGED) -> str:
             f"The best formula is `{best}`; on the mean over families `{judged}` is {mean - formulas[best]:+.3f} ahead "
             f"of it (95 % by resampling networks within families: {low:+.3f} to {high:+.3f}).",
             "",
-            *_by_task(rows, {(judged, SPLITS[0]), (best, "")}),
+            *_by_part(rows, {(judged, SPLITS[0]), (best, "")}),
         ]
     return "\n".join([*page, ""])
 
 
-def _by_task(rows: Sequence[Row], predictors: set[tuple[str, str]]) -> list[str]:
-    """Median Spearman of each task, beside that of the truth on other examples: few of them leave it full of noise."""
+def _by_part(rows: Sequence[Row], predictors: set[tuple[str, str]]) -> list[str]:
+    """Median Spearman of each task and family, beside that of the truth on other examples, which is noise too."""
     shown = {(f"loss_{_TRUTH}", "measured"), ("loss_refitted", "measured"), *predictors}
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for row in rows:
-        if (row.predictor, row.zero_shot) in shown:
-            found.setdefault((row.predictor, row.zero_shot), {}).setdefault(row.task, []).append(row.spearman)
-    tasks = list(dict.fromkeys(row.task for row in rows))
     page = [
-        f"By task, median over networks. *loss_{_TRUTH}* is the truth itself, measured on other examples; where both "
-        "sides have as much noise, a predictor without any would come to about the square root of it (digits has 310 "
-        "images for validation and 400 for testing, the others 1,512 and 2,000 or more).",
+        f"By task and by family, median over networks. *loss_{_TRUTH}* is the truth itself, measured on other "
+        "examples; where both sides have as much noise, a predictor without any would come to about the square root "
+        "of it (digits has 310 images for validation and 400 for testing, the others 1,512 and 2,000 or more).",
         "",
-        f"| predictor | {' | '.join(tasks)} |",
-        f"|---|{'---|' * len(tasks)}",
     ]
-    for key in sorted(found, key=lambda key: -max(float(np.median(own)) for own in found[key].values())):
-        cells = [f"{np.median(found[key][task]):.2f}" if task in found[key] else "" for task in tasks]
-        page.append(f"| {key[0]} | {' | '.join(cells)} |")
-    return page
+    for kind in ("task", "family"):
+        found: dict[tuple[str, str], dict[str, list[float]]] = {}
+        for row in rows:
+            if (row.predictor, row.zero_shot) in shown:
+                own = found.setdefault((row.predictor, row.zero_shot), {})
+                own.setdefault(getattr(row, kind), []).append(row.spearman)
+        parts = list(dict.fromkeys(getattr(row, kind) for row in rows))
+        page += [f"| predictor | {' | '.join(parts)} |", f"|---|{'---|' * len(parts)}"]
+        for key in sorted(found, key=lambda key: -max(float(np.median(values)) for values in found[key].values())):
+            cells = [f"{np.median(found[key][part]):.2f}" if part in found[key] else "" for part in parts]
+            page.append(f"| {key[0]} | {' | '.join(cells)} |")
+        page.append("")
+    return page[:-1]
 
 
 def difference(rows: Sequence[Row], ours: tuple[str, str], theirs: tuple[str, str]) -> tuple[float, float]:

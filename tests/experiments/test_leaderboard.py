@@ -77,6 +77,7 @@ def test_goals_are_told_beside_what_was_found():
         "`labeler/blend` is +0.300 ahead of it (95 % by resampling networks within families: +0.300 to +0.300)" in page
     )
     assert "| predictor | t |\n|---|---|\n| loss_refitted | 0.90 |\n| labeler/blend | 0.80 |\n| fisher | 0.50 |" in page
+    assert "| predictor | mlp | conv |\n|---|---|---|\n| loss_refitted | 0.90 | 0.90 |\n" in page
     assert write_goals(ROWS) == ""
 
 
