@@ -215,7 +215,7 @@ class Comparison:
                 "chosen": best["method"],
                 "reason": reason,
                 "candidates": candidates,
-                "plan_labeler": told_competence(plans.values()),
+                "plan_labeler": told_competence(plans, best["method"]),
             },
         )
         plan = plans[best["method"]]

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -48,14 +48,22 @@ _ROUNDS = (1 / 8, 3 / 8)
 _SPENDING = ("threshold", "greedy")
 
 
-def told_competence(plans: Iterable[CompressionPlan]) -> list[str]:
-    """What is to be said of the labeler of whole plans: whether it knows such networks, then what it found."""
+def told_competence(plans: Mapping[str, CompressionPlan], chosen: str) -> list[str]:
+    """What is to be said of the labeler of whole plans: whether it knows such networks, what it found, and whether that
+    was used.
+
+    Args:
+        plans: name of the method -> its plan.
+        chosen: the method whose plan was taken.
+    """
     told: dict[str, list[str]] = {}
-    for plan in plans:
+    for plan in plans.values():
         found = plan.provenance.get("competence")
         if found is not None:
             told.setdefault(f"This network lies {found['told']}.", []).append(_told_search(plan))
-    return [" ".join([where, *dict.fromkeys(texts)]) for where, texts in told.items()]
+    its = "competence" in plans[chosen].provenance
+    used = "Its plan was taken." if its else f"By validation loss the plan of {chosen} was taken instead."
+    return [" ".join([where, *dict.fromkeys(texts), used]) for where, texts in told.items()]
 
 
 def _told_search(plan: CompressionPlan) -> str:

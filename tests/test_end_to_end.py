@@ -909,6 +909,12 @@ def test_the_pretrained_labeler_searches_a_plan_that_no_label_was_measured_for(t
     # More than founders and their children.
     assert plan.provenance["search"]["judged"] > 32
     assert widened == [True, True] * formats
+    choice = read(run / "choice.json")
+    (told,) = choice["plan_labeler"]
+    assert told.endswith(
+        "Its plan was taken." if choice["chosen"] == "plans/search"
+        else f"By validation loss the plan of {choice['chosen']} was taken instead."
+    )  # fmt: skip
     report = (run / "report.html").read_text()
     assert all(f"<td>{name}</td>" in report for name in ("plans/search", "refit_loss/search"))
     assert not (run / "labels.npz").exists()
