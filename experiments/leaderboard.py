@@ -57,6 +57,9 @@ Fisher matrix; *refit_residual/loss+fisher_error* adds what the refit leaves, in
 the second-order expansion of what goes. Other formulas know nothing of bits, like the labeler *without bits*. 16 random
 plans of each network, another bank of the same recipes and a shorter training of 64 steps
 (`results/who_predicts/formatted.csv`, `made_formatted.json`)."""
+_OTHERS = """No setting of a labeler or a formula was chosen while looking at these networks, the next {n} of the zoo:
+their plans were measured last (`results/who_predicts/made_others.json`). Labelers learned from the first 102, as
+above."""
 _MEASURED = {"refitted": "after repair", "briefly_tuned": "after 20 steps", "finetuned": "after fine-tuning"}
 _ECONOMY = """How good the chosen plan is after fine-tuning if only a predictor's first favourites out of 30 plans are
 measured, as a part of the test metric of the plan that fine-tuning all 30 would choose; and what these measurements
@@ -131,6 +134,15 @@ def write_ingredients(rows: Sequence[Row]) -> str:
     page += ["## A few plans of the network measured first", "", _SHOTS, "", *_table_lines(summarize(shots), True)]
     page += _formatted_lines([row for row in rows if row.scope == FORMATTED_PLANS])
     return "\n".join([*page, _STORED, "", *_tables([row for row in rows if row.truth == STORED])])
+
+
+def write_others(rows: Sequence[Row]) -> str:
+    """The part of the page on networks that no setting was chosen on; of formulas the best five."""
+    lines = summarize([row for row in _plain(rows) if row.scope == PLANS and row.truth == "finetuned"])
+    formulas = [line for line in lines if line["zero_shot"] == ""]
+    lines = [line for line in lines if line not in formulas[5:]]
+    page = ["## Networks that no setting was chosen on", "", _OTHERS.format(n=len({row.network for row in rows})), ""]
+    return "\n".join([*page, *_table_lines(lines, True)])
 
 
 def _formatted_lines(rows: Sequence[Row]) -> list[str]:
