@@ -61,7 +61,7 @@ class Compressed:
         model: the compressed model, in evaluation mode; fake-quantised where the plan has formats.
         plan: what was done; save it with `compress.save_artifact`.
         method: whose scores the plan is made of: `"labeler"`; `"plans/search"` or `"refit_loss/search"`, the favourite
-            among hundreds of whole plans of the labeler that ships with the package or of a formula; or the criterion
+            among thousands of whole plans of the labeler that ships with the package or of a formula; or the criterion
             that did better on `validation`.
         validation: method -> validation loss after repair, for every method that was tried.
         stages: metric and loss on `validation` after each stage: dense, pruned, recovered, fine_tuned, quantized.

@@ -1,4 +1,4 @@
-"""Searches plans of one size with a plan labeler: hundreds are summarised and judged; none is run, or a few are."""
+"""Searches plans of one size with a plan labeler: thousands are summarised and judged; none is run, or a few are."""
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -120,8 +120,8 @@ class PlanSearch:
     """
 
     population: int = 24
-    rounds: int = 12
-    children: int = 72
+    rounds: int = 24
+    children: int = 100
     caution: float = 1.0
     reference: int = 60
     measured: int = 0

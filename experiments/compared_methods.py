@@ -55,7 +55,7 @@ class Method:
     tenth of all damages of formats; `"labeler/unmasked"` leaves no single weight out; `"criterion/bits"` removes
     nothing, `"criterion/widths"` neither, and leaves no single weight out, `"criterion/masks"` leaves weights out and
     keeps the others at the most of the few bits offered, and `"criterion/uniform_bits"` stores all layers alike;
-    `"plans/search"` asks a labeler of whole plans about hundreds of them, `"refit_loss/search"` a formula, and
+    `"plans/search"` asks a labeler of whole plans about thousands of them, `"refit_loss/search"` a formula, and
     `"plans/race"` lets favourites of both and plans of criteria compete in brief trainings.
     """
 

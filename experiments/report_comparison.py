@@ -58,7 +58,7 @@ def render_comparison(run: RunFiles, report: Report, figures: Figures) -> str:
                 "but leaves no single weights out, “/bits” too but removes nothing, "
                 "“/widths” the same without leaving single weights out, “/masks” leaves single weights out at the most "
                 "bits, “/uniform_bits” removes nothing either and stores all layers alike; “@0.1” counts a tenth of "
-                "the damage of formats; “plans/search” is what a labeler of whole plans likes best among hundreds, "
+                "the damage of formats; “plans/search” is what a labeler of whole plans likes best among thousands, "
                 "“refit_loss/search” what a formula does, and “plans/race” the winner of brief trainings among "
                 "favourites of both and plans of criteria, judged on validation data."
                 + _searched_after(run)

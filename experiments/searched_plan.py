@@ -116,7 +116,7 @@ class PlanFinder:
         self._found: dict[tuple[int, str], CompressionPlan] = {}
 
     def search(self, by_formula: bool = False) -> CompressionPlan:
-        """The labeler's or a formula's favourite among hundreds of plans, or what loses least of those it measures."""
+        """The labeler's or a formula's favourite among thousands of plans, or what loses least of those it measures."""
         formula = PlanFormula() if self._bits is None else PlanFormula(FORMATTED_NATS)
         found = self._favourite(0, formula if by_formula else self._labeler)
         if self._bits is None:

@@ -101,7 +101,7 @@ class CompareSettings:
     `/knapsack` in one solve, with `/unmasked` in one solve that leaves no single weight out, with `/bits` no unit but
     formats in one solve, with `/widths` no unit but widths of whole layers, with `/masks` no unit but densities at the
     most of the few bits offered, with `/uniform_bits` no unit but the same format of all layers. `"plans/search"` is
-    the favourite of a labeler of whole plans among hundreds of them, `"refit_loss/search"` that of a formula (the error
+    a labeler of whole plans' favourite among thousands of them, `"refit_loss/search"` that of a formula (the error
     in nats that a refit leaves), and `"plans/race"` the winner of brief trainings among two favourites of the labeler,
     one of the formula, and plans of criteria (an eighth and three eighths of the fine-tuning's steps: two to three
     fine-tunings and eleven repairs in all). Each search repairs `search_plans` of the plans it likes and measures them:
