@@ -70,9 +70,9 @@ alone* and *masks alone* keep all channels; *uniform bits* gives all layers the 
 what it does to the entropy of symbols is why files are not of the bytes asked for. Drawn from
 `results/coded_curve/raw.csv` (`python -m experiments.run -m experiment=coded_curve_lenet300 seed=0,1,2`; of
 ResNet-20: `experiment=coded_curve`; of others: `coded_curve_lenet5`, `coded_curve_minilm`). An arm has no file of a
-size that it cannot come to, whatever it gives up, or that was not made: of ResNet-20 *as measured*,
-*joint without masks* and magnitudes have one seed, and Fisher and magnitudes no file at 4x. No arm here offers ranks,
-or several number formats."""
+size that it cannot come to, whatever it gives up, or that was not made: of ResNet-20 *as measured*, *joint without
+masks* and magnitudes have one seed, and Fisher and magnitudes no file at 4x; MiniLM has three arms at one size. Layers
+may become two of low rank in *joint with ranks* of LeNet-300-100 alone; no arm offers several number formats."""
 
 
 # Arms that are told, and not drawn.
