@@ -57,9 +57,9 @@ Fisher matrix; *refit_residual/loss+fisher_error* adds what the refit leaves, in
 the second-order expansion of what goes. Other formulas know nothing of bits, like the labeler *without bits*. 16 random
 plans of each network, another bank of the same recipes and a shorter training of 64 steps
 (`results/who_predicts/formatted.csv`, `made_formatted.json`)."""
-_OTHERS = """No setting of a labeler or a formula was chosen while looking at these networks, the next {n} of the zoo:
-their plans were measured last (`results/who_predicts/made_others.json`). Labelers learned from the first 102, as
-above."""
+_OTHERS = """No setting of a labeler or a formula was chosen while looking at these {n} networks, numbers 102 to 133 of
+the zoo: their plans were measured last, and judged once. Labelers learned from the first 74, of which the plans were
+measured anew (`results/who_predicts_others/raw.csv`, `made.json`)."""
 _MEASURED = {"refitted": "after repair", "briefly_tuned": "after 20 steps", "finetuned": "after fine-tuning"}
 _ECONOMY = """How good the chosen plan is after fine-tuning if only a predictor's first favourites out of 30 plans are
 measured, as a part of the test metric of the plan that fine-tuning all 30 would choose; and what these measurements
@@ -87,9 +87,11 @@ after a refit in thinned company is measured with standard errors larger than mo
 these orders single units well. Labelers of units learn one order, within layers or across them, and are judged by it.
 Scores over the mean of their layer's (*.../normalised*) order no unit within it otherwise, and are left out there.
 Of plans before the fine-tuning, and of units, the best 14 predictors of each table are shown. *damage_.../sum* adds up
-what single units were measured to do, in each of the three moments. The networks are the first 102 of the zoo's 252
+what single units were measured to do, in each of the four moments. The networks are the first 102 of the zoo's 252
 (`job.limit=102` of the bank). Tables of units and of ways to store layers are of a run of their own
-(`results/who_predicts/made_units.json`), on networks of the same recipes, trained and measured anew.
+(`results/who_predicts/made_units.json`), on networks of the same recipes, trained and measured anew; what is of units
+after training, of the first 74 (`trained.csv`, measured with the same masks as after the refit alone: *damage_repaired*
+shares its noise there, and orders that). All 7,622 coefficients of plans of these 74 came out as in `raw.csv`.
 
 Formulas that are no [criterion](criteria.md): *silenced_error*, what the layers that read a unit lose of their outputs
 when it is zero, as a part of their energy; *refitted_error* and *refit_residual*, what they lose after a least-squares

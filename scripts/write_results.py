@@ -32,7 +32,9 @@ from experiments.who_predicts import Row  # noqa: E402
 
 RESULTS = ROOT / "results"
 CURVES, KEPT = RESULTS / "coded_curve" / "raw.csv", RESULTS / "records" / "raw.csv"
-_PARTS = (("label_economy", EconomyRow, leaderboard.write_economy),
+_WHO = ("raw", "trained", "formatted")
+_PARTS = (("who_predicts_others", Row, leaderboard.write_others),
+          ("label_economy", EconomyRow, leaderboard.write_economy),
           ("unit_economy", UnitEconomyRow, leaderboard.write_samplings),
           ("plan_intervals", IntervalRow, leaderboard.write_intervals))  # fmt: skip
 RESNET20 = "ResNet-20 on CIFAR-10 at half the MACs", 91.73  # with the test accuracy of the dense network
@@ -43,7 +45,7 @@ def _command(name: str) -> str:
 
 
 def _who_predicts() -> str:
-    rows = [row for name in ("raw", "formatted") for row in read_raw(RESULTS / "who_predicts" / f"{name}.csv", Row)]
+    rows = [row for name in _WHO for row in read_raw(RESULTS / "who_predicts" / f"{name}.csv", Row)]
     page = leaderboard.write_page(rows, _command("who_predicts")) + "\n" + leaderboard.write_ingredients(rows) + "\n"
     for name, kind, write in _PARTS:
         page += write(read_raw(RESULTS / name / "raw.csv", kind)) + "\n"
@@ -86,8 +88,7 @@ def _resnet20() -> str:
     return comparison_page.write_page(rows, RESNET20[0], "cifar10_resnet20", RESNET20[1], others)
 
 
-# Name of the figure -> how it is drawn.
-figures: dict[str, Callable[[], Figure]] = {
+figures: dict[str, Callable[[], Figure]] = {  # name of the figure -> how it is drawn.
     "records": lambda: records_page.draw_records(_records()),
     "who_predicts": lambda: leaderboard.draw_plans(read_raw(RESULTS / "who_predicts" / "raw.csv", Row)),
     "label_economy": lambda: leaderboard.draw_economy(read_raw(RESULTS / "label_economy" / "raw.csv", EconomyRow)),
@@ -99,8 +100,7 @@ figures: dict[str, Callable[[], Figure]] = {
     "mixed_precision": lambda: mixed_precision_page.draw_widths(
         read_raw(RESULTS / "mixed_precision" / "raw.csv", WidthRow)),
 }  # fmt: skip
-# Name of the page -> its Markdown.
-pages: dict[str, Callable[[], str]] = {
+pages: dict[str, Callable[[], str]] = {  # name of the page -> its Markdown
     "who_predicts": _who_predicts, "no_regret": _no_regret, "mixed_precision": _mixed_precision,
     "plan_damage": lambda: plan_damage_page.write_page(_damages(), trained=_damages("trained")),
     "cifar10_resnet20": _resnet20,

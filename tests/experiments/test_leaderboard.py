@@ -10,7 +10,7 @@ import pytest
 from compress.errors import ArtifactError
 from experiments.figure_style import figure_style, render_file_svg
 from experiments.label_economy import STRATEGIES, EconomyRow
-from experiments.leaderboard import draw_economy, draw_plans, write_ingredients, write_page
+from experiments.leaderboard import draw_economy, draw_plans, write_ingredients, write_others, write_page
 from experiments.prediction_goals import difference, write_goals
 from experiments.raw_table import read_raw
 from experiments.results import collect_table
@@ -79,6 +79,15 @@ def test_goals_are_told_beside_what_was_found():
     assert "| predictor | t |\n|---|---|\n| loss_refitted | 0.90 |\n| labeler/blend | 0.80 |\n| fisher | 0.50 |" in page
     assert "| predictor | mlp | conv |\n|---|---|---|\n| loss_refitted | 0.90 | 0.90 |\n" in page
     assert write_goals(ROWS) == ""
+
+
+def test_networks_that_no_setting_was_chosen_on_have_their_own_table():
+    formulas = [dataclasses.replace(row, predictor=f"formula{i}", spearman=0.1 * i)
+                for row in ROWS if row.predictor == "fisher" for i in range(7)]  # fmt: skip
+    page = write_others([row for row in ROWS if row.predictor != "fisher"] + formulas)
+    assert "these 6 networks" in page
+    told = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ")]
+    assert told == ["| predictor", "| loss_refitted", "| labeler/gbdt", *(f"| formula{i}" for i in (6, 5, 4, 3, 2))]
 
 
 def test_the_interval_of_a_difference_is_that_of_pairs():
