@@ -13,7 +13,7 @@ others make room for it. Whatever is combined, the artifact ends as one entropy-
 go down to one bit, symmetric ones where a tensor or a group has one scale. Masks are ordered by weight
 scores or the labeler; criteria of channels order what is removed. Written by `scripts/write_docs.py`.
 """
-_MEASURED = """What they did was measured on scikit-learn's digits ({command}, Intel Xeon; other processors
+_MEASURED = """What they did was measured on scikit-learn's digits ({command}, AMD EPYC; other processors
 choose another plan among near ties): one dense network of {dense:.2f} %, seed {seed}. Without any override the plan
 comes to {metric:.2f} % in {macs:,.0f} MACs and {file_bytes:,} bytes. Where a row has as many MACs it began from that
 plan; another budget, one bit, ranks, a criterion or a student has a plan of its own. *In float* is the accuracy before
@@ -23,9 +23,8 @@ plan and in as short a training; a method at its best needs settings of its own.
 weights end below random ones under the gradual schedule. L1, the group lasso and L0 are asked for with settings that
 show in the 200 steps here (L0 also with another learning rate); scales of batch norms and weights drawn to their
 formats leave no trace in these columns. A codebook has 256 values for each channel where it is not told otherwise,
-which takes more bytes than so small a network has. With densities by layer the solve took the plan that it takes
-without. The raw table is
-`results/methods/raw.csv`.
+which takes more bytes than so small a network has. The raw table is `results/methods/raw.csv`, what each file holds of
+every layer `layers.csv` beside it.
 """
 _COLUMNS = ("in float, %", "in its formats, %", "MACs", "density", "bytes")
 
