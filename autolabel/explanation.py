@@ -151,7 +151,8 @@ def explain(
         unit_id: which unit.
         choice: which choice; by default the first that the labeler knows for this unit.
         n: how many features to name, and how many relatives.
-        measured: if given, the units most alike are named with the damage that was measured on them.
+        measured: if given, the units most alike are named with the damage that was measured on them; predictions in it
+            are passed over.
 
     Raises:
         CompressError: for a unit or choice that is not there.
@@ -196,7 +197,8 @@ def relatives(
     if choice not in measured.choices:
         raise CompressError(f"The choice {choice!r} was not measured. Measured were {measured.choices}.")
     row = features.unit_ids.index(unit_id)
-    damage = dict(zip(measured.unit_ids, measured.damage[:, measured.choices.index(choice)], strict=True))
+    values = np.where(measured.source == "measured", measured.damage[:, measured.choices.index(choice)], np.nan)
+    damage = dict(zip(measured.unit_ids, values, strict=True))
     known = [i for i, name in enumerate(features.unit_ids) if i != row and np.isfinite(damage.get(name, np.nan))]
     if not known:
         return ()

@@ -7,10 +7,9 @@ UNIT is the id of a channel, head or layer, as the report and `labels.npz` name 
 
 import argparse
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 from autolabel import labelers
@@ -31,8 +30,7 @@ def explain_unit(run: Path, unit_id: str, choice: str | None = None) -> Explanat
         CompressError: for a unit or choice that is not there.
     """
     features, labels = FeatureTable.load(run / "features.npz"), LabelTable.load(run / "labels.npz")
-    measured = replace(labels, damage=np.where((labels.source == "measured")[:, None], labels.damage, np.nan))
-    return explain(_read_labeler(run / "labeler"), features, unit_id, choice, measured=measured)
+    return explain(_read_labeler(run / "labeler"), features, unit_id, choice, measured=labels)
 
 
 def _read_labeler(folder: Path) -> TabularLabeler:

@@ -49,8 +49,8 @@ _SPENDING = ("threshold", "greedy")
 
 
 def told_competence(plans: Mapping[str, CompressionPlan], chosen: str) -> list[str]:
-    """What is to be said of the labeler of whole plans: whether it knows such networks, what it found, and whether that
-    was used.
+    """What is to be said of the labeler of whole plans: whether it knows such networks, what it found, and whose plan
+    was taken.
 
     Args:
         plans: name of the method -> its plan.
@@ -61,9 +61,8 @@ def told_competence(plans: Mapping[str, CompressionPlan], chosen: str) -> list[s
         found = plan.provenance.get("competence")
         if found is not None:
             told.setdefault(f"This network lies {found['told']}.", []).append(_told_search(plan))
-    its = "competence" in plans[chosen].provenance
-    used = "Its plan was taken." if its else f"By validation loss the plan of {chosen} was taken instead."
-    return [" ".join([where, *dict.fromkeys(texts), used]) for where, texts in told.items()]
+    taken = f"By validation loss the plan of {chosen} was taken."
+    return [" ".join([where, *dict.fromkeys(texts), taken]) for where, texts in told.items()]
 
 
 def _told_search(plan: CompressionPlan) -> str:

@@ -119,12 +119,13 @@ def predict_boards(
     Raises:
         CompressError: if there are not two families and two tasks.
     """
-    together, learned = [*known, *boards], set(map(id, known))
+    together, teachers = [*known, *boards], set(map(id, known or boards))
     folds = []
-    for split, test, train in blind_folds(together, splits):
-        judged = [together[i] for i in test if i >= len(known)]
+    for split, test, seen in blind_folds(together, splits):
+        judged, train = [together[i] for i in test if i >= len(known)], [b for b in seen if id(b) in teachers]
         if judged:
-            folds.append((split, judged, [board for board in train if id(board) in learned] if known else train))
+            assert_disjoint(train, judged, split)
+            folds.append((split, judged, train))
     pieces = [(train, [b.summary for b in test], dict(labelers), truth, variants) for _, test, train in folds]
     predicted = run_in_order(predict_fold, pieces, workers, on_fit)
     for (split, test, _), found in zip(folds, predicted, strict=True):

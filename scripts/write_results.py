@@ -88,7 +88,7 @@ def _resnet20() -> str:
     return comparison_page.write_page(rows, RESNET20[0], "cifar10_resnet20", RESNET20[1], others)
 
 
-figures: dict[str, Callable[[], Figure]] = {  # name of the figure -> how it is drawn.
+figures: dict[str, Callable[[], Figure]] = {  # name of the figure -> how it is drawn
     "records": lambda: records_page.draw_records(_records()),
     "who_predicts": lambda: leaderboard.draw_plans(read_raw(RESULTS / "who_predicts" / "raw.csv", Row)),
     "label_economy": lambda: leaderboard.draw_economy(read_raw(RESULTS / "label_economy" / "raw.csv", EconomyRow)),

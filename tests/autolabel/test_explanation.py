@@ -112,7 +112,9 @@ def test_relatives_are_the_measured_units_most_alike(tables):
     assert [relative.unit_id for relative in found] == [features.unit_ids[7], features.unit_ids[8]]
     assert found[0].distance == 0
     assert found[0].damage == labels.damage[7, 0]
-    # Units that were not measured are nobody's relatives.
+    # Units that were not measured are nobody's relatives, whether their damage is unknown or predicted.
+    predicted = replace(labels, source=np.where(np.arange(len(labels.source)) == 7, "predicted", labels.source))
+    assert relatives(alike, predicted, features.unit_ids[3], n=1)[0].unit_id == features.unit_ids[8]
     unknown = labels.damage.copy()
     unknown[7] = np.nan
     nothing = np.full(unknown.shape, np.nan)
