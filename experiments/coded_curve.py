@@ -80,6 +80,8 @@ _TOLD = ("as measured", "of fewer plans")
 # What must be beaten at the same bytes.
 _JOINT, _ALONE = "joint", " alone"
 _ALIKE = 1.05
+# How arms are drawn for which no colour is left: the colours come again.
+_AGAIN = {"linestyle": "--", "markerfacecolor": "white"}
 
 
 def _is_drawn(arm: str) -> bool:
@@ -200,7 +202,8 @@ def draw_curves(rows: Sequence[CurveRow]) -> Figure:
             points = sorted(_points(of_arm), key=lambda point: point.ratio)
             axes.errorbar([p.ratio for p in points], [p.metric for p in points], [p.deviation for p in points],
                           marker=MARKERS[place % len(MARKERS)], markersize=4.5, linewidth=1.4, capsize=2,
-                          color=SERIES[place % len(SERIES)], label=arm, zorder=10 - place)  # fmt: skip
+                          color=SERIES[place % len(SERIES)], label=arm, zorder=10 - place,
+                          **(_AGAIN if place >= len(SERIES) else {}))  # fmt: skip
         axes.set(xscale="log", xlabel="times smaller than float32", title=network)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 4, 6)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

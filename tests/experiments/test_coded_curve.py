@@ -198,3 +198,11 @@ def test_what_was_tried_as_measured_is_told_and_not_drawn():
     (axes,) = draw_curves(rows).axes
     assert len(axes.containers) == 1
     assert "| as measured | 10.0 |" in write_page(rows)
+
+
+def test_no_two_arms_look_alike():
+    """Of more arms than there are colours too."""
+    (axes,) = draw_curves([replace(ROW, arm=f"arm {i}") for i in range(12)]).axes
+    lines = [container.lines[0] for container in axes.containers]
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle(), line.get_markerfacecolor()) for line in lines}
+    assert len(looks) == 12
