@@ -1,6 +1,7 @@
 """One packed file, scored from nothing but itself, the code of the model it names, and the data."""
 
 import json
+import re
 import subprocess
 import sys
 import zlib
@@ -66,6 +67,24 @@ def unpacked(folder):
     before = (folder / "manifest.json").read_text()
     yield
     (folder / "manifest.json").write_text(before)
+
+
+def test_a_fresh_process_needs_no_code_that_trains(path):
+    trains = [
+        ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for package in ("compress", "experiments")
+        for file in (ROOT / package).rglob("*.py")
+        if re.search(r"\.backward\(|torch\.optim|autograd\.grad|import finetuning", file.read_text(encoding="utf-8"))
+    ]
+    assert "compress.finetuning" in trains
+    # A module that is None cannot be imported.
+    code = (f"import runpy, sys; sys.modules.update(dict.fromkeys({['autolabel', *trains]!r}));"
+            "runpy.run_module('experiments.evaluate', run_name='__main__', alter_sys=True)")  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == evaluate_file(path)
 
 
 def test_bytes_and_error_on_the_test_set(path):
