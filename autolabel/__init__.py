@@ -8,7 +8,13 @@ from autolabel.label_bank import LabelBank
 from autolabel.labelers import GBDTLabeler, MeanLabeler, MLPLabeler, RidgeLabeler
 from autolabel.learning import Learned, learn_labels
 from autolabel.measuring import measure
-from autolabel.oracles import ContextOracle, LayerChoiceOracle, RemovalOracle, RepairedOracle
+from autolabel.oracles import (
+    ContextOracle,
+    LayerChoiceOracle,
+    RemovalOracle,
+    RepairedLayerChoiceOracle,
+    RepairedOracle,
+)
 from autolabel.pipeline import Compressed, auto_compress
 from autolabel.plan_oracle import PlanBench, PlanOracle
 from autolabel.plan_race import PlanRace
@@ -36,6 +42,7 @@ __all__ = [
     "PlanSearch",
     "PlanSummarizer",
     "RemovalOracle",
+    "RepairedLayerChoiceOracle",
     "RepairedOracle",
     "RidgeLabeler",
     "auto_compress",

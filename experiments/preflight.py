@@ -66,6 +66,8 @@ def check_settings(config: Config, parts: Components) -> None:
     joint, widths = quantize.joint_plans, set(getattr(parts.oracles["layer_choice"], "bits", quantize.bits))
     _require("quantize.joint_plans", joint == 0 or (joint >= 10 and quantize.enabled and len(widths) > 1),
              "0, or at least 10 where quantize.enabled is true and there are several widths", joint)  # fmt: skip
+    _require("quantize.joint_plans", joint == 0 or parts.oracles["layer_choice"].name == "layer_choice",
+             "0 with labels after a repair: plans of widths are measured at once", joint)  # fmt: skip
     measured = getattr(parts.oracles["layer_choice"], "number_format", None)
     stored = NumberFormat(quantize.scheme, quantize.granularity, quantize.group_size)
     _require("oracles.layer_choice", not quantize.enabled or measured == stored, f"in the run's {stored}", measured)

@@ -1,23 +1,20 @@
 """Damage of removing one channel or head in thinned company, after the rest was refitted, and trained if asked."""
 
-from collections.abc import Collection, Iterator, MutableMapping, Sequence
-from itertools import cycle, islice
+from collections.abc import Collection, Iterator, MutableMapping
 
 import numpy as np
 import torch
-from torch import fx
 
+from autolabel.brief_training import halves, is_taught, train_briefly_, trained_examples
 from autolabel.marginal_effects import marginal_effects, random_masks
 from autolabel.oracle import Measurement
 from compress.application import slice_model
 from compress.counting import unit_costs
 from compress.errors import CompressError, DataError
-from compress.finetuning import finetune_
 from compress.plan import CompressionPlan
 from compress.recovery import recover_
 from compress.replay import Replay
 from compress.structure import Structure
-from compress.task import Batch, ClassificationTask
 
 
 class RepairedOracle:
@@ -79,7 +76,7 @@ class RepairedOracle:
         rng = np.random.default_rng([self.seed, 5])
         removed = random_masks(structure.units, self.kept, self.masks, rng)
         costs, macs, losses = unit_costs(structure), 0.0, []
-        trained = sum(replay.sizes[i] for half in _halves(replay) for i in islice(cycle(half), self.training_steps))
+        trained = sum(trained_examples(replay, half, self.training_steps) for half in halves(replay))
         notes = {} if notes is None else notes
         for number, mask in enumerate(removed):
             note = f"mask {number}"
@@ -90,7 +87,7 @@ class RepairedOracle:
             small = costs.total(mask)[0]
             macs += (costs.dense_macs + 2 * small) * replay.n_examples
             macs += small * replay.n_examples * bool(self.training_steps)  # statistics of batch norms
-            macs += (3 * small + costs.dense_macs * _is_taught(replay)) * trained
+            macs += (3 * small + costs.dense_macs * is_taught(replay)) * trained
         effect, std_err = marginal_effects(removed, np.array(losses))
         for row in rows:
             yield Measurement(structure.units.ids[row], "removed", float(effect[row]), float(std_err[row]),
@@ -98,10 +95,10 @@ class RepairedOracle:
 
     def _loss(self, structure: Structure, replay: Replay, removed: np.ndarray) -> float:
         """Mean increase of the loss of one mask, each half of the examples judged after a repair on the other."""
-        halves = _halves(replay)
+        parts = halves(replay)
         units, total = structure.units, 0.0
         plan = CompressionPlan.removing(units, [units.ids[row] for row in np.flatnonzero(removed)])
-        for repairing, judging in (halves, halves[::-1]):
+        for repairing, judging in (parts, parts[::-1]):
             small = slice_model(structure, removed).eval()
             batches = [replay.batches[i] for i in repairing]
             if removed.any():
@@ -112,7 +109,7 @@ class RepairedOracle:
                     max_rows=self.max_rows, seed=self.seed,
                 )  # fmt: skip
             if self.training_steps:
-                self._train(structure, replay, small, batches)
+                train_briefly_(structure, replay, small, batches, steps=self.training_steps, lr=self.lr, seed=self.seed)
             with torch.no_grad():
                 for number in judging:
                     batch = replay.batches[number]
@@ -124,22 +121,3 @@ class RepairedOracle:
                 "batches of several examples each."
             )
         return total / replay.n_examples
-
-    def _train(self, structure: Structure, replay: Replay, small: fx.GraphModule, batches: Sequence[Batch]) -> None:
-        with torch.enable_grad():
-            finetune_(
-                small, replay.task, list(islice(cycle(batches), self.training_steps)), epochs=1, lr=self.lr,
-                teacher=structure.traced.module if _is_taught(replay) else None, optimizer="adamw",
-                schedule="constant", progress=False, seed=self.seed,
-            )  # fmt: skip
-        small.eval()
-
-
-def _halves(replay: Replay) -> tuple[list[int], list[int]]:
-    """Which batches repair and which judge."""
-    return list(range(0, len(replay.batches), 2)), list(range(1, len(replay.batches), 2))
-
-
-def _is_taught(replay: Replay) -> bool:
-    """Whether the dense model teaches, as in `auto_compress`."""
-    return isinstance(replay.task, ClassificationTask)

@@ -1,0 +1,210 @@
+"""Damage of storing one layer otherwise after the weights made up for it, alone or beside choices of other layers."""
+
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
+
+import numpy as np
+import torch
+from torch import fx
+
+from autolabel.brief_training import halves, is_taught, train_briefly_, trained_examples
+from autolabel.marginal_effects import marginal_effects
+from autolabel.oracle import Measurement, Moments
+from compress.attributes import copy_traced, value_of
+from compress.errors import CompressError, DataError
+from compress.layer_choice import LayerChoice
+from compress.layer_moments import weight_readers
+from compress.layer_trial import keep_largest
+from compress.number_format import NumberFormat
+from compress.plan import CompressionPlan
+from compress.quantization import prepare_quantized
+from compress.quantizer import FLOAT_BITS, WEIGHT_BITS, Quantizer
+from compress.quantizers.mse import MseQuantizer
+from compress.replay import Replay
+from compress.roundings import GptqRounding
+from compress.second_order_pruning import prune_weights_
+from compress.sparsifier import Sparsifier
+from compress.spending import format_of
+from compress.structure import Structure
+from compress.task import Batch
+from compress.weight_rounding import round_weights_
+
+_BY_LAYERS = 3
+
+
+class RepairedLayerChoiceOracle:
+    """What a layer's bits and density do to the loss after the repair, and after a training if asked.
+
+    The repair is what needs no labels: weights that stay make up for those that go (SparseGPT's sweep) and for their
+    rounding (GPTQ). Half of the batches repairs each network and the other half, which the repair has not seen, tells
+    its loss; then the halves change places. What no repair reaches (embeddings, shared weights) keeps its largest
+    magnitudes and is rounded to nearest.
+
+    With `company` 0 each layer takes each choice alone. Otherwise every layer takes one of its choices with this
+    probability, all drawn alike, and what a choice adds to the loss beside what the others do is solved for together.
+
+    Args:
+        bits: the widths to measure, see `LayerChoiceOracle`.
+        quantizer: who chooses the scales.
+        densities: fractions of the weights that stay, in (0, 1].
+        scheme, granularity, group_size: number format of layers in 8 bits or less, see `LayerFormat`.
+        company: probability in [0, 1) that a layer takes a choice, or 0 for one layer at a time.
+        plans: how many are drawn with `company`; None for three of each layer and choice.
+        training_steps: optimizer steps after each repair, in the formats and with the zeros held, by `finetune_` (from
+            the dense model's logits too where the task is a `ClassificationTask`).
+        lr: of the training, by AdamW, the same in every step.
+        max_rows: of inputs that the repair of a layer looks at.
+        seed: of plans, repair and training.
+        ranks, schemes: none; who names some is refused.
+
+    Raises:
+        CompressError: for a number out of range, or for ranks or schemes.
+    """
+
+    name = "repaired_layer_choice"
+    kind = "layer"
+
+    def __init__(
+        self, bits: Sequence[int] = WEIGHT_BITS, quantizer: Quantizer | None = None,
+        densities: Sequence[float] = (1.0,),
+        scheme: str = "symmetric", granularity: str = "channel", group_size: int | None = None, company: float = 0.0,
+        plans: int | None = None, training_steps: int = 0, lr: float = 1e-3, max_rows: int = 10_000, seed: int = 0,
+        ranks: Sequence[float] = (), schemes: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        for name, wrong, must in (
+            ("densities", not all(0 < density <= 1 for density in densities), "hold fractions in (0, 1]"),
+            ("company", not 0 <= company < 1, "be in [0, 1)"),
+            ("plans", plans is not None and plans < 1, "be at least 1, or None"),
+            ("training_steps", training_steps < 0, "be at least 0"),
+            ("lr", not lr > 0, "be above 0"),
+            ("ranks", len(ranks) > 0, "be empty: only bits and densities are repaired"),
+            ("schemes", len(schemes) > 0, "be empty: one number format is measured"),
+        ):
+            if wrong:
+                raise CompressError(
+                    f"The '{name}' parameter of RepairedLayerChoiceOracle must {must}. Got {locals()[name]!r}."
+                )
+        self.number_format = NumberFormat(scheme, granularity, group_size)
+        self.bits, self.densities = self.number_format.distinct(tuple(bits)), tuple(densities)
+        offered = [LayerChoice(width, density) for width in self.bits for density in self.densities]
+        self.layer_choices = tuple(choice for choice in offered if choice != LayerChoice())
+        self.choices = tuple(choice.name for choice in self.layer_choices)
+        self.quantizer = quantizer or MseQuantizer()
+        self.company, self.plans = company, plans
+        self.training_steps, self.lr, self.max_rows, self.seed = training_steps, lr, max_rows, seed
+
+    def measure(
+        self, structure: Structure, replay: Replay, rows: np.ndarray, done: Collection[tuple[str, str]] = (),
+        notes: MutableMapping[str, list[float]] | None = None,
+    ) -> Iterator[Measurement]:  # fmt: skip
+        """One measurement per row and choice.
+
+        Raises:
+            CompressError: for a single batch, which cannot be halved, or too few plans to tell choices apart.
+            DataError: if a repaired network has a loss that is not finite.
+        """
+        left = [
+            (structure.units.ids[row], choice)
+            for row in rows
+            for choice in self.layer_choices
+            if (structure.units.ids[row], choice.name) not in done
+        ]
+        if not left:
+            return
+        if len(replay.batches) < 2:
+            raise CompressError(
+                f"{type(self).__name__} needs at least two batches: one half repairs, the other one judges."
+            )
+        if self.company:
+            yield from self._together(structure, replay, left, {} if notes is None else notes)
+            return
+        for name, choice in left:
+            found, macs = self._losses(structure, replay, {name: choice})
+            yield Measurement(name, choice.name, found.mean, found.std_err, found.n, macs, macs)
+
+    def _together(
+        self, structure: Structure, replay: Replay, left: Sequence[tuple[str, LayerChoice]],
+        notes: MutableMapping[str, list[float]],
+    ) -> Iterator[Measurement]:  # fmt: skip
+        units, n_choices = structure.units, len(self.layer_choices)
+        layers = [str(units.ids[row]) for row in np.flatnonzero(units.kind == "layer")]
+        columns = [(name, choice) for name in layers for choice in self.layer_choices]
+        plans = _BY_LAYERS * len(columns) if self.plans is None else self.plans
+        if plans < 2 * len(columns) + 2:
+            raise CompressError(
+                f"{plans} plans do not tell {len(columns)} choices of {len(layers)} layers apart. Set 'plans' of "
+                f"{type(self).__name__} to {2 * len(columns) + 2} or more, or 'company' to 0."
+            )
+        rng = np.random.default_rng([self.seed, 17])
+        picks = np.where(
+            rng.random((plans, len(layers))) < self.company, rng.integers(0, n_choices, (plans, len(layers))), -1
+        )
+        taken = (picks[:, :, None] == np.arange(n_choices)).reshape(plans, -1)
+        losses, macs = [], 0.0
+        for number, plan in enumerate(taken):
+            note = f"plan {number}"
+            if note not in notes:
+                found, spent = self._losses(structure, replay, dict(columns[i] for i in np.flatnonzero(plan)))
+                notes[note] = [found.mean, spent]
+            losses.append(notes[note][0])
+            macs += notes[note][1]
+        effect, std_err = marginal_effects(taken, np.array(losses))
+        places = {(name, choice.name): i for i, (name, choice) in enumerate(columns)}
+        for name, choice in left:
+            i = places[name, choice.name]
+            yield Measurement(name, choice.name, float(effect[i]), float(std_err[i]), replay.n_examples,
+                              macs / len(left), macs / len(left))  # fmt: skip
+
+    def _losses(self, structure: Structure, replay: Replay, taken: Mapping[str, LayerChoice]) -> tuple[Moments, float]:
+        """Increase of the loss over all examples, each judged by a network that the others repaired; MACs spent."""
+        parts, moments, runs = halves(replay), Moments(), 0
+        for repairing, judging in (parts, parts[::-1]):
+            batches = [replay.batches[i] for i in repairing]
+            small = self._repaired(structure, replay, taken, batches)
+            with torch.no_grad():
+                for number in judging:
+                    batch = replay.batches[number]
+                    losses = replay.task.loss(small(*replay.task.inputs(batch)), batch).double().cpu().numpy()
+                    moments.add(losses - replay.dense[number])
+            # The repair and the judgement run the network; a step counts three runs of it, and the teacher's.
+            trained = trained_examples(replay, repairing, self.training_steps) if taken else 0
+            runs += sum(replay.sizes) + (3 + is_taught(replay)) * trained
+        if not np.isfinite(moments.total):
+            raise DataError(
+                f"A repaired network has a loss that is not finite. Lower the 'lr' of {type(self).__name__}, or leave "
+                "its fewest bits out."
+            )
+        return moments, float(runs * replay.full_macs)
+
+    def _repaired(
+        self, structure: Structure, replay: Replay, taken: Mapping[str, LayerChoice], batches: Sequence[Batch]
+    ) -> fx.GraphModule:
+        """The network with these choices, repaired on the batches."""
+        small = copy_traced(structure.traced.module).eval()
+        if not taken:
+            return small
+        inputs = [tuple(replay.task.inputs(batch)) for batch in batches]
+        own = {name: choice.density for name, choice in taken.items() if choice.density < 1}
+        updated = {reader.layer for reader in weight_readers(small)}
+        if swept := {name: density for name, density in own.items() if name in updated}:
+            prune_weights_(small, swept, inputs, max_rows=self.max_rows, seed=self.seed)
+        weights = {layer.name: layer.weight for layer in structure.traced.layers()}
+        with torch.no_grad():
+            for name in own.keys() - updated:
+                weight = value_of(small, weights[name])
+                weight.copy_(keep_largest(weight, own[name]))
+        formats = {
+            name: self.number_format.applied(format_of(choice, None, self.number_format))
+            for name, choice in taken.items()
+            if choice.bits < FLOAT_BITS
+        }
+        if formats:
+            plan = CompressionPlan.removing(structure.units, [], layer_formats=formats)
+            small = prepare_quantized(small, plan, [], self.quantizer).eval()
+            if any(name in updated and formats[name].bits <= 8 for name in formats):
+                round_weights_(small, GptqRounding(), inputs, max_rows=self.max_rows, seed=self.seed)
+        if self.training_steps:
+            train_briefly_(
+                structure, replay, small, batches, steps=self.training_steps, lr=self.lr, seed=self.seed,
+                hooks=[Sparsifier(1.0)] if own else [],
+            )  # fmt: skip
+        return small
