@@ -153,6 +153,8 @@ _SETTINGS = (
      "compress.sparsifier.Sparsifier"),
     (MASKS, "sparsify.by=labeler", "Damage measured on cells of alike weights, and learned from there.",
      "autolabel.weight_cells.label_weights"),
+    (MASKS, "sparsify.by=criterion", "Scores of channels, of any criterion, dealt out among their weights.",
+     "compress.channel_shares.share_scores"),
     (MASKS, "sparsify.rewind=weights", "Lottery tickets: train, prune, go back to early weights, again.",
      "compress.rewinding.rewind_"),
     (MASKS, "sparsify.rewind=learning_rate", "Rounds of pruning, each trained with the whole schedule.",

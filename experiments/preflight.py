@@ -117,7 +117,7 @@ def check_settings(config: Config, parts: Components) -> None:
     _check_masks(sparsify, parts)
     _check_early(config)
     _one_of("sparsify.scope", [sparsify.scope], SCOPES)
-    _one_of("sparsify.by", [sparsify.by], ("score", "labeler"))
+    _one_of("sparsify.by", [sparsify.by], ("score", "labeler", "criterion"))
     _one_of("sparsify.update", [sparsify.update], (None, *METHODS))
     _one_of("sparsify.rewind", [sparsify.rewind], (None, *REWINDS))
     if sparsify.update is not None:
@@ -229,11 +229,11 @@ def _check_masks(sparsify: SparsifySettings, parts: Components) -> None:
     _require("sparsify.floor", 0 <= sparsify.floor <= 1, "in [0, 1]", sparsify.floor)
     _one_of("sparsify.normalize", [sparsify.normalize], NORMALIZATIONS)
     _at_least("sparsify.rounds", sparsify.rounds, 1)
-    if sparsify.by == "labeler":
+    if sparsify.by != "score":
         score = parts.weight_score.name if parts.weight_score else None
-        _require("weight_score", score is None, "null with sparsify.by=labeler, which scores by itself", score)
-        _require("sparsify.normalize", sparsify.normalize is None, "null with sparsify.by=labeler, whose damages are "
-                 "comparable as they are", sparsify.normalize)  # fmt: skip
+        _require("weight_score", score is None, f"null with sparsify.by={sparsify.by}, which scores by itself", score)
+        _require("sparsify.normalize", sparsify.normalize is None, f"null with sparsify.by={sparsify.by}, whose "
+                 "scores are compared as they are", sparsify.normalize)  # fmt: skip
     if sparsify.threshold is None:
         return
     _require("sparsify.threshold", math.isfinite(sparsify.threshold), "a finite number", sparsify.threshold)

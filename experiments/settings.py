@@ -179,10 +179,14 @@ class SparsifySettings:
     a density. The plan's own densities, `floor` and what a pattern always keeps hold beside it. Either `scope` means
     the same: it is one number for all layers, unless `normalize` makes it one in the scale of each layer.
 
-    `by` is `"score"`, or `"labeler"`: damage measured on cells of alike weights and learned. `update` removes
-    them at once before the fine-tuning and solves for the others: `"sweep"` (SparseGPT), `"solve"` or `"exact"` (OBS).
-    It keeps the density (or N of every M) in each layer, whatever the `scope`, and leaves embeddings, transposed convs
-    and weights that are used more than once as they are, but for densities of the plan, which are masks then.
+    `by` is `"score"`; `"criterion"`: the configured criterion of channels, its scores dealt out among their weights
+    (`compress.channel_shares`; layers are compared as its own `normalize` says); or `"labeler"`: damage measured on
+    cells of alike weights and learned.
+
+    `update` removes them at once before the fine-tuning and solves for the others: `"sweep"` (SparseGPT), `"solve"`
+    or `"exact"` (OBS). It keeps the density (or N of every M) in each layer, whatever the `scope`, and leaves
+    embeddings, transposed convs and weights that are used more than once as they are, but for densities of the
+    plan, which are masks then.
 
     `rewind` trains in `rounds` of lottery tickets that rewind `"weights"` or the `"learning_rate"`. Weights go back to
     what they were after `early`, a part of the first fine-tuning in [0, 1]. That is early in the fine-tuning of the

@@ -12,6 +12,7 @@ from torch import fx, nn
 from autolabel.weight_cells import label_weights
 from compress.artifact import save_artifact
 from compress.budget import cost_words
+from compress.channel_shares import share_scores
 from compress.counting import count_macs
 from compress.factor_formats import part_formats
 from compress.fake_quantization import quantized_weights
@@ -28,6 +29,7 @@ from compress.second_order_pruning import prune_weights_
 from compress.sparsifier import Sparsifier
 from compress.sparsity_schedule import SparsitySchedule
 from compress.sparsity_schedules import OneShotSchedule, PolynomialSchedule
+from compress.statistics import collect_statistics
 from compress.structure import analyze, analyze_changed
 from compress.task import evaluate
 from compress.training_hook import TrainingHook
@@ -122,7 +124,7 @@ class Shrinking(Labelling):
         settings = self.config.sparsify
         wanted = (parts.pattern, parts.weight_score, parts.sparsity_schedule, settings.density, settings.threshold,
                   settings.rewind, settings.update)  # fmt: skip
-        return any(value is not None for value in wanted) or settings.by == "labeler"
+        return any(value is not None for value in wanted) or settings.by != "score"
 
     @property
     def density(self) -> float | None:
@@ -166,6 +168,10 @@ class Shrinking(Labelling):
         if settings.by == "labeler":
             label = self.batches("label", self.config.measure.batch_size, limit=self.config.measure.images)
             scores = label_weights(small, self.task, calibration, label, self.parts.labeler, skip=settings.skip).scores
+        elif settings.by == "criterion":
+            structure, criterion = analyze(small, self.example), self.parts.criterion
+            statistics = collect_statistics(structure, self.task, calibration, criterion.needs)
+            scores = share_scores(structure, criterion.score(statistics))
         density = self.density
         if settings.update:  # which has removed what it can
             others = self._without_update(small)

@@ -193,7 +193,8 @@ class Experiment(Teaching):
             outputs=["artifact/model.safetensors", "artifact/plan.json", "unquantized/*", SAVED_MANIFEST,
                      "result.json"],
             settings=settings("data", "measure", "recovery", "finetune", "quantize", "quantizer", "sparsify",
-                              "penalized", "labeler", "export", "student", *OPTIONAL),
+                              "penalized", "labeler", "export", "student", *OPTIONAL,
+                              *(["criterion"] if self.config.sparsify.by == "criterion" else [])),
             scratch=["checkpoint", "artifact", "unquantized"],
             told=TOLD_OF_ARTIFACT,
         )  # fmt: skip

@@ -175,6 +175,7 @@ def test_of_the_default_methods_those_take_part_that_suit_the_run(earlier, overr
         ("sparsify.density=0.4 pattern=n_of_m", "sparsify.density must be in [0.5, 1] for the pattern '2:4'"),
         ("sparsify.floor=2", "sparsify.floor must be in [0, 1]"),
         ("sparsify.normalize=max_abs", "sparsify.normalize must be out of"),
+        ("sparsify.by=criterion weight_score=wanda", "weight_score must be null with sparsify.by=criterion"),
         ("sparsify.by=labeler weight_score=wanda", "weight_score must be null with sparsify.by=labeler"),
         ("sparsify.by=labeler sparsify.normalize=max", "sparsify.normalize must be null with sparsify.by=labeler"),
         ("penalty=coded_bytes", "quantize.trained_ranges must be true with penalty=coded_bytes, unless quantize.gran"),
