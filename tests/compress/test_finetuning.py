@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interruption import DiesAfter, Killed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,24 +50,6 @@ def train_batches(epoch: int) -> list[tuple[Tensor, Tensor]]:
 
 
 VALIDATION = [data(64, 5)]
-
-
-class Killed(BaseException):
-    """Stands for a kill in the middle of a step."""
-
-
-class DiesAfter(ClassificationTask):
-    """Dies in the loss of one training batch."""
-
-    def __init__(self, batches: int) -> None:
-        self.left = batches
-
-    def loss(self, outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
-        if outputs.requires_grad:
-            self.left -= 1
-            if self.left < 0:
-                raise Killed
-        return super().loss(outputs, batch)
 
 
 def test_learning_rates() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from interruption import DiesAfter, Killed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -246,21 +247,6 @@ def test_a_tied_weight_has_one_format_wherever_it_is_read(tmp_path):
     torch.testing.assert_close(module(tokens), rounded(tokens))
     save_artifact(tmp_path, module, plan, tokens)
     assert torch.equal(load_artifact(tmp_path, net)(tokens), module(tokens))
-
-
-class Killed(BaseException):
-    """Stands for a kill in the middle of a step."""
-
-
-class DiesAfter(ClassificationTask):
-    def __init__(self, batches: int) -> None:
-        self.left = batches
-
-    def loss(self, outputs, batch):
-        self.left -= 1
-        if self.left < 0:
-            raise Killed
-        return super().loss(outputs, batch)
 
 
 def training_batches() -> list[tuple[Tensor, Tensor]]:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from interruption import DiesAfter, Killed
 from torch import nn
 
 from compress import ClassificationTask, CompressError
@@ -28,24 +29,6 @@ def train_batches(epoch):
     x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
     order = torch.randperm(64, generator=torch.Generator().manual_seed(epoch))
     return [(x[rows], (x[rows, 0] * x[rows, 1] > 0).long()) for rows in order.split(16)]
-
-
-class Killed(BaseException):
-    """Stands for a kill in the middle of a step."""
-
-
-class DiesAfter(ClassificationTask):
-    """Dies in the loss of one training batch."""
-
-    def __init__(self, batches):
-        self.left = batches
-
-    def loss(self, outputs, batch):
-        if outputs.requires_grad:
-            self.left -= 1
-            if self.left < 0:
-                raise Killed
-        return super().loss(outputs, batch)
 
 
 def same(a, b):

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from interruption import DiesAfter, Killed
 from torch import nn
 
 from compress import ClassificationTask, CompressError, CompressionPlan, LayerFormat, PlanError, analyze
@@ -39,24 +40,6 @@ def train_batches(epoch):
 
 
 CALIBRATION = train_batches(99)[:2]
-
-
-class Killed(BaseException):
-    """Stands for a kill in the middle of a step."""
-
-
-class DiesAfter(ClassificationTask):
-    """Dies in the loss of one training batch."""
-
-    def __init__(self, batches):
-        self.left = batches
-
-    def loss(self, outputs, batch):
-        if outputs.requires_grad:
-            self.left -= 1
-            if self.left < 0:
-                raise Killed
-        return super().loss(outputs, batch)
 
 
 class Recorder:

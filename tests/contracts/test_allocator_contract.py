@@ -1,12 +1,10 @@
 """What holds of every allocator in `compress.allocators`, found by walking the package."""
 
 import dataclasses
-import importlib
-import inspect
-import pkgutil
 
 import numpy as np
 import pytest
+from implementations import implementations
 
 import compress.allocators
 from compress.allocation import allocate
@@ -17,16 +15,7 @@ from compress.errors import BudgetError, CompressError
 from compress.scores import Scores
 from compress.units import UnitTable
 
-
-def implementations():
-    found = []
-    for module in pkgutil.walk_packages(compress.allocators.__path__, "compress.allocators."):
-        members = vars(importlib.import_module(module.name)).values()
-        found += [m for m in members if inspect.isclass(m) and m.__module__ == module.name and hasattr(m, "allocate")]
-    return sorted(found, key=lambda kind: kind.__name__)
-
-
-KINDS = implementations()
+KINDS = implementations(compress.allocators, "allocate")
 
 
 @pytest.fixture(name="problem")

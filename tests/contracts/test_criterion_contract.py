@@ -1,9 +1,7 @@
 """What holds of every criterion in `compress.criteria`, found by walking the package."""
 
 import dataclasses
-import importlib
 import inspect
-import pkgutil
 import re
 import sys
 import warnings
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from implementations import implementations
 from torch import nn
 
 import compress.criteria
@@ -22,16 +21,7 @@ from compress.statistics import KINDS, Statistics, collect_statistics
 from compress.structure import analyze
 from compress.task import ClassificationTask
 
-
-def implementations():
-    found = []
-    for module in pkgutil.walk_packages(compress.criteria.__path__, "compress.criteria."):
-        members = vars(importlib.import_module(module.name)).values()
-        found += [m for m in members if inspect.isclass(m) and m.__module__ == module.name and hasattr(m, "score")]
-    return sorted(found, key=lambda kind: kind.__name__)
-
-
-CRITERIA = implementations()
+CRITERIA = implementations(compress.criteria, "score")
 
 
 class Awkward(nn.Module):

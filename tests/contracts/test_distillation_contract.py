@@ -2,16 +2,16 @@
 
 import dataclasses
 import functools
-import importlib
 import inspect
 import json
-import pkgutil
 import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from implementations import implementations
+from interruption import DiesAfter, Killed
 from torch import nn
 
 import compress.distillations
@@ -24,30 +24,7 @@ from compress.finetuning import finetune_
 TASK = ClassificationTask()
 
 
-def implementations():
-    found = []
-    for module in pkgutil.walk_packages(compress.distillations.__path__, "compress.distillations."):
-        members = vars(importlib.import_module(module.name)).values()
-        found += [m for m in members if inspect.isclass(m) and m.__module__ == module.name and hasattr(m, "regressors")]
-    return sorted(found, key=lambda kind: kind.__name__)
-
-
-DISTILLATIONS = implementations()
-
-
-class Killed(BaseException):
-    """Stands for a kill in the middle of a step."""
-
-
-class DiesAfter(ClassificationTask):
-    def __init__(self, batches):
-        self.left = batches
-
-    def loss(self, outputs, batch):
-        self.left -= 1
-        if self.left < 0:
-            raise Killed
-        return super().loss(outputs, batch)
+DISTILLATIONS = implementations(compress.distillations, "regressors")
 
 
 def make_model(seed, width=6):

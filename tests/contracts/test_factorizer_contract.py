@@ -1,12 +1,11 @@
 """What holds of every factorizer in `compress.factorizers`, found by walking the package."""
 
-import importlib
 import inspect
-import pkgutil
 from pathlib import Path
 
 import pytest
 import torch
+from implementations import implementations
 from torch import nn
 
 import compress.factorizers
@@ -23,16 +22,7 @@ from compress.plan import RANK_SCHEMES
 from compress.runtimes.onnxruntime import check_export
 from compress.splitting import SCHEMES, find_splits
 
-
-def implementations():
-    found = []
-    for module in pkgutil.walk_packages(compress.factorizers.__path__, "compress.factorizers."):
-        members = vars(importlib.import_module(module.name)).values()
-        found += [m for m in members if inspect.isclass(m) and m.__module__ == module.name and hasattr(m, "first_dims")]
-    return sorted(found, key=lambda kind: kind.__name__)
-
-
-FACTORIZERS = implementations()
+FACTORIZERS = implementations(compress.factorizers, "first_dims")
 
 
 @pytest.fixture(name="case", scope="module")

@@ -1,14 +1,13 @@
 """What holds of every oracle in `autolabel.oracles`, found by walking the package."""
 
 import copy
-import importlib
 import inspect
-import pkgutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from implementations import implementations
 from torch import nn
 
 import autolabel.oracles
@@ -36,15 +35,7 @@ class Countdown(ClassificationTask):
         return super().loss(outputs, batch)
 
 
-def implementations():
-    found = []
-    for module in pkgutil.walk_packages(autolabel.oracles.__path__, "autolabel.oracles."):
-        members = vars(importlib.import_module(module.name)).values()
-        found += [m for m in members if inspect.isclass(m) and m.__module__ == module.name and hasattr(m, "measure")]
-    return sorted(found, key=lambda kind: kind.__name__)
-
-
-ORACLES = implementations()
+ORACLES = implementations(autolabel.oracles, "measure")
 
 
 @pytest.fixture(name="case", scope="module")

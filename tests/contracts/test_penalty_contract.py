@@ -2,16 +2,16 @@
 
 import dataclasses
 import functools
-import importlib
 import inspect
 import json
-import pkgutil
 import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from implementations import implementations
+from interruption import DiesAfter, Killed
 from torch import nn
 
 import compress.penalties
@@ -25,33 +25,9 @@ from compress.training_hook import PreparingHook, TrainingHook
 TASK = ClassificationTask()
 
 
-def implementations():
-    found = []
-    for module in pkgutil.walk_packages(compress.penalties.__path__, "compress.penalties."):
-        members = vars(importlib.import_module(module.name)).values()
-        found += [m for m in members if inspect.isclass(m) and m.__module__ == module.name and hasattr(m, "penalty")]
-    return sorted(found, key=lambda kind: kind.__name__)
-
-
-ALL = implementations()
+ALL = implementations(compress.penalties, "penalty")
 # What acts on weights in number formats has a model of its own in tests/compress/test_format_penalties.py.
 PENALTIES = [kind for kind in ALL if not getattr(kind, "needs_formats", False)]
-
-
-class Killed(BaseException):
-    """Stands for a kill in the middle of a step."""
-
-
-class DiesAfter(ClassificationTask):
-    def __init__(self, batches):
-        self.left = batches
-
-    def loss(self, outputs, batch):
-        if outputs.requires_grad:
-            self.left -= 1
-            if self.left < 0:
-                raise Killed
-        return super().loss(outputs, batch)
 
 
 def batch(seed):

@@ -1,14 +1,13 @@
 """What holds of every rounding in `compress.roundings`, found by walking the package."""
 
 import dataclasses
-import importlib
 import inspect
-import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from implementations import implementations
 
 import compress.roundings
 import conf
@@ -16,16 +15,7 @@ from compress.quantizer import fake_quantize_weight
 from compress.rounding import Grid, Rounding, SymmetricGrid
 from compress.second_order_update import output_error
 
-
-def implementations():
-    found = []
-    for module in pkgutil.walk_packages(compress.roundings.__path__, "compress.roundings."):
-        members = vars(importlib.import_module(module.name)).values()
-        found += [m for m in members if inspect.isclass(m) and m.__module__ == module.name and hasattr(m, "round")]
-    return sorted(found, key=lambda kind: kind.__name__)
-
-
-ROUNDINGS = implementations()
+ROUNDINGS = implementations(compress.roundings, "round")
 LEARNED = [kind for kind in ROUNDINGS if kind.name != "nearest"]
 
 

@@ -1,17 +1,16 @@
 """What holds of every pattern, weight score and sparsity schedule, found by walking the packages."""
 
 import dataclasses
-import importlib
 import inspect
 import itertools
 import json
-import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from implementations import implementations
 from torch import nn
 
 import compress.patterns
@@ -28,15 +27,6 @@ from compress.training_hook import TrainingHook
 from compress.weight_score import WeightScore, score_weights
 from compress.weight_statistics import KINDS
 from experiments.config import build
-
-
-def implementations(package, method):
-    found = []
-    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        members = vars(importlib.import_module(module.name)).values()
-        found += [m for m in members if inspect.isclass(m) and m.__module__ == module.name and hasattr(m, method)]
-    return sorted(found, key=lambda kind: kind.__name__)
-
 
 PATTERNS = implementations(compress.patterns, "cells")
 SCORES = implementations(compress.weight_scores, "score")

@@ -1,12 +1,11 @@
 """What holds of every number format in `compress.weight_formats`, found by walking the package."""
 
-import importlib
 import inspect
-import pkgutil
 import re
 
 import pytest
 import torch
+from implementations import implementations
 
 import compress.weight_formats
 from compress.errors import DataError
@@ -21,15 +20,7 @@ PAPER = re.compile(r"arXiv:\d{4}\.\d{4,5}\b|\b[A-Z][a-z][\w-]*(?: et al\.)? (?:1
 QUANTIZERS = (MinMaxQuantizer(), MseQuantizer(steps=20), PercentileQuantizer(99))
 
 
-def implementations():
-    found = []
-    for module in pkgutil.walk_packages(compress.weight_formats.__path__, "compress.weight_formats."):
-        members = vars(importlib.import_module(module.name)).values()
-        found += [m for m in members if inspect.isclass(m) and m.__module__ == module.name and hasattr(m, "encode")]
-    return sorted(found, key=lambda kind: kind.__name__)
-
-
-FORMATS = implementations()
+FORMATS = implementations(compress.weight_formats, "encode")
 CASES = [(kind.name, bits, masked) for kind in FORMATS for bits in SCHEME_BITS[kind.name] for masked in (False, True)]
 
 
