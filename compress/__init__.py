@@ -1,7 +1,7 @@
 """What compression is: units, costs, plans, pruning, quantisation, recovery. Knows nothing of learning.
 
-The public names are listed in `__init__.pyi` and imported when they are first used: decoding a file loads no code that
-trains or searches.
+The public names, and the folders of implementations, are listed in `__init__.pyi` and imported when first used:
+decoding a file loads no code that trains or searches.
 """
 
 import lazy_loader
