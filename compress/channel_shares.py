@@ -12,9 +12,11 @@ from compress.structure import Structure
 def share_scores(structure: Structure, scores: np.ndarray) -> dict[str, Tensor]:
     """Layer name -> float64 importance of each weight, of its shape.
 
-    All weights that make or read a channel (or head) share its score by their squares, so their shares add up to it. A
-    weight makes one channel and reads another: it has a share of both. A layer between channels that cannot be removed
-    has no score to share; its squares count as those of an average channel.
+    All weights that make or read a channel (or head) share the size of its score by their squares, so that their shares
+    add up to it. A weight makes one channel and reads another: it has a share of both. The sign of a score is left out:
+    of single weights a first-order gain is noise, and by it the largest weights of a channel would go first (Molchanov,
+    Tyree, Karras, Aila, Kautz 2017, arXiv:1611.06440, take the size of such scores too). A weight that makes and reads
+    only what cannot be removed has no score to share; its square counts as that of an average weight with one.
 
     Args:
         structure: the analysed model.
@@ -24,7 +26,7 @@ def share_scores(structure: Structure, scores: np.ndarray) -> dict[str, Tensor]:
         CompressError: for scores of another number of units.
     """
     n = structure.n_removable
-    values = np.asarray(scores, dtype=np.float64)
+    values = np.abs(np.asarray(scores, dtype=np.float64))
     if values.shape != (n,):
         raise CompressError(f"The 'scores' parameter of share_scores must be {n} numbers. Got shape {values.shape}.")
     weights = {name: weight.tensor.detach().cpu().double().square()
@@ -36,15 +38,16 @@ def share_scores(structure: Structure, scores: np.ndarray) -> dict[str, Tensor]:
             sums = square.sum([i for i in range(square.dim()) if i != dim]).numpy()
             energy += np.bincount(rows[known], sums[known], minlength=n)
     of_square = np.divide(values, energy, out=np.zeros(n), where=energy > 0)
-    usual = float(of_square[energy > 0].mean()) if (energy > 0).any() else 1.0
+    usual = float(values[energy > 0].sum() / energy.sum()) if energy.any() else 1.0
     found = {}
     for name, square in weights.items():
-        parts = _rows(structure, name)
-        factor = torch.zeros_like(square) if parts else torch.full_like(square, usual)
-        for dim, rows in parts:
-            own = torch.from_numpy(np.where(rows >= 0, of_square[np.maximum(rows, 0)], 0.0))
-            factor += own.reshape([-1 if i == dim else 1 for i in range(square.dim())])
-        found[name] = square * factor
+        factor, scored = torch.zeros_like(square), torch.zeros(square.shape, dtype=torch.bool)
+        for dim, rows in _rows(structure, name):
+            along = [-1 if i == dim else 1 for i in range(square.dim())]
+            own = np.where(rows >= 0, of_square[np.maximum(rows, 0)], 0.0)
+            factor += torch.from_numpy(own).reshape(along)
+            scored |= torch.from_numpy(rows >= 0).reshape(along)
+        found[name] = square * torch.where(scored, factor, usual)
     return found
 
 

@@ -28,6 +28,7 @@ from compress.statistics import Statistics
 from compress.task import evaluate
 from experiments.compared_methods import ADDING, CRITERION, LABELER, RACE, REFIT_LOSS, Method, methods_of
 from experiments.components import build_components
+from experiments.embedding_task import TARGET_NOISE
 from experiments.manifest import describe_code, library_versions, typed_command
 from experiments.progress import progress
 from experiments.searched_plan import PlanFinder, told_competence
@@ -379,21 +380,20 @@ class _Seed:
         experiment = self.comparison.experiment
         settings = experiment.config.measure
         size = min(settings.batch_size, 64)
+        whole = {part: len(getattr(experiment.data, part)) // size for part in ("calibration", "label")}
         n_label = max(settings.images // size, 1)
-        pool = list(range(len(experiment.data.calibration) // size + len(experiment.data.label) // size))
-        if len(pool) < n_label + 1:
+        if sum(whole.values()) < n_label + 1:
             raise CompressError(
                 f"Seed {self.seed} needs at least {n_label + 1} batches of {size} examples to deal anew."
             )
-        order = np.random.default_rng([self.seed, 1]).permutation(len(pool))
+        order = np.random.default_rng([self.seed, 1]).permutation(sum(whole.values()))
         label_part = set(order[:n_label].tolist())
-        plain = experiment.batches("calibration", size)[: len(experiment.data.calibration) // size]
-        plain += experiment.batches("label", size)[: len(experiment.data.label) // size]
-        noisy = experiment.batches("calibration", size, noise=0.05)[: len(experiment.data.calibration) // size]
-        noisy += experiment.batches("label", size, noise=0.05)[: len(experiment.data.label) // size]
-        return [b for i, b in enumerate(noisy) if i not in label_part], [
-            b for i, b in enumerate(plain) if i in label_part
-        ]
+        plain, noisy = (
+            [batch for part, n in whole.items() for batch in experiment.batches(part, size, noise=noise)[:n]]
+            for noise in (0.0, TARGET_NOISE)
+        )
+        calibration = [batch for i, batch in enumerate(noisy) if i not in label_part]
+        return calibration, [batch for i, batch in enumerate(plain) if i in label_part]
 
 
 def _in_nats(scores: Scores | LabelTable) -> bool:

@@ -13,6 +13,9 @@ from compress.errors import DataError
 
 Batch = tuple[Tensor, ...]
 
+# Length of the noise on targets where gradients are asked for, see `attach_targets`.
+TARGET_NOISE = 0.05
+
 
 class EmbeddingTask:
     """Embeddings of sentence pairs: loss is the squared distance to a target, metric is Spearman x 100 on STS-B.

@@ -35,6 +35,7 @@ from compress.task import evaluate
 from compress.training_hook import TrainingHook
 from compress.weight_rounding import round_weights_
 from experiments.components import acts_in
+from experiments.embedding_task import TARGET_NOISE
 from experiments.labelling import Labelling
 from experiments.quantities import format_metric, metric_words
 from experiments.settings import DENSITY
@@ -163,7 +164,9 @@ class Shrinking(Labelling):
         given = {name: f.density for name, f in part_formats(plan).items() if f.density < 1}
         if not self.sparsifies and not given:
             return None
-        calibration = self.batches("calibration", self.config.measure.batch_size, self.config.measure.images)
+        calibration = self.batches(
+            "calibration", self.config.measure.batch_size, self.config.measure.images, noise=TARGET_NOISE
+        )
         scores = None
         if settings.by == "labeler":
             label = self.batches("label", self.config.measure.batch_size, limit=self.config.measure.images)

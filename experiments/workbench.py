@@ -43,6 +43,7 @@ from compress.training_hook import TrainingHook
 from experiments.components import Components, build_components
 from experiments.config import ConfigError
 from experiments.data import ShuffledBatches, make_batches
+from experiments.embedding_task import TARGET_NOISE
 from experiments.latencies import LATENCIES, layer_latencies
 from experiments.placement import PlacedBatches, placed
 from experiments.run_dir import RunDir
@@ -129,7 +130,7 @@ class Workbench:
     @cached_property
     def statistics(self) -> Statistics:
         """Statistics of the calibration data."""
-        return self.statistics_of(self.batches("calibration", self.config.measure.batch_size, noise=0.05))
+        return self.statistics_of(self.batches("calibration", self.config.measure.batch_size, noise=TARGET_NOISE))
 
     def statistics_of(self, batches: Sequence[Any]) -> Statistics:
         """Statistics of these batches, of all kinds that the configured criteria read."""

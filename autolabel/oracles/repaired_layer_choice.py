@@ -1,5 +1,6 @@
 """Damage of storing one layer otherwise after the weights made up for it, alone or beside choices of other layers."""
 
+import math
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from compress.layer_moments import weight_readers
 from compress.layer_trial import keep_largest
 from compress.number_format import NumberFormat
 from compress.plan import CompressionPlan
+from compress.prunable_weights import prunable_weights
 from compress.quantization import prepare_quantized
 from compress.quantizer import FLOAT_BITS, WEIGHT_BITS, Quantizer
 from compress.quantizers.mse import MseQuantizer
@@ -28,7 +30,9 @@ from compress.structure import Structure
 from compress.task import Batch
 from compress.weight_rounding import round_weights_
 
-_BY_LAYERS = 3
+# Plans that are drawn of each layer and choice, and how often each choice is taken at least.
+_BY_CHOICE, _OFTEN = 3, 4
+_UNTOUCHED = "losses of the untouched network after training"
 
 
 class RepairedLayerChoiceOracle:
@@ -37,22 +41,27 @@ class RepairedLayerChoiceOracle:
     The repair is what needs no labels: weights that stay make up for those that go (SparseGPT's sweep) and for their
     rounding (GPTQ). Half of the batches repairs each network and the other half, which the repair has not seen, tells
     its loss; then the halves change places. What no repair reaches (embeddings, shared weights) keeps its largest
-    magnitudes and is rounded to nearest.
+    magnitudes and is rounded to nearest, as are formats that are not of integers times a scale of each output.
 
-    With `company` 0 each layer takes each choice alone. Otherwise every layer takes one of its choices with this
-    probability, all drawn alike, and what a choice adds to the loss beside what the others do is solved for together.
+    With `company` 0 each layer takes each choice alone. Otherwise every layer takes one of its choices in this part of
+    the plans, each as often, and what a choice adds to the loss beside what the others do is solved for together.
+
+    With `training_steps` damage is what a choice loses against the untouched network after the same training: what
+    training alone gains is no merit of a choice.
 
     Args:
         bits: the widths to measure, see `LayerChoiceOracle`.
         quantizer: who chooses the scales.
         densities: fractions of the weights that stay, in (0, 1].
         scheme, granularity, group_size: number format of layers in 8 bits or less, see `LayerFormat`.
-        company: probability in [0, 1) that a layer takes a choice, or 0 for one layer at a time.
-        plans: how many are drawn with `company`; None for three of each layer and choice.
+        company: part of the plans, in [0, 1), in which a layer takes a choice, or 0 for one layer at a time.
+        plans: how many are drawn with `company`; None for three of each layer and choice, or what lets every layer take
+            each choice, and stay as it is, four times.
         training_steps: optimizer steps after each repair, in the formats and with the zeros held, by `finetune_` (from
             the dense model's logits too where the task is a `ClassificationTask`).
         lr: of the training, by AdamW, the same in every step.
         max_rows: of inputs that the repair of a layer looks at.
+        reduce_range: of weights in 8 bits, see `prepare_quantized`.
         seed: of plans, repair and training.
         ranks, schemes: none; who names some is refused.
 
@@ -67,8 +76,8 @@ class RepairedLayerChoiceOracle:
         self, bits: Sequence[int] = WEIGHT_BITS, quantizer: Quantizer | None = None,
         densities: Sequence[float] = (1.0,),
         scheme: str = "symmetric", granularity: str = "channel", group_size: int | None = None, company: float = 0.0,
-        plans: int | None = None, training_steps: int = 0, lr: float = 1e-3, max_rows: int = 10_000, seed: int = 0,
-        ranks: Sequence[float] = (), schemes: Sequence[str] = (),
+        plans: int | None = None, training_steps: int = 0, lr: float = 1e-3, max_rows: int = 10_000,
+        reduce_range: bool = True, seed: int = 0, ranks: Sequence[float] = (), schemes: Sequence[str] = (),
     ) -> None:  # fmt: skip
         for name, wrong, must in (
             ("densities", not all(0 < density <= 1 for density in densities), "hold fractions in (0, 1]"),
@@ -91,6 +100,7 @@ class RepairedLayerChoiceOracle:
         self.quantizer = quantizer or MseQuantizer()
         self.company, self.plans = company, plans
         self.training_steps, self.lr, self.max_rows, self.seed = training_steps, lr, max_rows, seed
+        self.reduce_range = reduce_range
 
     def measure(
         self, structure: Structure, replay: Replay, rows: np.ndarray, done: Collection[tuple[str, str]] = (),
@@ -114,79 +124,105 @@ class RepairedLayerChoiceOracle:
             raise CompressError(
                 f"{type(self).__name__} needs at least two batches: one half repairs, the other one judges."
             )
+        notes = {} if notes is None else notes
         if self.company:
-            yield from self._together(structure, replay, left, {} if notes is None else notes)
+            yield from self._together(structure, replay, left, notes)
             return
+        dense, before = np.concatenate(replay.dense), 0.0
+        if self.training_steps:
+            if _UNTOUCHED not in notes:
+                notes[_UNTOUCHED] = self._losses(structure, replay, {})[0].tolist()
+            # Its cost is everyone's, whoever is measured first.
+            dense = np.array(notes[_UNTOUCHED])
+            before = self._macs(replay, 0) / (len(rows) * len(self.layer_choices))
         for name, choice in left:
-            found, macs = self._losses(structure, replay, {name: choice})
-            yield Measurement(name, choice.name, found.mean, found.std_err, found.n, macs, macs)
+            losses, macs = self._losses(structure, replay, {name: choice})
+            found = Moments()
+            found.add(losses - dense)
+            yield Measurement(name, choice.name, found.mean, found.std_err, found.n, before + macs, before + macs)
 
     def _together(
         self, structure: Structure, replay: Replay, left: Sequence[tuple[str, LayerChoice]],
         notes: MutableMapping[str, list[float]],
     ) -> Iterator[Measurement]:  # fmt: skip
-        units, n_choices = structure.units, len(self.layer_choices)
+        units = structure.units
         layers = [str(units.ids[row]) for row in np.flatnonzero(units.kind == "layer")]
         columns = [(name, choice) for name in layers for choice in self.layer_choices]
-        plans = _BY_LAYERS * len(columns) if self.plans is None else self.plans
-        if plans < 2 * len(columns) + 2:
-            raise CompressError(
-                f"{plans} plans do not tell {len(columns)} choices of {len(layers)} layers apart. Set 'plans' of "
-                f"{type(self).__name__} to {2 * len(columns) + 2} or more, or 'company' to 0."
-            )
-        rng = np.random.default_rng([self.seed, 17])
-        picks = np.where(
-            rng.random((plans, len(layers))) < self.company, rng.integers(0, n_choices, (plans, len(layers))), -1
-        )
-        taken = (picks[:, :, None] == np.arange(n_choices)).reshape(plans, -1)
-        losses, macs = [], 0.0
+        losses, macs, taken = [], 0.0, self._draw(len(layers))
         for number, plan in enumerate(taken):
             note = f"plan {number}"
             if note not in notes:
                 found, spent = self._losses(structure, replay, dict(columns[i] for i in np.flatnonzero(plan)))
-                notes[note] = [found.mean, spent]
+                notes[note] = [float(found.mean()), spent]
             losses.append(notes[note][0])
             macs += notes[note][1]
         effect, std_err = marginal_effects(taken, np.array(losses))
         places = {(name, choice.name): i for i, (name, choice) in enumerate(columns)}
+        each = macs / len(columns)
         for name, choice in left:
             i = places[name, choice.name]
-            yield Measurement(name, choice.name, float(effect[i]), float(std_err[i]), replay.n_examples,
-                              macs / len(left), macs / len(left))  # fmt: skip
+            yield Measurement(name, choice.name, float(effect[i]), float(std_err[i]), replay.n_examples, each, each)
 
-    def _losses(self, structure: Structure, replay: Replay, taken: Mapping[str, LayerChoice]) -> tuple[Moments, float]:
-        """Increase of the loss over all examples, each judged by a network that the others repaired; MACs spent."""
-        parts, moments, runs = halves(replay), Moments(), 0
+    def _draw(self, n_layers: int) -> np.ndarray:
+        """`(plans, layers x choices)` bool: every layer takes each choice in as many plans, whatever the others take.
+
+        Raises:
+            CompressError: for plans that do not tell the choices apart.
+        """
+        n_choices = len(self.layer_choices)
+        most = (2 * n_layers * n_choices + 2, _OFTEN * n_choices / self.company, _OFTEN / (1 - self.company))
+        least = math.ceil(max(most))
+        plans = max(_BY_CHOICE * n_layers * n_choices, least) if self.plans is None else self.plans
+        if plans < least:
+            raise CompressError(
+                f"{plans} plans do not tell {n_choices} choices of each of {n_layers} layers apart. Set 'plans' of "
+                f"{type(self).__name__} to {least} or more, or 'company' to 0."
+            )
+        rng = np.random.default_rng([self.seed, 17])
+        deck = np.full(plans, -1)
+        often = int(plans * self.company / n_choices + 1e-9)
+        deck[: often * n_choices] = np.repeat(np.arange(n_choices), often)
+        picks = np.stack([rng.permutation(deck) for _ in range(n_layers)], axis=1)
+        return (picks[:, :, None] == np.arange(n_choices)).reshape(plans, -1)
+
+    def _losses(
+        self, structure: Structure, replay: Replay, taken: Mapping[str, LayerChoice]
+    ) -> tuple[np.ndarray, float]:
+        """`(n_examples,)` losses in the order of the batches, each of a network repaired on others; MACs spent."""
+        parts, passes = halves(replay), 0
+        losses: dict[int, np.ndarray] = {}
         for repairing, judging in (parts, parts[::-1]):
-            batches = [replay.batches[i] for i in repairing]
-            small = self._repaired(structure, replay, taken, batches)
+            small, passes = self._repaired(structure, replay, taken, [replay.batches[i] for i in repairing])
             with torch.no_grad():
                 for number in judging:
                     batch = replay.batches[number]
-                    losses = replay.task.loss(small(*replay.task.inputs(batch)), batch).double().cpu().numpy()
-                    moments.add(losses - replay.dense[number])
-            # The repair and the judgement run the network; a step counts three runs of it, and the teacher's.
-            trained = trained_examples(replay, repairing, self.training_steps) if taken else 0
-            runs += sum(replay.sizes) + (3 + is_taught(replay)) * trained
-        if not np.isfinite(moments.total):
+                    found = replay.task.loss(small(*replay.task.inputs(batch)), batch)
+                    losses[number] = found.double().cpu().numpy()
+        every = np.concatenate([losses[number] for number in range(len(replay.batches))])
+        if not np.isfinite(every).all():
             raise DataError(
                 f"A repaired network has a loss that is not finite. Lower the 'lr' of {type(self).__name__}, or leave "
                 "its fewest bits out."
             )
-        return moments, float(runs * replay.full_macs)
+        return every, self._macs(replay, passes)
+
+    def _macs(self, replay: Replay, passes: int) -> float:
+        """MACs of one network: repairs pass over all examples once more each, the judgement once; a step counts three
+        passes over its batch and one of the teacher."""
+        trained = sum(trained_examples(replay, half, self.training_steps) for half in halves(replay))
+        return ((passes + 1) * replay.n_examples + (3 + is_taught(replay)) * trained) * replay.full_macs
 
     def _repaired(
         self, structure: Structure, replay: Replay, taken: Mapping[str, LayerChoice], batches: Sequence[Batch]
-    ) -> fx.GraphModule:
-        """The network with these choices, repaired on the batches."""
-        small = copy_traced(structure.traced.module).eval()
-        if not taken:
-            return small
+    ) -> tuple[fx.GraphModule, int]:
+        """The network with these choices, repaired on the batches, and how often the repair passed over them."""
+        small, passes = copy_traced(structure.traced.module).eval(), 0
         inputs = [tuple(replay.task.inputs(batch)) for batch in batches]
         own = {name: choice.density for name, choice in taken.items() if choice.density < 1}
         updated = {reader.layer for reader in weight_readers(small)}
         if swept := {name: density for name, density in own.items() if name in updated}:
             prune_weights_(small, swept, inputs, max_rows=self.max_rows, seed=self.seed)
+            passes += 1
         weights = {layer.name: layer.weight for layer in structure.traced.layers()}
         with torch.no_grad():
             for name in own.keys() - updated:
@@ -199,12 +235,16 @@ class RepairedLayerChoiceOracle:
         }
         if formats:
             plan = CompressionPlan.removing(structure.units, [], layer_formats=formats)
-            small = prepare_quantized(small, plan, [], self.quantizer).eval()
-            if any(name in updated and formats[name].bits <= 8 for name in formats):
+            small = prepare_quantized(small, plan, [], self.quantizer, reduce_range=self.reduce_range).eval()
+            if any(name in updated and found.bits <= 8 and found.on_integers for name, found in formats.items()):
                 round_weights_(small, GptqRounding(), inputs, max_rows=self.max_rows, seed=self.seed)
+                passes += 1
         if self.training_steps:
+            # Layers in formats have their zeros in the graph.
+            masked = own.keys() - formats.keys()
+            others = [name for name in prunable_weights(small) if name not in masked]
             train_briefly_(
                 structure, replay, small, batches, steps=self.training_steps, lr=self.lr, seed=self.seed,
-                hooks=[Sparsifier(1.0)] if own else [],
+                hooks=[Sparsifier(1.0, skip=others)] if masked else [],
             )  # fmt: skip
-        return small
+        return small, passes

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from implementations import implementations
 from torch import nn
 
+import compress.criteria
 from compress.channel_shares import share_scores
-from compress.criteria import MagnitudeCriterion
 from compress.errors import CompressError
 from compress.masking import choose_masks
 from compress.prunable_weights import prunable_weights
@@ -69,13 +70,55 @@ def test_layers_without_channels_count_by_their_squares():
     assert torch.equal(share, layer.weight.detach().double().square())
 
 
-def test_any_criterion_will_do(structure):
-    criterion = MagnitudeCriterion()
-    statistics = collect_statistics(structure, ClassificationTask(), [], criterion.needs)
-    shares = share_scores(structure, criterion.score(statistics))
-    kept = choose_masks(structure.traced.module, shares, 0.5)
-    total = sum(mask.numel() for mask in kept.values())
-    assert sum(int(mask.sum()) for mask in kept.values()) == pytest.approx(total / 2, abs=1)
+def test_weights_between_what_must_stay_count_as_average_ones():
+    class Head(nn.Module):
+        """The input goes on beside what is made of it; only the latter can be removed."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 6), nn.Linear(14, 3)
+
+        def forward(self, x):
+            return self.b(torch.cat([self.a(x).relu(), x], 1))
+
+    structure = analyze(Head(), torch.zeros(1, 8))
+    scores = np.arange(1.0, 7.0)
+    found, weight = share_scores(structure, scores), structure.traced.module.get_parameter("b.weight").detach()
+    made = structure.traced.module.get_parameter("a.weight").detach()
+    energy = made.double().square().sum() + weight[:, :6].double().square().sum()
+    torch.testing.assert_close(found["b"][:, 6:], weight[:, 6:].double().square() * scores.sum() / energy)
+    assert float(found["a"].sum() + found["b"][:, :6].sum()) == pytest.approx(scores.sum())
+
+
+def test_a_nearly_dead_channel_does_not_make_others_matter(structure):
+    with torch.no_grad():
+        for name in ("first.weight", "second.weight", "depthwise.weight"):
+            structure.traced.module.get_parameter(name)[0] *= 1e-8
+        structure.traced.module.get_parameter("second.weight")[:, 0] *= 1e-8
+        structure.traced.module.get_parameter("last.weight")[:, 0] *= 1e-8
+    found = share_scores(structure, np.ones(structure.n_removable))
+    assert max(float(share.max()) for share in found.values()) <= 1
+
+
+def test_the_sign_of_a_score_does_not_turn_the_order_of_weights():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    structure = analyze(model, torch.zeros(1, 2))
+    for one, other in zip(*(share_scores(structure, s).values() for s in ([-1.0, 2.0], [1.0, 2.0])), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:.*have no batch norm:UserWarning")
+@pytest.mark.parametrize("kind", implementations(compress.criteria, "score"))
+def test_any_criterion_will_do(structure, kind):
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(16, 1, 8, 8, generator=generator), torch.randint(4, (16,), generator=generator))]
+    criterion = kind()
+    scores = criterion.score(collect_statistics(structure, ClassificationTask(), batches, criterion.needs))
+    shares = share_scores(structure, scores)
+    assert sum(float(share.sum()) for share in shares.values()) == pytest.approx(np.abs(scores).sum())
+    kept = choose_masks(structure.traced.module, shares, 0.5, scope="global")
+    lost = sum(float(shares[name][~mask].sum()) for name, mask in kept.items())
+    assert lost < 0.5 * np.abs(scores).sum()
 
 
 def test_scores_of_other_units_are_refused(structure):

@@ -161,6 +161,7 @@ def test_of_the_default_methods_those_take_part_that_suit_the_run(earlier, overr
         ("quantize.granularity=group quantize.group_size=0", "quantize.group_size must be at least 1. Got 0"),
         ("oracles.layer_choice.scheme=affine", "oracles.layer_choice must be in the run's NumberFormat(scheme='sym"),
         ("oracle@oracles.layer_choice=repaired_layer_choice quantize.joint_plans=20", "0 with labels after a repair"),
+        ("oracle@oracles.removal=repaired measure.images=64 measure.batch_size=64", "measure.images must be above"),
         ("quantize.scheme=ternary quantize.joint_plans=20", "there are several widths"),
         ("quantize.schemes=[codebook] quantize.joint_plans=20", "0 where densities, ranks or schemes are offered"),
         ("quantize.bits=[]", "quantize.bits must be a list of one number at least. Got []."),
