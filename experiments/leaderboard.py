@@ -90,8 +90,8 @@ Of plans before the fine-tuning, and of units, the best 14 predictors of each ta
 what single units were measured to do, in each of the four moments. The networks are the first 102 of the zoo's 252
 (`job.limit=102` of the bank). Tables of units and of ways to store layers are of a run of their own
 (`results/who_predicts/made_units.json`), on networks of the same recipes, trained and measured anew; what is of units
-after training, of the first 74 (`trained.csv`, measured with the same masks as after the refit alone: *damage_repaired*
-shares its noise there, and orders that). All 7,622 coefficients of plans of these 74 came out as in `raw.csv`.
+after training, of a third run (`trained.csv`, measured with the same masks as after the refit alone: *damage_repaired*
+shares its noise there, and orders that), where all 10,506 coefficients of plans came out as in `raw.csv`.
 
 Formulas that are no [criterion](criteria.md): *silenced_error*, what the layers that read a unit lose of their outputs
 when it is zero, as a part of their energy; *refitted_error* and *refit_residual*, what they lose after a least-squares
