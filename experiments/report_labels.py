@@ -87,7 +87,7 @@ def render_sensitivity(run: RunFiles, report: Report, figures: Figures) -> str:
                 figures,
                 "layer_sensitivity",
                 "Damage when the weights of one layer alone are stored in fewer bits, or it alone becomes two of low "
-                "rank. Bars: standard error.",
+                f"rank. {_moment(run, 'layer_choice')}Bars: standard error.",
             )
             + note(_together(run))
             + folded("all layers as a table; outlined: the plan's choice", _layer_table(run))
@@ -96,7 +96,7 @@ def render_sensitivity(run: RunFiles, report: Report, figures: Figures) -> str:
         figures,
         "group_sensitivity",
         "Sum of the single damages of the units of a group, the least harmful first. "
-        "Dots: what the plan removes. Real damage of several removals together may differ.",
+        f"Dots: what the plan removes. {_moment(run, 'removal')}Real damage of several removals together may differ.",
     )
     return "".join(
         [
@@ -107,6 +107,21 @@ def render_sensitivity(run: RunFiles, report: Report, figures: Figures) -> str:
             folded("what a channel or head less would cost, and save", _steps_table(run)) if run.group_steps else "",
         ]
     )
+
+
+def _moment(run: RunFiles, name: str) -> str:
+    """A sentence on when damage was looked at, where that is not at once and alone."""
+    oracle = pick(run.manifest, "config", "oracles", name) or {}
+    kind, steps = str(pick(oracle, "_target_")).split(".")[-2:][0], number(oracle, "training_steps")
+    trained = f" and {steps:.0f} steps of training" if steps else ""
+    if kind == "context":
+        return "Measured among random removals of others. "
+    if kind == "repaired":
+        return f"Measured among random removals of others, after a refit{trained}. "
+    if kind == "repaired_layer_choice":
+        others = "beside random choices of other layers, " if number(oracle, "company") else ""
+        return f"Measured {others}after the weights made up for it{trained}. "
+    return ""
 
 
 def agreement_sentence(report: Report) -> str:

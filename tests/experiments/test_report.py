@@ -490,6 +490,25 @@ def test_it_says_what_activations_have(bits, asked, told, run):
     assert f"Activations between quantised layers: {told}" in page_without_figures(run)
 
 
+@pytest.mark.parametrize(
+    ("name", "oracle", "told"),
+    [("layer_choice", "repaired_layer_choice.RepairedLayerChoiceOracle",
+      "Measured beside random choices of other layers, after the weights made up for it and 20 steps of training."),
+     ("removal", "repaired.RepairedOracle",
+      "Measured among random removals of others, after a refit and 20 steps of training."),
+     ("removal", "context.ContextOracle", "Measured among random removals of others.")],
+)  # fmt: skip
+def test_it_says_when_damage_was_measured(name, oracle, told, run):
+    def captions():
+        files = read_run(run)
+        return render_page(files, summarize(files), dict.fromkeys(("layer_sensitivity", "group_sensitivity"), "<svg/>"))
+
+    assert told not in captions()
+    own = {"_target_": f"autolabel.oracles.{oracle}", "training_steps": 20, "company": 0.5}
+    change(run, "manifest.json", config={"oracles": {name: own}})
+    assert told in captions()
+
+
 def test_texts_of_the_run_are_escaped(run):
     change(run, "manifest.json", name="<script>alert(1)</script>")
     page = page_without_figures(run)
