@@ -51,7 +51,8 @@ class CurveRow:
 
 
 _ABOUT = """Every file holds a whole model, entropy coded, and is decoded before it is scored. All arms share the
-dense network, its labels, the repair without labels, and the same training; an arm says how the bytes are spent. *joint* decides
+dense network, its labels, the repair without labels, and the same training; an arm says how the bytes are spent.
+*joint* decides
 channels, the bits of every layer and which part of its weights stays, in one solve; *joint without masks* leaves the
 last out. What few bits damage heals in training, what was removed does so less: of several plans, in which damages of
 formats count a tenth or less of what was measured or no channel goes, on measured labels or on a criterion, that is
