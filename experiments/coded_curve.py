@@ -67,9 +67,10 @@ made last is told in `results/coded_curve/layers.csv`. *fisher* and *magnitude* 
 masks*: three such plans, on these scores alone. *as measured* takes damages as they were measured, of labels or of
 Fisher, whichever has the lower validation loss after the repair; *labels after the repair* does so with damages of
 layers whose weights made up for what goes and for their rounding
-(`oracle@oracles.layer_choice=repaired_layer_choice`). The figure leaves such arms out. *channels alone* and *masks
-alone* keep what stays in 8 bits, *bits alone* and *masks alone* keep all channels; *uniform bits* gives all layers
-the same. Plans are made before training; what it does to the entropy of symbols is why files are not of the bytes
+(`oracle@oracles.layer_choice=repaired_layer_choice`), and *weights updated* lets them do so in the plan too. The
+figure leaves such arms out. *channels alone* and *masks alone* keep what stays in 8 bits, *bits alone* and *masks
+alone* keep all channels; *uniform bits* gives all layers the same.
+Plans are made before training; what it does to the entropy of symbols is why files are not of the bytes
 asked for. Drawn from `results/coded_curve/raw.csv` (`python -m experiments.run -m experiment=coded_curve_lenet300
 seed=0,1,2`; of ResNet-20: `experiment=coded_curve`; of others: `coded_curve_lenet5`, `coded_curve_minilm`). An arm
 has no file of a size that it cannot come to, whatever it gives up, or that was not made: of ResNet-20 *as measured*,
