@@ -40,10 +40,12 @@ class Oracle(Protocol):
         name: file name, config name and tag.
         kind: which units it can measure: `"removable"` or `"layer"`.
         choices: the choices it measures for each of them.
+        least_batches: how many batches of examples it needs; two where one half repairs and the other judges.
     """
 
     name: str
     kind: str
+    least_batches: int
     choices: tuple[str, ...]
 
     def measure(

@@ -52,31 +52,29 @@ class CurveRow:
 
 _ABOUT = """Every file holds a whole model, entropy coded, and is decoded before it is scored. All arms share the
 dense network, its labels, the repair without labels, and the same training; an arm says how the bytes are spent.
-*joint* decides
-channels, the bits of every layer and which part of its weights stays, in one solve; *joint without masks* leaves the
-last out. What few bits damage heals in training, what was removed does so less: of several plans, in which damages of
-formats count a tenth or less of what was measured or no channel goes, on measured labels or on a criterion, that is
-taken which has the lowest validation loss after 100 steps of training (400 of the LeNets; of MiniLM damages count
-whole, and nothing is trained). Of ResNet-20 at 19x two of these plans leave no single weight out (`/unmasked`), added
-when *fisher* had come out ahead on test examples (which plan is taken validation decides); its other sizes were made
-before, and *joint of fewer plans* is what it was at 19x. Bits alone and masks alone are among the plans of *joint*
-too: where they are best, it is meant to be equal to them but for the noise of the choice. The arms of one way alone
-have one plan (*channels alone* two, judged after the repair) and no such trial. That of MiniLM at 8.4x was made on
-another processor than the arms beside it: it took bits alone, and is ahead of them by that. Every layer of the files
-made last is told in `results/coded_curve/layers.csv`. *fisher* and *magnitude* are to be compared with *joint without
-masks*: three such plans, on these scores alone. *as measured* takes damages as they were measured, of labels or of
-Fisher, whichever has the lower validation loss after the repair; *labels after the repair* does so with damages of
-layers whose weights made up for what goes and for their rounding
+*joint* decides channels, the bits of every layer and which part of its weights stays, in one solve; *joint without
+masks* leaves the last out. What few bits damage heals in training, what was removed does so less: of several plans,
+in which damages of formats count a tenth or less of what was measured or no channel goes, on measured labels or on a
+criterion, that is taken which has the lowest validation loss after 100 steps of training (400 of the LeNets; of
+MiniLM damages count whole, and nothing is trained). Of ResNet-20 at 19x two of these plans leave no single weight out
+(`/unmasked`), added when *fisher* had come out ahead on test examples (which plan is taken validation decides); its
+other sizes were made before, and *joint of fewer plans* is what it was at 19x. Bits alone and masks alone are among
+the plans of *joint* too: where they are best, it is meant to be equal to them but for the noise of the choice. The
+arms of one way alone have one plan (*channels alone* two, judged after the repair) and no such trial. That of MiniLM
+at 8.4x was made on another processor than the arms beside it: it took bits alone, and is ahead of them by that. Every
+layer of the files made last is told in `results/coded_curve/layers.csv`. *fisher* and *magnitude* are to be compared
+with *joint without masks*: three such plans, on these scores alone. *as measured* takes damages as they were
+measured, of labels or of Fisher, whichever has the lower validation loss after the repair; *labels after the repair*
+does so with damages of layers whose weights made up for what goes and for their rounding
 (`oracle@oracles.layer_choice=repaired_layer_choice`), and *weights updated* lets them do so in the plan too. The
 figure leaves such arms out. *channels alone* and *masks alone* keep what stays in 8 bits, *bits alone* and *masks
-alone* keep all channels; *uniform bits* gives all layers the same.
-Plans are made before training; what it does to the entropy of symbols is why files are not of the bytes
-asked for. Drawn from `results/coded_curve/raw.csv` (`python -m experiments.run -m experiment=coded_curve_lenet300
-seed=0,1,2`; of ResNet-20: `experiment=coded_curve`; of others: `coded_curve_lenet5`, `coded_curve_minilm`). An arm
-has no file of a size that it cannot come to, whatever it gives up, or that was not made: of ResNet-20 *as measured*,
-*joint without masks* and magnitudes have one seed, and Fisher and magnitudes no file at 4x; MiniLM has one seed, and
-not all arms. Layers may become two of low rank in *joint with ranks* of LeNet-300-100 alone; no arm offers several
-number formats."""
+alone* keep all channels; *uniform bits* gives all layers the same. Plans are made before training; what it does to
+the entropy of symbols is why files are not of the bytes asked for. Drawn from `results/coded_curve/raw.csv` (`python
+-m experiments.run -m experiment=coded_curve_lenet300 seed=0,1,2`; of ResNet-20: `experiment=coded_curve`; of others:
+`coded_curve_lenet5`, `coded_curve_minilm`). An arm has no file of a size that it cannot come to, whatever it gives
+up, or that was not made: of ResNet-20 *as measured*, *joint without masks* and magnitudes have one seed, and Fisher
+and magnitudes no file at 4x; MiniLM has one seed, and not all arms. Layers may become two of low rank in *joint with
+ranks* of LeNet-300-100 alone; no arm offers several number formats."""
 
 
 # Arms that are told, and not drawn.

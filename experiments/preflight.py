@@ -53,10 +53,10 @@ def check_settings(config: Config, parts: Components) -> None:
     _one_of("measure.sampling", [measure.sampling], (*STRATEGIES, ACTIVE))
     for name in ("images", "batch_size"):
         _at_least(f"measure.{name}", getattr(measure, name), 1)
-    repaired = [found.name for found in parts.oracles.values() if found.name.startswith("repaired")]
-    _require("measure.images", not repaired or measure.images > measure.batch_size,
-             f"above measure.batch_size={measure.batch_size} with {repaired}: half of the batches repairs, the other "
-             "half judges", measure.images)  # fmt: skip
+    for oracle in parts.oracles.values():
+        _require("measure.images", math.ceil(measure.images / measure.batch_size) >= oracle.least_batches,
+                 f"above measure.batch_size={measure.batch_size} with {oracle.name!r}, which needs "
+                 f"{oracle.least_batches} batches", measure.images)  # fmt: skip
     _at_least("measure.sample", measure.sample, 0)
     _require("measure.sampling", measure.removals or measure.sampling != ACTIVE,
              "'uniform' or 'stratified' with measure.sample=0", measure.sampling)  # fmt: skip

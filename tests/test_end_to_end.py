@@ -28,7 +28,7 @@ import safetensors.numpy
 import torch
 from filelock import FileLock
 
-from autolabel import FeatureTable, LabelTable, brief_training
+from autolabel import FeatureTable, LabelTable, after_repair
 from autolabel.joint_damage import JointDamage
 from autolabel.plan_search import PlanSearch
 from autolabel.pretrained import PRETRAINED
@@ -312,8 +312,8 @@ def test_half_of_the_measurements_may_go_where_the_plan_hangs_on_them(tmp_path):
 
 @pytest.mark.parametrize("company", [["context"], ["repaired", "oracles.removal.training_steps=2"]])
 def test_units_may_be_labelled_in_thinned_company(company, tmp_path, monkeypatch):
-    (oracle, *settings), trained, finetune = company, [], brief_training.finetune_
-    monkeypatch.setattr(brief_training, "finetune_", lambda *a, **k: (trained.append(len(a[2])), finetune(*a, **k)))
+    (oracle, *settings), trained, finetune = company, [], after_repair.finetune_
+    monkeypatch.setattr(after_repair, "finetune_", lambda *a, **k: (trained.append(len(a[2])), finetune(*a, **k)))
     call_here(*SHORT, f"oracle@oracles.removal={oracle}", *settings, "oracles.removal.masks=8", "measure.images=64",
               "measure.plans=0", "quantize.enabled=false", "budget.weight_bytes=null", "compare.methods=[labeler/mac]",
               "finetune.epochs=0", "export.formats=[]", "train.epochs=1", f"hydra.run.dir={tmp_path}")  # fmt: skip

@@ -30,6 +30,7 @@ class ContextOracle:
 
     name = "context"
     kind = "removable"
+    least_batches = 1
     choices = ("removed",)
 
     def __init__(self, kept: float = 0.5, masks: int = 16, seed: int = 0) -> None:

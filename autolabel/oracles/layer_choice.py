@@ -50,6 +50,7 @@ class LayerChoiceOracle:
 
     name = "layer_choice"
     kind = "layer"
+    least_batches = 1
 
     def __init__(
         self,

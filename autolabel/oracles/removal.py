@@ -28,6 +28,7 @@ class RemovalOracle:
 
     name = "removal"
     kind = "removable"
+    least_batches = 1
     choices = ("removed",)
 
     def __init__(self, relative_error: float = 0.0, hard_fraction: float = 0.25) -> None:

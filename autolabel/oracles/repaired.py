@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, MutableMapping
 import numpy as np
 import torch
 
-from autolabel.brief_training import halves, is_taught, train_briefly_, trained_examples
+from autolabel.after_repair import halves, is_taught, train_briefly_, trained_examples
 from autolabel.marginal_effects import marginal_effects, random_masks
 from autolabel.oracle import Measurement
 from compress.application import slice_model
@@ -39,6 +39,7 @@ class RepairedOracle:
 
     name = "repaired"
     kind = "removable"
+    least_batches = 2
     choices = ("removed",)
 
     def __init__(

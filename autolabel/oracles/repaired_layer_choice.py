@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from autolabel.brief_training import halves, is_taught, train_briefly_, trained_examples
+from autolabel.after_repair import halves, is_taught, train_briefly_, trained_examples
 from autolabel.marginal_effects import marginal_effects
 from autolabel.oracle import Measurement, Moments
 from compress.attributes import copy_traced, value_of
@@ -71,27 +71,26 @@ class RepairedLayerChoiceOracle:
 
     name = "repaired_layer_choice"
     kind = "layer"
+    least_batches = 2
 
     def __init__(
         self, bits: Sequence[int] = WEIGHT_BITS, quantizer: Quantizer | None = None,
-        densities: Sequence[float] = (1.0,),
-        scheme: str = "symmetric", granularity: str = "channel", group_size: int | None = None, company: float = 0.0,
-        plans: int | None = None, training_steps: int = 0, lr: float = 1e-3, max_rows: int = 10_000,
-        reduce_range: bool = True, seed: int = 0, ranks: Sequence[float] = (), schemes: Sequence[str] = (),
+        densities: Sequence[float] = (1.0,), scheme: str = "symmetric", granularity: str = "channel",
+        group_size: int | None = None, company: float = 0.0, plans: int | None = None, training_steps: int = 0,
+        lr: float = 1e-3, max_rows: int = 10_000, reduce_range: bool = True, seed: int = 0,
+        ranks: Sequence[float] = (), schemes: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        for name, wrong, must in (
-            ("densities", not all(0 < density <= 1 for density in densities), "hold fractions in (0, 1]"),
-            ("company", not 0 <= company < 1, "be in [0, 1)"),
-            ("plans", plans is not None and plans < 1, "be at least 1, or None"),
-            ("training_steps", training_steps < 0, "be at least 0"),
-            ("lr", not lr > 0, "be above 0"),
-            ("ranks", len(ranks) > 0, "be empty: only bits and densities are repaired"),
-            ("schemes", len(schemes) > 0, "be empty: one number format is measured"),
+        for name, value, fits, must in (
+            ("densities", densities, all(0 < density <= 1 for density in densities), "hold fractions in (0, 1]"),
+            ("company", company, 0 <= company < 1, "be in [0, 1)"),
+            ("plans", plans, plans is None or plans >= 1, "be at least 1, or None"),
+            ("training_steps", training_steps, training_steps >= 0, "be at least 0"),
+            ("lr", lr, lr > 0, "be above 0"),
+            ("ranks", ranks, not len(ranks), "be empty: only bits and densities are repaired"),
+            ("schemes", schemes, not len(schemes), "be empty: one number format is measured"),
         ):
-            if wrong:
-                raise CompressError(
-                    f"The '{name}' parameter of RepairedLayerChoiceOracle must {must}. Got {locals()[name]!r}."
-                )
+            if not fits:
+                raise CompressError(f"The '{name}' parameter of {type(self).__name__} must {must}. Got {value!r}.")
         self.number_format = NumberFormat(scheme, granularity, group_size)
         self.bits, self.densities = self.number_format.distinct(tuple(bits)), tuple(densities)
         offered = [LayerChoice(width, density) for width in self.bits for density in self.densities]

@@ -14,6 +14,7 @@ import autolabel.oracles
 import conf
 from autolabel.measuring import measure
 from autolabel.oracle import Measurement, Moments, Oracle
+from compress.errors import CompressError
 from compress.replay import Replay
 from compress.structure import analyze
 from compress.task import ClassificationTask
@@ -108,6 +109,14 @@ class TestOracle:
             assert m.n_examples == 10
             assert 0 < m.forward_macs <= m.naive_macs
         assert list(oracle.measure(structure, Replay(structure, TASK, batches), rows[:0])) == []
+
+    def test_says_how_many_batches_it_needs(self, kind, case, structure):
+        oracle, batches = made(kind), case[1]
+        row = rows_of(structure, oracle)[:1]
+        assert next(iter(oracle.measure(structure, Replay(structure, TASK, batches[: oracle.least_batches]), row)))
+        if oracle.least_batches > 1:
+            with pytest.raises(CompressError, match="two batches"):
+                list(oracle.measure(structure, Replay(structure, TASK, batches[: oracle.least_batches - 1]), row))
 
     def test_order_and_company_of_units_change_nothing(self, kind, case, structure):
         oracle, batches = made(kind), case[1]
