@@ -30,7 +30,7 @@ from compress.application import apply_plan
 from compress.budget import Budget
 from compress.costs import CostTable
 from compress.counting import unit_costs
-from compress.criteria import FisherCriterion, SecondOrderCriterion, TaylorCriterion
+from compress.criteria import FisherCriterion, ReconstructionCriterion, SecondOrderCriterion, TaylorCriterion
 from compress.criterion import score_units
 from compress.errors import ArtifactError, CompressError, DataError
 from compress.finetuning import finetune_
@@ -51,6 +51,8 @@ _LOG = logging.getLogger(__name__)
 # Favourites of the labeler of whole plans and of a formula.
 SEARCHED, BY_FORMULA = "plans/search", "refit_loss/search"
 _SENSITIVITY_BATCHES = 8
+# Whose plans compete with the labeler's.
+_CRITERIA = (SecondOrderCriterion, FisherCriterion, TaylorCriterion, ReconstructionCriterion)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +157,10 @@ def auto_compress(
         evaluate_dense(structure, model, task, label, "label")
     stages = {"dense": evaluate_dense(structure, model, task, validation, judged)}
     statistics = collect_statistics(structure, task, calibration)
-    criteria = {"second_order": SecondOrderCriterion(), "fisher": FisherCriterion(), "taylor": TaylorCriterion()}
+    criteria = {
+        own.name: own
+        for own in (SecondOrderCriterion(), FisherCriterion(), TaylorCriterion(), ReconstructionCriterion())
+    }
     learned = None if sample == 0 else learn_labels(
         structure, task, label, statistics, labeler or GBDTLabeler(seed=seed), RemovalOracle(), sample=sample,
         criteria=criteria, seed=seed,
@@ -242,6 +247,7 @@ def _search(
     summarizer = PlanSummarizer(statistics, sensitivity, costs, plan_criteria())
     nothing = np.zeros((1, len(structure.units)), dtype=bool)
     verdict = load_competence().judge(summarizer.summarize(nothing))
+    _LOG.info("This network lies %s.", verdict)
     bench = PlanBench(structure, costs, task, calibration, lambda epoch: (), {"label": label}, structure.traced.module)
     # As many rows as in the repair that plans get afterwards.
     oracle = PlanOracle(moments=("refitted",), max_rows=100_000, seed=seed)

@@ -17,7 +17,7 @@ class Criterion(Protocol):
     Attributes:
         name: file name, config name and tag of the criterion.
         scale: `"nats"` if the formula estimates damage in the loss unit, else `"order"`.
-        needs: the kinds of statistics it reads: subset of `{"weights", "activations", "gradients", "moments"}`.
+        needs: the kinds of statistics it reads, out of `compress.statistics.KINDS`.
     """
 
     name: str

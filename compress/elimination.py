@@ -7,8 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress.errors import CompressError
-from compress.graph import argument
 from compress.layer_moments import weight_readers
 from compress.statistics import Statistics
 
@@ -42,23 +40,17 @@ def readings(statistics: Statistics) -> list[Reading]:
     Raises:
         CompressError: if moments were not collected.
     """
-    if statistics.moments is None:
-        raise CompressError(
-            "These statistics lack 'moments'. Call collect_statistics with 'moments' among its 'needs'."
-        )
     layers = {layer.node.name: layer for layer in statistics.structure.traced.layers()}
     found = []
-    for place in statistics.moments:
+    for place in statistics.need_moments():
         for node in place.consumers:
             layer = layers.get(node.name)
             if layer is None or layer.kind == "embedding" or not len(place.rows):
                 continue
-            weight = statistics.parameter(layer.weight)
-            weight = weight.movedim(0 if layer.kind == "conv_transpose" else 1, 0)
-            n_outputs, weight = weight.shape[1], weight.flatten(1).numpy()
-            # A grouped convolution does not mix all channels: it has fewer input columns, or says so (transposed).
-            grouped = layer.kind == "conv_transpose" and argument(node, 6, "groups", 1) != 1
-            if len(weight) == len(place.rows) and not grouped:
+            weight = statistics.weights_by_input(layer, len(place.rows))
+            if weight is not None:
+                n_outputs = weight.shape[1]
+                weight = weight.reshape(len(weight), -1)
                 found.append(Reading(place.rows, place.covariance, weight, place.mean, node.name, n_outputs))
     return found
 

@@ -14,7 +14,7 @@ from compress.attributes import value_of
 from compress.counting import count_macs
 from compress.errors import CompressError, DataError
 from compress.gate_gradients import collect_gate_gradients
-from compress.graph import ATEN, Layer, flat_inputs
+from compress.graph import ATEN, Layer, argument, flat_inputs
 from compress.layer_moments import visit_readers, weight_readers
 from compress.second_moments import Redundancy, SecondMoments, measure_redundancy
 from compress.structure import Structure
@@ -75,6 +75,12 @@ class Statistics:
         if self.gate_gradients is None:
             raise _missing("gradients")
         return self.gate_gradients.astype(np.float64)
+
+    def need_moments(self) -> tuple[SecondMoments, ...]:
+        """The covariances of every place. Raises CompressError if they were not collected."""
+        if self.moments is None:
+            raise _missing("moments")
+        return self.moments
 
     def need_layer_moments(self) -> Mapping[str, np.ndarray]:
         """The moments of layers. Raises CompressError if they were not collected."""
@@ -154,20 +160,23 @@ class Statistics:
     @cached_property
     def redundancy(self) -> Redundancy:
         """How well other channels replace each unit. Raises CompressError if moments were not collected."""
-        if self.moments is None:
-            raise _missing("moments")
+        moments = self.need_moments()
         layers = {layer.node.name: layer for layer in self.structure.traced.layers()}
         weights = []
-        for place in self.moments:
+        for place in moments:
             readers = [layers[node.name] for node in place.consumers if node.name in layers]
-            found = [self._read_weights(layer, len(place.rows)) for layer in readers]
-            weights.append([weight for weight in found if weight is not None])
-        return measure_redundancy(self.moments, weights, self.n_units)
+            found = [self.weights_by_input(layer, len(place.rows)) for layer in readers]
+            weights.append([weight.reshape(len(weight), -1) for weight in found if weight is not None])
+        return measure_redundancy(moments, weights, self.n_units)
 
-    def _read_weights(self, layer: Layer, n_columns: int) -> np.ndarray | None:
-        """`(n_columns, n_outputs)` weights by input channel, None for a grouped convolution."""
-        weight = self.parameter(layer.weight).movedim(_INPUT_DIM[layer.kind], 0).flatten(1).numpy()
-        return weight if len(weight) == n_columns else None
+    def weights_by_input(self, layer: Layer, n_inputs: int) -> np.ndarray | None:
+        """`(n_inputs, n_outputs, n_offsets)` weights of a layer, None for a grouped convolution.
+
+        A grouped one does not mix all channels: it has fewer input columns, or says so (transposed).
+        """
+        weight = self.parameter(layer.weight).movedim(_INPUT_DIM[layer.kind], 0)
+        grouped = layer.kind == "conv_transpose" and argument(layer.node, 6, "groups", 1) != 1
+        return None if grouped or len(weight) != n_inputs else weight.reshape(*weight.shape[:2], -1).numpy()
 
     def parameter(self, name: str) -> Tensor:
         """A parameter or buffer of the model in float64, detached."""

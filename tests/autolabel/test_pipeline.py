@@ -25,6 +25,7 @@ from compress.scores import Scores
 from compress.task import ClassificationTask, evaluate
 
 TASK = ClassificationTask()
+CRITERIA = {"second_order", "fisher", "taylor", "reconstruction"}
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +73,7 @@ def test_end_to_end_within_the_budget(trained):
     assert result.plan.predicted_cost["macs"] == macs
     assert result.method in result.validation
     searched = {"plans/search", "refit_loss/search"}
-    assert set(result.validation) == {"labeler", "second_order", "fisher", "taylor"} | searched
+    assert set(result.validation) == CRITERIA | {"labeler"} | searched
     assert result.validation[result.method] == min(result.validation.values())
     assert result.plan.provenance["method"] == result.method
     assert list(result.stages) == ["dense", "pruned", "recovered", "fine_tuned"]
@@ -84,7 +85,7 @@ def test_end_to_end_within_the_budget(trained):
     assert np.isfinite(result.learned.measured.damage).sum() == 12
     assert np.isfinite(result.learned.labels.damage[:, 0]).all()
     assert result.learned.agreement[0].name == "ridge"
-    assert {a.name for a in result.learned.agreement} == {"ridge", "second_order", "fisher", "taylor"}
+    assert {a.name for a in result.learned.agreement} == CRITERIA | {"ridge"}
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), rng)
     assert not model.training
@@ -98,7 +99,7 @@ def test_without_labels_plans_are_searched_for_the_labeler_and_a_formula(trained
     result = autolabel.auto_compress(trained, TASK, [], calibration, calibration[0][0], Budget(macs=0.5),
                                      label=judged, sample=0, epochs=0)  # fmt: skip
     assert result.learned is None
-    assert set(result.validation) == {"plans/search", "refit_loss/search", "second_order", "fisher", "taylor"}
+    assert set(result.validation) == CRITERIA | {"plans/search", "refit_loss/search"}
     (found,) = plans
     assert [plan.provenance["plan_labeler"] for plan in found.values()] == ["blend", "formula:refitted_loss_sum"]
     for plan in found.values():
@@ -149,7 +150,7 @@ def test_statistics_that_say_nothing_of_plans_leave_the_formulas(trained, monkey
     with caplog.at_level(logging.WARNING, "autolabel.pipeline"):
         result = autolabel.auto_compress(trained, TASK, [], calibration, calibration[0][0], Budget(macs=0.5), sample=0,
                                          epochs=0)  # fmt: skip
-    assert set(result.validation) == {"second_order", "fisher", "taylor"}
+    assert set(result.validation) == CRITERIA
     assert "No plans are searched: PlanSummary.values must be finite." in caplog.text
 
 

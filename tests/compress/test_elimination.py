@@ -179,3 +179,17 @@ def test_brute_force_finds_nothing_much_better() -> None:
     _, increases = eliminate([place], np.arange(7), ridge=1e-12)
     best = min(refit_error(place, list(gone)) for gone in itertools.combinations(range(7), 3))
     assert best <= increases[:3].sum() <= 2 * best
+
+
+def test_a_transposed_convolution_in_groups_is_not_read_as_one_that_mixes_all_channels() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(32, 3, 6, 6)
+    found = {}
+    for groups in (1, 2):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8, 2, groups=groups), nn.Flatten())
+        structure = analyze(model.eval(), x[:2])
+        found[groups] = collect_statistics(structure, ClassificationTask(), [labelled(x)], {"moments"})
+    assert len(readings(found[2])) == len(readings(found[1])) - 1
+    # Nothing that could be refitted reads what the first layer puts out.
+    assert (found[1].redundancy.silenced > 0).all()
+    assert (found[2].redundancy.silenced == 0).all()
