@@ -37,27 +37,27 @@ def judge_intervals(predictions: Sequence[Prediction], truth: str, asked: float 
     """Each network's intervals are calibrated on others, whose predictions are as blind as its own.
 
     The calibration (see `Calibration`) weighs every network the same; a score counts as much as it agreed with the
-    truth on those others.
+    truth on those others, on their validation data: test losses only judge.
     """
     rows = []
     for key in dict.fromkeys((p.labeler, p.split) for p in predictions):
         own = [p for p in predictions if (p.labeler, p.split) == key]
         scores = [(p.score - p.score.mean()) / max(float(p.score.std()), 1e-9) for p in own]
-        targets = [p.board.judged_target(truth) for p in own]
-        slopes = np.array([float((s * t).mean()) for s, t in zip(scores, targets, strict=True)])
+        known = [p.board.target(truth) for p in own]
+        slopes = np.array([float((s * t).mean()) for s, t in zip(scores, known, strict=True)])
         for i, p in enumerate(own):
             # For a family and a task that are new, nothing of either calibrates.
             others = [j for j in range(len(own)) if j != i and (key[1] != SPLITS[0] or _unlike(own[j], p))]
             if not others:
                 continue
             slope = float(np.mean(slopes[others]))
-            errors = [targets[j] - slope * scores[j] for j in others]
+            errors = [known[j] - slope * scores[j] for j in others]
             calibration = Calibration.learn(
                 np.concatenate(errors), np.repeat(others, [len(error) for error in errors]), asked
             )
             low, high = calibration.interval(slope * scores[i])
-            inside = float(((targets[i] >= low) & (targets[i] <= high)).mean())
-            board = p.board
+            board, judged = p.board, p.board.judged_target(truth)
+            inside = float(((judged >= low) & (judged <= high)).mean())
             rows.append(
                 IntervalRow(*key, board.network, board.family, board.task, inside, calibration.half_width, asked)
             )

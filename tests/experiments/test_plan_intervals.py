@@ -50,3 +50,13 @@ def test_they_are_read_back_and_told(tmp_path):
     (tmp_path / "raw.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ArtifactError, match="is not a table of IntervalRow"):
         read_raw(tmp_path / "raw.csv", IntervalRow)
+
+
+def test_test_losses_of_other_networks_change_nothing():
+    known = [prediction(i, 0.6) for i in range(6)]
+    shuffled = []
+    for own in known[1:]:
+        judged = {"finetuned": own.board.judged_loss["finetuned"][::-1]}
+        shuffled.append(dataclasses.replace(own, board=dataclasses.replace(own.board, judged_loss=judged)))
+    first = judge_intervals(known, "finetuned")[0]
+    assert judge_intervals([known[0], *shuffled], "finetuned")[0] == first
