@@ -19,7 +19,7 @@ from autolabel.tables import LabelTable
 from compress.allocation import allocate
 from compress.criteria import FisherCriterion
 from compress.criterion import score_units
-from compress.errors import ArtifactError, BudgetError, CompressError
+from compress.errors import ArtifactError, BudgetError
 from compress.files import read_json, write_atomic, write_json
 from compress.plan import CompressionPlan
 from compress.quantizer import FLOAT_BITS
@@ -376,24 +376,22 @@ class _Seed:
         return self._labels
 
     def _pool(self) -> tuple[list[Any], list[Any]]:
-        """Calibration and label batches, dealt anew from the batches of both parts."""
+        """Calibration and label batches: of the run's own seed as they are, of others dealt anew from both parts."""
         experiment = self.comparison.experiment
-        settings = experiment.config.measure
-        size = min(settings.batch_size, 64)
-        whole = {part: len(getattr(experiment.data, part)) // size for part in ("calibration", "label")}
-        n_label = max(settings.images // size, 1)
-        if sum(whole.values()) < n_label + 1:
-            raise CompressError(
-                f"Seed {self.seed} needs at least {n_label + 1} batches of {size} examples to deal anew."
-            )
-        order = np.random.default_rng([self.seed, 1]).permutation(sum(whole.values()))
-        label_part = set(order[:n_label].tolist())
+        settings, data = experiment.config.measure, experiment.data
+        size = min(settings.batch_size, 64, len(data.calibration), len(data.label))
+        sizes = {part: len(getattr(data, part)) // size for part in ("calibration", "label")}
+        first, chosen = sizes["calibration"], max(min(settings.images // size, sizes["label"]), 1)
+        rows = np.arange(sum(sizes.values()))
+        calibration, label = rows[:first], rows[first : first + chosen]
+        if self.seed != experiment.config.seed:
+            rows = np.random.default_rng([self.seed, 1]).permutation(rows)
+            calibration, label = np.sort(rows[chosen:]), np.sort(rows[:chosen])
         plain, noisy = (
-            [batch for part, n in whole.items() for batch in experiment.batches(part, size, noise=noise)[:n]]
+            [batch for part, n in sizes.items() for batch in experiment.batches(part, size, noise=noise)[:n]]
             for noise in (0.0, TARGET_NOISE)
         )
-        calibration = [batch for i, batch in enumerate(noisy) if i not in label_part]
-        return calibration, [batch for i, batch in enumerate(plain) if i in label_part]
+        return [noisy[row] for row in calibration], [plain[row] for row in label]
 
 
 def _in_nats(scores: Scores | LabelTable) -> bool:

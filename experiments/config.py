@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
@@ -24,6 +25,9 @@ PACKAGES = ("compress", "autolabel", "experiments")
 # A model or data set may be made by a function; elsewhere a function may write files, and a configuration must not
 # choose which.
 FUNCTION_PACKAGES = ("experiments.models.", "experiments.data.")
+# Packages of the user's own that a configuration may name too, separated by commas. Whoever starts the process says so
+# in its environment: a configuration, which may come from somewhere else, cannot.
+OWN_PACKAGES = "AUTOLABEL_PACKAGES"
 FOLDER_NAME_LIMIT = 120
 # What every library takes as a seed.
 SEEDS = 2**31
@@ -113,32 +117,42 @@ def build(node: Mapping[str, Any] | DictConfig, key: str, *, within: str | None 
 def locate_target(name: str, key: str, within: str | None = None) -> Callable[..., Any]:
     """The class or function that `name` (`package.module.Name`) stands for, checked to be defined in this project.
 
+    One that is defined in a package which the environment variable `AUTOLABEL_PACKAGES` names is as good, wherever
+    `within` would have it.
+
     Raises:
         ConfigError: if it does not exist, is defined elsewhere (an imported `json.loads`), or may not be called.
     """
+    own = tuple(filter(None, os.environ.get(OWN_PACKAGES, "").replace(" ", "").split(",")))
+    packages = (*PACKAGES, *own)
     module_name, _, attribute = name.rpartition(".")
     parts = name.split(".")
     if (
         len(parts) < 2
-        or parts[0] not in PACKAGES
+        or parts[0] not in packages
         or not all(part.isidentifier() and not part.startswith("_") for part in parts)
     ):
-        raise ConfigError(f"'{key}._target_' must lie in {', '.join(PACKAGES)}. Got {name!r}.")
+        raise ConfigError(
+            f"'{key}._target_' must lie in {', '.join(packages)}. Got {name!r}. To let configurations name a package "
+            f"of your own, set {OWN_PACKAGES}={parts[0] or 'PACKAGE'} in the environment."
+        )
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         # A module of ours that lacks its own dependency is another matter than a misspelt target.
-        if error.name and error.name.split(".")[0] not in PACKAGES:
+        if error.name and error.name.split(".")[0] not in packages:
             raise ConfigError(f"'{key}' needs the package {error.name!r}, which is not installed.") from None
         raise ConfigError(
             f"'{key}._target_': there is no module {error.name or module_name!r}. Got {name!r}."
         ) from None
     target = getattr(module, attribute, None)
     if target is None:
-        own = [n for n, value in vars(module).items() if getattr(value, "__module__", None) == module_name]
-        raise ConfigError(f"'{key}._target_': {module_name} has no {attribute!r}.{_suggest(attribute, own)}")
+        names = [n for n, value in vars(module).items() if getattr(value, "__module__", None) == module_name]
+        raise ConfigError(f"'{key}._target_': {module_name} has no {attribute!r}.{_suggest(attribute, names)}")
     home = getattr(target, "__module__", None) or ""
-    is_ours = home.split(".")[0] in PACKAGES and _is_defined_at(target, home)
+    is_ours = home.split(".")[0] in packages and _is_defined_at(target, home)
+    if is_ours and home.split(".")[0] in own and (inspect.isclass(target) or inspect.isfunction(target)):
+        return target
     if not is_ours or not (
         inspect.isclass(target) or (inspect.isfunction(target) and home.startswith(FUNCTION_PACKAGES))
     ):

@@ -49,7 +49,7 @@ def tensor_splits(
     sizes: dict[str, int],
     seed: int,
     layout: str,
-    class_names: Sequence[str],
+    class_names: Sequence[str] = (),
 ) -> DataSplits:
     """`DataSplits` of examples in memory: `carve` applied to the whole training set, the test set as it is."""
     parts = carve(train.labels.numpy(), sizes, seed)

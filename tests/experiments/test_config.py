@@ -66,6 +66,23 @@ def test_within_confines_a_target_to_its_folder():
     assert isinstance(build(NODE, "task", within="compress.task"), ClassificationTask)
 
 
+def test_a_package_of_the_users_own_is_reached_only_if_the_environment_names_it(tmp_path, monkeypatch):
+    (tmp_path / "my_nets.py").write_text("from json import loads\ndef make(width=2):\n    return [0.0] * width\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    node = {"_target_": "my_nets.make", "width": 3}
+    with pytest.raises(ConfigError, match=r"set AUTOLABEL_PACKAGES=my_nets in the environment"):
+        build(node, "model", within="experiments.models")
+    monkeypatch.setenv("AUTOLABEL_PACKAGES", "another, my_nets")
+    assert build(node, "model", within="experiments.models") == [0.0] * 3
+    with pytest.raises(ConfigError, match="has no such parameter"):
+        build(node | {"depth": 1}, "model")
+    # What such a module only imports is still somebody else's, and all others stay out of reach.
+    with pytest.raises(ConfigError, match="defined in this project"):
+        locate_target("my_nets.loads", "model")
+    with pytest.raises(ConfigError, match="must lie in"):
+        locate_target("json.loads", "model")
+
+
 def test_misspelt_target_gets_a_suggestion():
     with pytest.raises(ConfigError, match=r"has no 'Budgit'\. Did you mean 'Budget'"):
         locate_target("compress.budget.Budgit", "budget")
