@@ -44,37 +44,52 @@ class CurveRow:
     versions: str
     chosen: str = ""
 
-    @property
-    def ratio(self) -> float:
-        """How many times smaller the file is."""
-        return self.dense_bytes / self.file_bytes
 
+_ABOUT = """Every file holds a whole model, entropy coded, and is decoded before it is scored. Within a network and
+seed all arms share the dense network, its labels, the repair without labels, and the same training (none for MiniLM);
+an arm says how the bytes are spent."""
+_ARMS = {
+    "joint": "channels, the bits of every layer and which part of its weights stays, in one solve; the plan of several "
+    "that has the lowest validation loss after a short trial, bits alone and masks alone among them",
+    "joint without masks": "the same without leaving out single weights",
+    "joint with ranks": "layers may become two of low rank too",
+    "joint of fewer plans": "*joint* before it had plans without masks to choose from",
+    "as measured": "damages of formats count as they were measured, of labels or of Fisher; chosen after the repair",
+    "as measured with masks": "the same with single weights left out",
+    "fisher as measured": "*as measured*, of Fisher alone",
+    "labels after the repair": "labels of layers whose weights made up for what goes and for their rounding "
+    "(`oracle@oracles.layer_choice=repaired_layer_choice`); chosen after the repair",
+    "labels after the repair and updated weights": "the same, and weights make up for it in the plan too",
+    "masks alone": "single weights, the others in 8 bits, all channels",
+    "channels alone": "channels, the others in 8 bits; one plan of labels, one of Fisher, chosen after the repair",
+    "bits alone": "the bits of every layer, 2 to 8",
+    "fisher": "*joint without masks* on Fisher scores alone, three plans",
+    "magnitude": "*joint without masks* on magnitudes alone, three plans",
+    "uniform bits": "the same bits in every layer",
+}
+_NOTES = """What to know before comparing:
 
-_ABOUT = """Every file holds a whole model, entropy coded, and is decoded before it is scored. All arms share the
-dense network, its labels, the repair without labels, and the same training; an arm says how the bytes are spent.
-*joint* decides channels, the bits of every layer and which part of its weights stays, in one solve; *joint without
-masks* leaves the last out. What few bits damage heals in training, what was removed does so less: of several plans,
-in which damages of formats count a tenth or less of what was measured or no channel goes, on measured labels or on a
-criterion, that is taken which has the lowest validation loss after 100 steps of training (400 of the LeNets; of
-MiniLM damages count whole, and nothing is trained). Of ResNet-20 at 19x two of these plans leave no single weight out
-(`/unmasked`), added when *fisher* had come out ahead on test examples (which plan is taken validation decides); its
-other sizes were made before, and *joint of fewer plans* is what it was at 19x. Bits alone and masks alone are among
-the plans of *joint* too: where they are best, it is meant to be equal to them but for the noise of the choice. The
-arms of one way alone have one plan (*channels alone* two, judged after the repair) and no such trial. That of MiniLM
-at 8.4x was made on another processor than the arms beside it: it took bits alone, and is ahead of them by that. Every
-layer of the files made last is told in `results/coded_curve/layers.csv`. *fisher* and *magnitude* are to be compared
-with *joint without masks*: three such plans, on these scores alone. *as measured* takes damages as they were
-measured, of labels or of Fisher, whichever has the lower validation loss after the repair; *labels after the repair*
-does so with damages of layers whose weights made up for what goes and for their rounding
-(`oracle@oracles.layer_choice=repaired_layer_choice`), and *weights updated* lets them do so in the plan too. The
-figure leaves such arms out. *channels alone* and *masks alone* keep what stays in 8 bits, *bits alone* and *masks
-alone* keep all channels; *uniform bits* gives all layers the same. Plans are made before training; what it does to
-the entropy of symbols is why files are not of the bytes asked for. Drawn from `results/coded_curve/raw.csv` (`python
--m experiments.run -m experiment=coded_curve_lenet300 seed=0,1,2`; of ResNet-20: `experiment=coded_curve`; of others:
-`coded_curve_lenet5`, `coded_curve_minilm`). An arm has no file of a size that it cannot come to, whatever it gives
-up, or that was not made: of ResNet-20 *as measured*, *joint without masks* and magnitudes have one seed, and Fisher
-and magnitudes no file at 4x; MiniLM has one seed, and not all arms. Layers may become two of low rank in *joint with
-ranks* of LeNet-300-100 alone; no arm offers several number formats."""
+- The choice favours *joint*: it takes the best of five to eight plans by validation loss after 100 steps of training
+  (400 of the LeNets; of MiniLM in their formats, untrained), where one way alone has one plan, or two, and no trial.
+  What few bits damage heals in training, what was removed does so less: in most of its plans damages of formats count
+  a tenth or less of what was measured.
+- Of ResNet-20 at 19x two of its plans leave no single weight out (`/unmasked`). They were added after *fisher* had come
+  out ahead on test examples; which plan is taken validation decides. Its other sizes were made before, at 37x two seeds
+  without bits alone and masks alone among the plans. *joint of fewer plans* is what it was at 19x.
+- Where bits or masks alone are best, *joint* is meant to be equal to them but for the noise of the choice. MiniLM at
+  8.4x took bits alone, on another processor than the arm of that name, and is ahead of it by that.
+- An arm has no file of a size that it cannot come to with what is offered to it (densities down to a hundredth, of
+  ResNet-20 down to 3 %, of MiniLM a tenth; 2 bits at least; no arm chooses among number formats), or that was not made.
+- Plans are made before training; what it does to the entropy of symbols is why files are not of the bytes asked for.
+- Rows of LeNet-300-100 were made on two machines, whose dense networks differ by .03 at most (column `dense`).
+- Times smaller are those of the mean bytes. The figure leaves out arms of single questions (*as measured*, *after the
+  repair*, *of fewer plans*)."""
+_MADE = """Drawn from `results/coded_curve/raw.csv`; `layers.csv` beside it has the layers of the files made last.
+
+```console
+$ python -m experiments.run -m experiment=coded_curve_lenet300 seed=0,1,2   # coded_curve_lenet5, coded_curve_minilm
+$ python -m experiments.run -m experiment=coded_curve seed=0,1,2            # ResNet-20
+```"""
 
 
 # Arms that are told, and not drawn.
@@ -98,6 +113,14 @@ def write_page(rows: Sequence[CurveRow]) -> str:
         _ABOUT,
         "",
         "![Metric against bytes](coded_curve.svg)",
+        "",
+        "| arm | how the bytes are spent |",
+        "|---|---|",
+        *(f"| {arm} | {_ARMS.get(arm, '')} |" for arm, _ in _grouped(rows, lambda row: row.arm)),
+        "",
+        _NOTES,
+        "",
+        _MADE,
         "",
     ]
     for network, own in _grouped(rows, lambda row: row.network):
@@ -220,7 +243,12 @@ def draw_curves(rows: Sequence[CurveRow]) -> Figure:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Means over seeds at one size; `error` is the standard error of `metric`, None for one seed."""
+    """Means over seeds at one size.
+
+    Attributes:
+        ratio: how many times smaller, of the mean bytes.
+        error: standard error of the metric, None for one seed.
+    """
 
     ratio: float
     file_bytes: float
@@ -233,9 +261,9 @@ class CurvePoint:
 def _points(rows: Sequence[CurveRow]) -> list[CurvePoint]:
     found = []
     for _, own in _grouped(rows, lambda row: row.point):
-        metrics = [row.metric for row in own]
+        metrics, size = [row.metric for row in own], fmean(row.file_bytes for row in own)
         deviation = stdev(metrics) if len(metrics) > 1 else 0.0
-        found.append(CurvePoint(fmean(row.ratio for row in own), fmean(row.file_bytes for row in own), fmean(metrics),
+        found.append(CurvePoint(fmean(row.dense_bytes for row in own) / size, size, fmean(metrics),
                             deviation, len(metrics),
                             deviation / math.sqrt(len(metrics)) if len(metrics) > 1 else None))  # fmt: skip
     return found

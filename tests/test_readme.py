@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
-from compress import load_artifact
+from compress import ClassificationTask, analyze, load_artifact
+from compress.criterion import score_units
+from compress.statistics import collect_statistics
+from experiments.components import build_components
 from experiments.config import load_config
+from experiments.data import make_batches
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,6 +32,7 @@ def command_lines():
 
 
 RUNS = [line for line in command_lines() if "experiments.run" in line or "autolabel " in line]
+OWN = [line for line in RUNS if "mine." in line]
 
 
 def test_the_first_screen_is_whole():
@@ -53,7 +58,26 @@ def test_the_python_of_the_readme_runs(number, tmp_path, monkeypatch, capsys):
     assert found["result"].method in found["result"].validation
 
 
-@pytest.mark.parametrize("line", RUNS)
+def test_its_own_package_gives_model_data_and_criterion(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(blocks("python")[2])
+    monkeypatch.syspath_prepend(tmp_path)
+    (line,) = OWN
+    (export,) = [words for words in command_lines() if words.startswith("export ")]
+    for name, value in (word.split("=") for word in shlex.split(export)[1:] if word.startswith("AUTOLABEL")):
+        monkeypatch.setenv(name, value)
+    with initialize_config_module("conf", version_base="1.3"):
+        config = load_config(compose("config", overrides=shlex.split(line)[1:]))
+    parts = build_components(config)
+    data = parts.data
+    structure = analyze(parts.model.eval(), data.example_inputs())
+    statistics = collect_statistics(
+        structure, ClassificationTask(), make_batches(data.calibration, 64), {"activations"}
+    )
+    assert parts.criterion.score(statistics).shape == (structure.n_removable,)
+    assert score_units(structure, parts.criterion, statistics).scale == "order"
+
+
+@pytest.mark.parametrize("line", [line for line in RUNS if line not in OWN])
 def test_its_command_lines_compose(line):
     words = shlex.split(line)
     overrides = [word for word in words if "=" in word and not word.startswith("hydra")]

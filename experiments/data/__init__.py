@@ -9,7 +9,7 @@ from experiments.data.shakespeare import load_shakespeare
 from experiments.data.small_mnist import load_small_mnist
 from experiments.data.splits import DataSplits, ImagePart, Part, ShuffledBatches, make_batches
 from experiments.data.stsb import load_stsb
-from experiments.data.tensor_part import TensorPart
+from experiments.data.tensor_part import TensorPart, tensor_splits
 
 __all__ = [
     "DataSplits",
@@ -27,4 +27,5 @@ __all__ = [
     "load_stsb",
     "make_batches",
     "require_files",
+    "tensor_splits",
 ]

@@ -1,10 +1,12 @@
 """The job that spends the same bytes in several ways, its table, and its page."""
 
 import csv
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_module
 
 from autolabel.oracles import LayerChoiceOracle
 from autolabel.tables import LabelTable
@@ -175,7 +177,7 @@ def test_the_page_and_the_figure_tell_means_over_seeds():
         replace(ROW, point="smaller", file_bytes=55, chosen="criterion/bits"),
     ]
     assert (
-        "seeds where it is known: at 8.3x `labeler/knapsack` 1, `criterion/bits` 1; at 20.0x `criterion/bits` 1"
+        "seeds where it is known: at 7.5x `labeler/knapsack` 1, `criterion/bits` 1; at 20.0x `criterion/bits` 1"
         in write_page(told)
     )
     figure = draw_curves([*rows, replace(ROW, point="budget.coded_bytes=0.05", file_bytes=55, metric=85.0)])
@@ -191,6 +193,17 @@ def test_an_arm_looks_the_same_in_every_panel():
     first, second = draw_curves(rows).axes
     colors = [[container.lines[0].get_color() for container in axes.containers] for axes in (first, second)]
     assert colors[0][1] == colors[1][0] != colors[0][0]
+
+
+@pytest.mark.parametrize(
+    "experiment", ["coded_curve", "coded_curve_lenet300", "coded_curve_lenet5", "coded_curve_minilm"]
+)
+def test_the_page_says_what_every_arm_is(experiment):
+    with initialize_config_module("conf", version_base="1.3"):
+        arms = compose("config", [f"experiment={experiment}"]).job.arms
+    page = write_page([replace(ROW, arm=arm) for arm in arms])
+    for arm in arms:
+        assert re.search(rf"^\| {arm} \| [^\d|]", page, re.MULTILINE), arm
 
 
 def test_what_was_tried_as_measured_is_told_and_not_drawn():
