@@ -41,7 +41,8 @@ class CodedCurveJob(TrialJob):
         super().__init__(base)
         self.arms = {name: tuple(own) for name, own in arms.items() if own is not None}
         self.points, self.every = tuple(points), tuple(every)
-        self.alone = {name: tuple(own) for name, own in (alone or {}).items()}
+        # Points of an arm that is left out go with it.
+        self.alone = {name: tuple(own) for name, own in (alone or {}).items() if arms.get(name, ()) is not None}
 
     @property
     def places(self) -> list[tuple[str, str]]:

@@ -86,6 +86,9 @@ def config():
 def test_what_cannot_be_tried_is_refused(config, changed, match):
     good = {"base": BASE, "arms": {"joint": []}, "points": ["budget.coded_bytes=0.2"]}
     CodedCurveJob(**good).check(config)
+    # Points of an arm that is left out are no mistake.
+    left_out = good | {"arms": {"joint": [], "spread": None}, "alone": {"spread": ["seed=1"]}}
+    assert CodedCurveJob(**left_out).places == [("joint", "budget.coded_bytes=0.2")]
     with pytest.raises(ConfigError, match=match):
         CodedCurveJob(**{**good, **changed}).check(config)
 
