@@ -20,7 +20,7 @@ SECTIONS = (MASKS, FORMATS, RANKS, DISTILLATION, SURGEON)
 # Group of `conf/` whose files are methods each -> section.
 GROUPS = {
     "pattern": MASKS, "weight_score": MASKS, "sparsity_schedule": MASKS, "penalty": MASKS,
-    "quantizer": FORMATS, "rounding": FORMATS, "distillation": DISTILLATION,
+    "quantizer": FORMATS, "rounding": FORMATS, "factorizer": RANKS, "distillation": DISTILLATION,
 }  # fmt: skip
 # Acts on what is quantised, not on masks.
 _FORMAT_PENALTIES = {"penalty=quantization", "penalty=coded_bytes"}
@@ -32,6 +32,9 @@ _BESIDES = {
     "penalty=group_lasso": ("penalty.strength=1e-2",),
     # Gates that start fully open, as they do by default, do not close in so few steps at the usual rate.
     "penalty=l0": ("penalty.strength=1e-3", "penalty.initial=0.5", "finetune.lr=1e-2"),
+    # Weaker ones leave no trace in a training this brief.
+    "penalty=quantization": ("penalty.alpha=100",),
+    **{f"factorizer={name}": ("quantize.ranks=[0.25,0.5,0.75]", "budget.macs=0.25") for name in ("channel", "spatial")},
     # Training in the formats would make up for any rounding.
     **{f"rounding={name}": ("quantize.epochs=0",) for name in ("nearest", "adaround", "gptq")},
 }
@@ -164,6 +167,9 @@ _SETTINGS = (
      "compress.plan.LayerFormat"),
     (FORMATS, "quantize.scheme=codebook quantize.granularity=tensor", "One codebook for each tensor.",
      "compress.weight_formats.CodebookFormat"),
+    (FORMATS, "quantize.scheme=codebook quantize.granularity=tensor quantize.trained_ranges=true",
+     "Deep Compression: one codebook for each tensor, by k-means, its centroids trained with what shares them.",
+     "compress.weight_formats.CodebookFormat"),
     (FORMATS, "quantize.scheme=affine quantize.bits=[1]", "One bit for each weight, low or high.",
      "compress.weight_formats.AffineFormat"),
     (FORMATS, "quantize.trained_ranges=true", "Scales, offsets and centroids are trained with the weights.",
@@ -176,13 +182,8 @@ _SETTINGS = (
      "compress.dynamic_ranges.dynamic_parameters"),
     (FORMATS, "recovery.data_free=true", "Calibration data from the statistics of batch norms alone.",
      "compress.data_free.synthesize_batches"),
-    (RANKS, "budget.macs=0.25", "Channels and bits alone, for comparison with the two that follow.",
+    (RANKS, "budget.macs=0.25", "Channels and bits alone, for comparison with the two of low rank.",
      "compress.allocators.KnapsackAllocator"),
-    (RANKS, "quantize.ranks=[0.25,0.5,0.75] budget.macs=0.25", "A layer may become two of low rank.",
-     "compress.factors.factor_weight"),
-    (RANKS, "factorizer=spatial quantize.ranks=[0.25,0.5,0.75] budget.macs=0.25",
-     "A convolution may become one along its height and one along its width.",
-     "compress.factorizers.SpatialFactorizer"),
     (RANKS, "budget.coded_bytes=0.015", "Channels and bits alone, for comparison with what follows.",
      "compress.allocators.KnapsackAllocator"),
     (RANKS, "quantize.densities=[1.0,0.5,0.25] budget.coded_bytes=0.015",

@@ -39,8 +39,9 @@ TINY = [
     "export.coder=zstd",
 ]  # fmt: skip
 # Fewer steps where another contract checks what they come to; budgets that so small a network meets by what is tried.
-RANKS = "quantize.ranks=[0.25,0.5,0.75] budget.macs=0.25"
-SPATIAL = f"factorizer=spatial {RANKS}"
+RANKS, SPATIAL = (
+    f"factorizer={name} quantize.ranks=[0.25,0.5,0.75] budget.macs=0.25" for name in ("channel", "spatial")
+)
 DENSITIES = "quantize.densities=[1.0,0.5,0.25] budget.coded_bytes=0.015"
 SCHEMES = "quantize.schemes=[power_of_two,codebook] budget.coded_bytes=0.015"
 NARROWER = "distillation=attention model@student=digits_cnn student.widths=[8,16,16]"
