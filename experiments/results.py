@@ -89,7 +89,7 @@ def collect_table(folder: str | Path, name: str, path: str | Path) -> int:
         ArtifactError: if the folder is no finished run, or has no such table.
     """
     folder, path = Path(folder), Path(path)
-    manifest = _check_finished(folder)
+    manifest = finished_manifest(folder)
     try:
         content = (folder / name).read_bytes()
     except OSError as error:
@@ -113,7 +113,7 @@ def collect_rows(folders: Sequence[str | Path], name: str, kind: type, path: str
     """
     rows: list[Any] = []
     for folder in map(Path, folders):
-        _check_finished(folder)
+        finished_manifest(folder)
         rows += read_raw(folder / name, kind)
     write_atomic(
         path, lambda file: file.write(to_csv([field.name for field in fields(kind)], map(vars, rows)).encode())
@@ -127,7 +127,7 @@ def command_of(manifest: Mapping[str, Any]) -> str:
     return shlex.join(word for word in words if not word.startswith("hydra.run.dir=") and "=/" not in word)
 
 
-def _check_finished(folder: Path) -> dict[str, Any]:
+def finished_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a finished run."""
     manifest = read_manifest(folder)
     if manifest["status"] != "finished":

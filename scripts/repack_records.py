@@ -1,6 +1,7 @@
 """Writes the files of results/records/ anew, in the newest version of the format, and scores each in a fresh process;
 raw.csv holds the scores, tensors.csv what each tensor takes:  python scripts/repack_records.py"""
 
+import argparse
 import csv
 import io
 import json
@@ -25,6 +26,7 @@ RECORDS = ROOT / "results" / "records"
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     made = {"command": "python scripts/repack_records.py", "commit": describe_code().get("commit", ""),
             "versions": json.dumps(library_versions())}  # fmt: skip
     known = {row.file: row for row in read_raw(RECORDS / "raw.csv", KeptFile)}

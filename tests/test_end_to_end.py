@@ -66,6 +66,7 @@ from experiments.searched_plan import PlanFinder
 from experiments.stages import Experiment
 from experiments.tracker import RunInfo, flatten
 from experiments.trackers.null import NullTracker
+from experiments.whole_runs import WholeRun, collect_runs, write_page
 
 ROOT = Path(__file__).parents[1]
 # Bounds of knapsacks are proven in tests/compress/test_allocators.py; here that takes longer than all else together.
@@ -681,6 +682,22 @@ def test_raw_rows_are_collected_with_what_made_them(run, tmp_path):
     (tmp_path / "raw.csv").write_text("board,network\n")
     with pytest.raises(ArtifactError, match="no table of a comparison"):
         collect_results(run, tmp_path / "raw.csv", add=True)
+
+
+def test_a_whole_run_is_told_in_a_line(run, tmp_path):
+    assert collect_runs([run, run], tmp_path / "raw.csv") == 2
+    row, _ = read_raw(tmp_path / "raw.csv", WholeRun)
+    export, packed = read(run / "export.json"), run / "artifact" / "weights.packed"
+    sizes = {entry["file_bytes"]: entry for entry in export["files"]}
+    assert row.file_bytes == min(sizes) < row.dense_bytes == export["dense_file"]["file_bytes"]
+    assert row.metric == pytest.approx(sizes[row.file_bytes]["metric"], abs=1e-3)
+    assert (row.packed_bytes, row.chosen) == (packed.stat().st_size, read(run / "choice.json")["chosen"])
+    assert 0 < row.macs < 1
+    assert min(row.faster, row.faster_large) > 0
+    assert str(run) not in (tmp_path / "raw.csv").read_text()
+    assert f"| `{row.experiment}` | 2 | {row.dense:.2f} ± 0.00 -> {row.metric:.2f} ± 0.00 |" in write_page([row, row])
+    with pytest.raises(ArtifactError, match="manifest"):
+        collect_runs([tmp_path], tmp_path / "none.csv")
 
 
 def test_the_packed_file_is_told_layer_by_layer(run, tmp_path):
