@@ -1,5 +1,6 @@
 """What holds of every method of the catalogue, each reached by its override from one dense network and one plan."""
 
+import copy
 import inspect
 import json
 import re
@@ -174,6 +175,16 @@ class TestMethod:
         for name, kept in density_of(found.unquantized).layers.items():
             own = told.get(name, told.get(name.removesuffix(".reduce").removesuffix(".expand"), 1.0))
             assert kept <= own + 1e-9, name
+
+    def test_has_gradients_where_it_trains(self, method, run):
+        found = run(method)
+        trial, plan = found.trial, CompressionPlan.load(found.trial.run_dir.path / "artifact" / "plan.json")
+        trains = plan.layer_formats and trial.config.quantize.epochs
+        model = trial.in_formats(found.unquantized, plan) if trains else copy.deepcopy(found.unquantized)
+        batch = trial.batches("label")[0]
+        trial.task.loss(model(*trial.task.inputs(batch)), batch).mean().backward()
+        assert all(value.grad is not None and value.grad.isfinite().all() for value in model.parameters())
+        assert all(weight.grad.any() for name, weight in model.named_parameters() if name.endswith(".weight"))
 
     def test_is_as_dense_as_was_asked(self, method, run):
         found = run(method)
