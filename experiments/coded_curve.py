@@ -81,7 +81,8 @@ _NOTES = """What to know before comparing:
 - An arm has no file of a size that it cannot come to with what is offered to it (densities down to a hundredth, of
   ResNet-20 down to 3 %, of MiniLM a tenth; 2 bits at least; no arm chooses among number formats), or that was not made.
 - Plans are made before training; what it does to the entropy of symbols is why files are not of the bytes asked for.
-- Rows of LeNet-300-100 were made on two machines, whose dense networks differ by .03 at most (column `dense`).
+- Rows of the LeNets were made on two machines, whose dense networks differ by up to .03 (LeNet-300-100) and .06
+  (LeNet-5, better where *masks alone* were made).
 - Times smaller are those of the mean bytes. The figure leaves out arms of single questions (*as measured*, *after the
   repair*, *of fewer plans*)."""
 _MADE = """Drawn from `results/coded_curve/raw.csv`; `layers.csv` beside it has the layers of the files made last.
