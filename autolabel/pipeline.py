@@ -157,10 +157,7 @@ def auto_compress(
         evaluate_dense(structure, model, task, label, "label")
     stages = {"dense": evaluate_dense(structure, model, task, validation, judged)}
     statistics = collect_statistics(structure, task, calibration)
-    criteria = {
-        own.name: own
-        for own in (SecondOrderCriterion(), FisherCriterion(), TaylorCriterion(), ReconstructionCriterion())
-    }
+    criteria = {kind.name: kind() for kind in _CRITERIA}
     learned = None if sample == 0 else learn_labels(
         structure, task, label, statistics, labeler or GBDTLabeler(seed=seed), RemovalOracle(), sample=sample,
         criteria=criteria, seed=seed,

@@ -26,8 +26,9 @@ PACKAGES = ("compress", "autolabel", "experiments")
 # choose which.
 FUNCTION_PACKAGES = ("experiments.models.", "experiments.data.")
 # Packages of the user's own that a configuration may name too, separated by commas. Whoever starts the process says so
-# in its environment: a configuration, which may come from somewhere else, cannot.
+# in its environment, which is read here once: Hydra sets variables that a configuration asks for only later.
 OWN_PACKAGES = "AUTOLABEL_PACKAGES"
+OWN = tuple({*os.environ.get(OWN_PACKAGES, "").replace(" ", "").split(",")} - {"", *PACKAGES})
 FOLDER_NAME_LIMIT = 120
 # What every library takes as a seed.
 SEEDS = 2**31
@@ -123,8 +124,7 @@ def locate_target(name: str, key: str, within: str | None = None) -> Callable[..
     Raises:
         ConfigError: if it does not exist, is defined elsewhere (an imported `json.loads`), or may not be called.
     """
-    own = tuple(filter(None, os.environ.get(OWN_PACKAGES, "").replace(" ", "").split(",")))
-    packages = (*PACKAGES, *own)
+    packages = (*PACKAGES, *OWN)
     module_name, _, attribute = name.rpartition(".")
     parts = name.split(".")
     if (
@@ -151,7 +151,7 @@ def locate_target(name: str, key: str, within: str | None = None) -> Callable[..
         raise ConfigError(f"'{key}._target_': {module_name} has no {attribute!r}.{_suggest(attribute, names)}")
     home = getattr(target, "__module__", None) or ""
     is_ours = home.split(".")[0] in packages and _is_defined_at(target, home)
-    if is_ours and home.split(".")[0] in own and (inspect.isclass(target) or inspect.isfunction(target)):
+    if is_ours and home.split(".")[0] in OWN and (inspect.isclass(target) or inspect.isfunction(target)):
         return target
     if not is_ours or not (
         inspect.isclass(target) or (inspect.isfunction(target) and home.startswith(FUNCTION_PACKAGES))

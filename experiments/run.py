@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from compress.errors import BudgetError, CompressError, suggestion
 from compress.files import write_atomic
 from experiments.config import ConfigError, build, explain_composition, load_config, plain_config
+from experiments.config_folders import check_config_folders
 from experiments.manifest import typed_command
 from experiments.run_dir import RunDir
 from experiments.seeding import seed_run, set_threads
@@ -200,6 +201,10 @@ def _own_error_report() -> Iterator[None]:
 def _check_arguments(arguments: list[str]) -> None:
     if any(argument.startswith("--experimental-rerun") for argument in arguments):
         raise RunFailed("--experimental-rerun unpickles a file. Use -cp RUN/.hydra -cn config instead.", WRONG_CONFIG)
+    try:
+        check_config_folders(arguments)
+    except ConfigError as error:
+        raise RunFailed(str(error), WRONG_CONFIG) from error
     for argument in arguments:
         # As from a variable of the shell that is not set: the files of the run would be strewn over the current folder.
         if empty := re.fullmatch(r"\+{0,2}(hydra\.(?:run|sweep)\.dir)=(?:''|\"\")?", argument.strip()):

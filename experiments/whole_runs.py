@@ -86,7 +86,8 @@ _ABOUT = """A network is trained (or loaded), plans compete, the one of the lowe
 trained, and the smallest file that ONNX Runtime runs is scored and timed there beside the dense one. *Packed* is the
 same model entropy coded, for storing and sending. Mean and standard deviation over seeds; every seed trains a dense
 network of its own where it is trained at all. Drawn from `results/whole_runs/raw.csv` (`python -m experiments.run
-experiment=NAME seed=SEED`; of quickstart `seeds=[SEED]` too)."""
+experiment=NAME seed=SEED`). Timings were taken while other work ran on the same two cores: ratios of interleaved calls,
+noisy at large batches."""
 
 
 def write_page(rows: Sequence[WholeRun]) -> str:

@@ -35,6 +35,8 @@ def main() -> int:
         parser.error(f"{given.what} takes one run. Got {len(given.runs)}.")
     if (given.what == "table") != (given.name is not None):
         parser.error("--name goes with table, and with nothing else.")
+    if given.add and given.what != "comparison":
+        parser.error("--add goes with comparison, and with nothing else.")
     if given.what == "comparison":
         return collect_results(given.runs[0], given.path, add=given.add)
     if given.what == "table":

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_module
 from compress import ClassificationTask, analyze, load_artifact
 from compress.criterion import score_units
 from compress.statistics import collect_statistics
+from experiments import config
 from experiments.components import build_components
 from experiments.config import load_config
 from experiments.data import make_batches
@@ -63,11 +64,10 @@ def test_its_own_package_gives_model_data_and_criterion(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (line,) = OWN
     (export,) = [words for words in command_lines() if words.startswith("export ")]
-    for name, value in (word.split("=") for word in shlex.split(export)[1:] if word.startswith("AUTOLABEL")):
-        monkeypatch.setenv(name, value)
+    assert f"{config.OWN_PACKAGES}=mine" in shlex.split(export)
+    monkeypatch.setattr(config, "OWN", ("mine",))
     with initialize_config_module("conf", version_base="1.3"):
-        config = load_config(compose("config", overrides=shlex.split(line)[1:]))
-    parts = build_components(config)
+        parts = build_components(load_config(compose("config", overrides=shlex.split(line)[1:])))
     data = parts.data
     structure = analyze(parts.model.eval(), data.example_inputs())
     statistics = collect_statistics(

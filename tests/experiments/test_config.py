@@ -9,6 +9,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from compress.budget import Budget
 from compress.task import ClassificationTask
+from experiments import config
 from experiments.config import ConfigError, build, folder_name, load_config, locate_target
 from experiments.settings import Config
 
@@ -72,7 +73,11 @@ def test_a_package_of_the_users_own_is_reached_only_if_the_environment_names_it(
     node = {"_target_": "my_nets.make", "width": 3}
     with pytest.raises(ConfigError, match=r"set AUTOLABEL_PACKAGES=my_nets in the environment"):
         build(node, "model", within="experiments.models")
-    monkeypatch.setenv("AUTOLABEL_PACKAGES", "another, my_nets")
+    # Later the environment may be what a configuration made of it.
+    monkeypatch.setenv("AUTOLABEL_PACKAGES", "my_nets")
+    with pytest.raises(ConfigError, match="must lie in"):
+        build(node, "model", within="experiments.models")
+    monkeypatch.setattr(config, "OWN", ("another", "my_nets"))
     assert build(node, "model", within="experiments.models") == [0.0] * 3
     with pytest.raises(ConfigError, match="has no such parameter"):
         build(node | {"depth": 1}, "model")
