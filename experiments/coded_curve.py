@@ -45,12 +45,12 @@ class CurveRow:
     chosen: str = ""
 
 
-_ABOUT = """Every file holds a whole model, entropy coded, and is decoded before it is scored. Within a network and
-seed all arms share the dense network, its labels, the repair without labels, and the same training (none for MiniLM);
-an arm says how the bytes are spent."""
+_ABOUT = """Every file holds a whole model, entropy coded, and is decoded before it is scored. Within a network,
+seed and machine all arms share the dense network, its labels, the repair without labels, and the same training (none
+for MiniLM); an arm says how the bytes are spent."""
 _ARMS = {
     "joint": "channels, the bits of every layer and which part of its weights stays, in one solve; the plan of several "
-    "that has the lowest validation loss after a short trial, bits alone and masks alone among them",
+    "that has the lowest validation loss in its formats, most after a short trial, bits and masks alone among them",
     "joint without masks": "the same without leaving out single weights",
     "joint with ranks": "layers may become two of low rank too",
     "joint of fewer plans": "*joint* before it had plans without masks to choose from",
@@ -78,8 +78,9 @@ _NOTES = """What to know before comparing:
   without bits alone and masks alone among the plans. *joint of fewer plans* is what it was at 19x.
 - Where bits or masks alone are best, *joint* is meant to be equal to them but for the noise of the choice. MiniLM at
   8.4x took bits alone, on another processor than the arm of that name, and is ahead of it by that.
-- An arm has no file of a size that it cannot come to with what is offered to it (densities down to a hundredth, of
-  ResNet-20 down to 3 %, of MiniLM a tenth; 2 bits at least; no arm chooses among number formats), or that was not made.
+- An arm has no file of a size that it cannot come to with what is offered to it, or that was not made. *masks alone*
+  may leave a hundredth of a layer's weights on the LeNets, 3 % on ResNet-20 (a tenth in its files of 5x to 19x), a tenth
+  on MiniLM; *joint* a twentieth, a quarter and a half. 2 bits are the least, and no arm chooses among number formats.
 - Plans are made before training; what it does to the entropy of symbols is why files are not of the bytes asked for.
 - Rows of the LeNets were made on two machines, whose dense networks differ by up to .03 (LeNet-300-100) and .06
   (LeNet-5, better where *masks alone* were made).

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -86,21 +85,20 @@ _ABOUT = """A network is trained (or loaded), plans compete, the one of the lowe
 trained, and the smallest file that ONNX Runtime runs is scored and timed there beside the dense one. *Packed* is the
 same model entropy coded, for storing and sending. Mean and standard deviation over seeds; every seed trains a dense
 network of its own where it is trained at all. Drawn from `results/whole_runs/raw.csv` (`python -m experiments.run
-experiment=NAME seed=SEED`). Timings were taken while other work ran on the same two cores: ratios of interleaved calls,
-noisy at large batches."""
+experiment=NAME seed=SEED`)."""
 
 
 def write_page(rows: Sequence[WholeRun]) -> str:
     """Markdown: every experiment in a line, and whose plans were taken."""
     page = ["# Whole runs", "", _ABOUT, "",
-            "| experiment | seeds | metric, dense -> file | bytes, dense -> file | packed | times as fast |",
-            "|---|---|---|---|---|---|"]  # fmt: skip
+            "| experiment | seeds | metric | dense -> file | bytes, dense -> file | packed | times as fast |",
+            "|---|---|---|---|---|---|---|"]  # fmt: skip
     taken = []
-    for name, group in groupby(rows, lambda row: row.experiment):
-        own = list(group)
+    for name in dict.fromkeys(row.experiment for row in rows):
+        own = [row for row in rows if row.experiment == name]
         dense_bytes, size = _mean(own, lambda row: row.dense_bytes), _mean(own, lambda row: row.file_bytes)
         cells = [
-            f"`{name}`", str(len(own)),
+            f"`{name}`", str(len(own)), own[0].metric_name.replace("_", " "),
             f"{_spread(own, lambda row: row.dense)} -> {_spread(own, lambda row: row.metric)}",
             f"{dense_bytes:,.0f} -> {size:,.0f} ({dense_bytes / size:.1f}x)",
             f"{_mean(own, lambda row: row.packed_bytes):,.0f}",
@@ -109,7 +107,8 @@ def write_page(rows: Sequence[WholeRun]) -> str:
         ]  # fmt: skip
         page.append(f"| {' | '.join(cells)} |")
         plans = ", ".join(f"`{row.chosen}` (seed {row.seed})" for row in own)
-        taken.append(f"- `{name}`: {plans}; {own[0].cpu}, {own[0].runtime}.")
+        places = "; ".join(dict.fromkeys(f"{row.cpu}, {row.runtime}" for row in own))
+        taken.append(f"- `{name}`: {plans}; {places}.")
     return "\n".join([*page, "", "Whose plans validation took, and where files were timed:", "", *taken]) + "\n"
 
 

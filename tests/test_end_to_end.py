@@ -695,7 +695,10 @@ def test_a_whole_run_is_told_in_a_line(run, tmp_path):
     assert 0 < row.macs < 1
     assert min(row.faster, row.faster_large) > 0
     assert str(run) not in (tmp_path / "raw.csv").read_text()
-    assert f"| `{row.experiment}` | 2 | {row.dense:.2f} ± 0.00 -> {row.metric:.2f} ± 0.00 |" in write_page([row, row])
+    assert (
+        f"| `{row.experiment}` | 2 | accuracy percent | {row.dense:.2f} ± 0.00 -> {row.metric:.2f} ± 0.00 |"
+        in write_page([row, row])
+    )
     with pytest.raises(ArtifactError, match="manifest"):
         collect_runs([tmp_path], tmp_path / "none.csv")
 
