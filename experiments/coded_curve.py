@@ -79,8 +79,9 @@ _NOTES = """What to know before comparing:
 - Where bits or masks alone are best, *joint* is meant to be equal to them but for the noise of the choice. MiniLM at
   8.4x took bits alone, on another processor than the arm of that name, and is ahead of it by that.
 - An arm has no file of a size that it cannot come to with what is offered to it, or that was not made. *masks alone*
-  may leave a hundredth of a layer's weights on the LeNets, 3 % on ResNet-20 (a tenth in its files of 5x to 19x), a tenth
-  on MiniLM; *joint* a twentieth, a quarter and a half. 2 bits are the least, and no arm chooses among number formats.
+  may leave a hundredth of a layer's weights on the LeNets, 3 % on ResNet-20 (a tenth in its files of 5x to 19x), a
+  tenth on MiniLM; *joint* a twentieth, a quarter and a half. 2 bits are the least, and no arm chooses among number
+  formats.
 - Plans are made before training; what it does to the entropy of symbols is why files are not of the bytes asked for.
 - Rows of the LeNets were made on two machines, whose dense networks differ by up to .03 (LeNet-300-100) and .06
   (LeNet-5, better where *masks alone* were made).
