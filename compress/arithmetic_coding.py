@@ -78,5 +78,5 @@ class BitDecoder:
         return bit
 
     def place(self) -> int:
-        """How many bytes were used."""
-        return min(max(self._place - 4, 0), len(self._data))
+        """How many bytes had left the encoder when it was here."""
+        return self._place - 4

@@ -62,7 +62,7 @@ from compress.quantizers.minmax import MinMaxQuantizer
 from compress.stored_tensors import given_tensors, integer_entry, named_values, norm_names
 from compress.stored_weight import parameter_names, restore_weight, store_weight
 from compress.structure import Structure, analyze
-from compress.tensor_coding import TensorForm
+from compress.tensor_coding import CodedTensor, TensorForm
 
 # What other content than was written may come to, where it is read. CompressError is a ValueError.
 _DAMAGE = (SafetensorError, KeyError, TypeError, AttributeError, ValueError, OverflowError, IndexError, RuntimeError,
@@ -132,6 +132,8 @@ def save_artifact(
 def load_artifact(folder: str | Path, base_model: nn.Module | Structure) -> fx.GraphModule:
     """The saved model in evaluation mode, with byte for byte the outputs it had.
 
+    Of a packed file its `meta["coded"]` tells what each tensor takes, as `compress.tensor_coding.CodedTensor`.
+
     Every file of the artifact is checked first. The base model gives structure only: its weights do not matter.
 
     Args:
@@ -146,6 +148,7 @@ def load_artifact(folder: str | Path, base_model: nn.Module | Structure) -> fx.G
     if folder.is_file():
         found = read_packed(folder, base_model)
         about, module, entries, values = found.about, found.module, found.entries, found.values
+        module.meta["coded"] = found.coded
     else:
         about, plan = verify_artifact(folder), CompressionPlan.load(folder / PLAN)
         module, _ = _rebuild_module(_analyzed(base_model, about, folder), plan, about, folder)
@@ -168,6 +171,7 @@ class PackedArtifact:
         module: what the plan makes of the base model, its values still to be filled in.
         entries: name -> what a manifest says of the tensor.
         values: name -> the tensor as stored; of quantised weights their integers.
+        coded: what each takes in the file.
     """
 
     about: Mapping[str, Any]
@@ -176,6 +180,7 @@ class PackedArtifact:
     module: fx.GraphModule
     entries: Mapping[str, Any]
     values: Mapping[str, Tensor]
+    coded: Sequence[CodedTensor]
 
 
 def read_packed(path: Path, base_model: nn.Module | Structure) -> PackedArtifact:
@@ -191,7 +196,7 @@ def read_packed(path: Path, base_model: nn.Module | Structure) -> PackedArtifact
         entries = given_tensors(prepared, about["tied"]) | about["tensors"]
         known = sum(value.numel() for value in named_values(prepared).values())
         values = packed.tensors(_forms(entries, known, path))
-        return PackedArtifact(about, plan, structure, module, entries, values)
+        return PackedArtifact(about, plan, structure, module, entries, values, packed.coded)
 
 
 def _analyzed(base_model: nn.Module | Structure, about: Mapping[str, Any], folder: Path) -> Structure:

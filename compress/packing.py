@@ -122,6 +122,7 @@ class PackedFile:
         path: of the file.
         about: the JSON that `write_packed` was given.
         sets: name, or number, -> its members, sorted.
+        coded: what each tensor takes in it, once they were read.
 
     Raises:
         ArtifactError: naming the file, if it is missing, of another kind or version, truncated or altered.
@@ -140,6 +141,7 @@ class PackedFile:
             self.about, names = self._read_header(version)
             self.sets = self._read_sets(names)
             self._checksum = self._model.plain(0, 16)
+            self.coded: list[CodedTensor] = []
         except (ArtifactError, ValueError, TypeError, RecursionError) as error:
             raise ArtifactError(f"{self.path} is damaged ({error}). Save the artifact again.") from None
 
@@ -162,6 +164,7 @@ class PackedFile:
             found = {name: reader.read(name, forms[name]) for name in sorted(forms)}
             if self._place != len(self._streams):
                 raise ValueError(f"{len(self._streams) - self._place} bytes are left over")
+            self.coded = reader.coded
         except (ArtifactError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
             raise ArtifactError(f"{self.path} is damaged ({error}). Save the artifact again.") from None
         return found

@@ -111,16 +111,13 @@ class TensorWriter:
 
     def write(self, name: str, value: Tensor, form: TensorForm) -> CodedTensor:
         """What the tensor takes."""
-        value = value.detach().cpu().contiguous()
-        words = _words(value, form)
-        if form.bits is not None:
-            bits, entropy = form.bits, entropy_bits(words)
-        else:
-            bits, entropy = 9 + mantissa_bits(words) if words.dtype == np.float32 else 8 * value.element_size(), None
-        before = self.model.coder.place() + sum(map(len, self.streams))
+        words = _words(value.detach().cpu().contiguous(), form)
+        before = self._place()
         self._write(name, words, form)
-        after = self.model.coder.place() + sum(map(len, self.streams))
-        return CodedTensor(name, form.size, bits, after - before, entropy)
+        return _told(name, words, form, self._place() - before)
+
+    def _place(self) -> int:
+        return self.model.coder.place() + sum(map(len, self.streams))
 
     def _write(self, name: str, words: np.ndarray, form: TensorForm) -> None:
         if self.coder in STREAM_CODERS:
@@ -163,16 +160,22 @@ class TensorReader:
     Args:
         model: with the decoder of the arithmetic code.
         take: gives the next so many bytes of the streams, or raises ArtifactError.
+
+    Attributes:
+        coded: what each tensor took that was read, in order.
     """
 
     def __init__(self, model: BitModel, take: Callable[[int], bytes]) -> None:
         self.model, self.take = model, take
+        self.coded: list[CodedTensor] = []
 
     def read(self, name: str, form: TensorForm) -> Tensor:
         """The tensor. Raises ArtifactError if the file does not hold it."""
+        before, streamed = self.model.coder.place(), 0
         dtype = form.torch_dtype
         if self.model.coder.code(0, _STREAM):
             stream = self.take(self.model.number(0, "stream"))
+            streamed = len(stream)
             if form.bits is not None:
                 words = decode_integers(stream, form.bits, form.shape)
             else:
@@ -180,13 +183,23 @@ class TensorReader:
                 words = np.frombuffer(raw, np.uint8)
         else:
             words = _code(self.model, _blank(form), form, name)
+        after = self.model.coder.place() + streamed
         if form.bits is not None:
+            self.coded.append(_told(name, words, form, after - before))
             value = torch.from_numpy(np.array(words))
             # uint8 is told as int8 of the same bits, less what makes them so.
             return value if form.dtype == "int8" else (value.to(torch.int16) + 2 ** (form.bits - 1)).to(torch.uint8)
         raw = bytearray(words.tobytes())
-        value = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
-        return value.reshape(form.shape)
+        value = (torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)).reshape(form.shape)
+        self.coded.append(_told(name, _words(value, form), form, after - before))
+        return value
+
+
+def _told(name: str, words: np.ndarray, form: TensorForm, coded_bytes: int) -> CodedTensor:
+    if form.bits is not None:
+        return CodedTensor(name, form.size, form.bits, coded_bytes, entropy_bits(words))
+    bits = 9 + mantissa_bits(words) if words.dtype == np.float32 else 8 * form.torch_dtype.itemsize
+    return CodedTensor(name, form.size, bits, coded_bytes, None)
 
 
 def _words(value: Tensor, form: TensorForm) -> np.ndarray:

@@ -101,7 +101,7 @@ def _rows(folder: Path) -> list[CodedRow]:
     batches = make_batches(data.test, SCORING_BATCH)
     shared: dict[str, Any] = {
         "experiment": config.name, "seed": config.seed, "metric_name": task.metric_name,
-        "metric": round(score_packed(packed, model, task, batches), 4),
+        "metric": round(score_packed(packed, model, task, batches)[0], 4),
         "dense_metric": round(dense["test"]["metric"], 4),
         "file_bytes": packed.stat().st_size, "dense_bytes": int(dense["weight_bytes"]),
         "command": command_of(run), "commit": run["code"].get("commit", ""), "versions": json.dumps(run["libraries"]),

@@ -30,7 +30,7 @@ from experiments.config import build, config_of
 from experiments.data import make_batches
 from experiments.exporting import timing_inputs
 from experiments.manifest import hash_file
-from experiments.packed_evaluation import SCORING_BATCH, evaluate_file, score_packed, told_sizes
+from experiments.packed_evaluation import SCORING_BATCH, evaluate_file, score_packed
 from experiments.run_dir import read_manifest
 from experiments.settings import Config
 
@@ -133,13 +133,14 @@ def _score_packed(
     path = folder / "artifact" / PACKED
     if not path.exists():
         return None
-    metric = score_packed(path, build(config.final_model, "model", within="experiments.models"), task, batches)
+    model = build(config.final_model, "model", within="experiments.models")
+    metric, tensors = score_packed(path, model, task, batches)
     told = read_json(folder / "result.json") if compared and (folder / "result.json").exists() else {}
     stages = told.get("stages") or {}
     reported = (stages.get("quantized") or stages.get("fine_tuned") or {}).get("metric")
     agrees = reported is None or abs(metric - reported) <= _METRIC_TOLERANCE
     return {"path": f"artifact/{PACKED}", "file_bytes": path.stat().st_size, "metric": metric, "agrees": agrees,
-            "tensors": told_sizes(path)}  # fmt: skip
+            "tensors": tensors}  # fmt: skip
 
 
 def score_file(path: Path, task: Task, batches: Sequence[Any]) -> float:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from torch import nn
 from compress.artifact import load_artifact
 from compress.costs import FLOAT_BYTES
 from compress.errors import ArtifactError
-from compress.files import read_json
 from compress.packed_header import read_about
 from compress.packing import PackedFile
 from compress.task import Task
@@ -21,7 +21,6 @@ from experiments.config import build
 from experiments.data import make_batches
 
 SCORING_BATCH = 250
-PACKED_JSON = "packed.json"
 _ACCURACY = "accuracy_percent"
 _DEFINED_IN = {"model": "experiments.models", "data": "experiments.data"}
 
@@ -30,8 +29,8 @@ def evaluate_file(path: str | Path, limit: int | None = None) -> dict[str, Any]:
     """Bytes and metric of a packed file, as plain JSON.
 
     Keys: `file`, `model`, `data`, `metric_name`, `metric`, `error_percent` (100 less an accuracy, null for other
-    metrics), `file_bytes`, `examples`, and `tensors`: what each takes (`name`, `values`, `bits`, `raw_bytes`,
-    `packed_bytes`, `coded_bytes`, `entropy`) where the file lies in the run folder that it was packed in, else null.
+    metrics), `file_bytes`, `examples`, and `tensors`: what each takes in the file (`name`, `values`, `bits`,
+    `raw_bytes`, `packed_bytes`, `coded_bytes`, `entropy`).
 
     Args:
         path: from `pack_artifact` with `about`. The names that it tells must be files of `conf/model`, `conf/data` and
@@ -46,7 +45,7 @@ def evaluate_file(path: str | Path, limit: int | None = None) -> dict[str, Any]:
     about = {"task": "classification", **read_about(PackedFile(path))}
     model, data, task = (_component(path, group, about) for group in ("model", "data", "task"))
     batches = make_batches(data.test, SCORING_BATCH, limit)
-    metric = score_packed(path, model, task, batches)
+    metric, tensors = score_packed(path, model, task, batches)
     return {
         "file": path.name,
         "model": about["model"],
@@ -56,7 +55,7 @@ def evaluate_file(path: str | Path, limit: int | None = None) -> dict[str, Any]:
         "error_percent": round(100.0 - metric, 6) if task.metric_name == _ACCURACY else None,
         "file_bytes": path.stat().st_size,
         "examples": sum(len(task.inputs(batch)[0]) for batch in batches),
-        "tensors": told_sizes(path),
+        "tensors": tensors,
     }
 
 
@@ -65,38 +64,24 @@ def model_of(path: str | Path) -> nn.Module:
     return _component(Path(path), "model", read_about(PackedFile(path)))
 
 
-def told_sizes(path: Path) -> list[dict[str, Any]] | None:
-    """What each tensor of a packed file takes, as the run that packed it told; None for a file from elsewhere.
-
-    Raises:
-        ArtifactError: if what the run told is damaged.
-    """
-    told = path.parent.parent / PACKED_JSON
-    if path.parent.name != "artifact" or not told.is_file():
-        return None
-    packed = read_json(told)
-    try:
-        # Another file in its place is not what the run told of.
-        return [tensor_sizes(t) for t in packed["tensors"]] if packed["file_bytes"] == path.stat().st_size else None
-    except (TypeError, KeyError, ValueError) as error:
-        raise ArtifactError(f"{told} is damaged ({error!r}). Delete it and run the same command again.") from error
-
-
 def tensor_sizes(told: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes of one tensor of a run's `packed.json`: `raw_bytes` as float32, `packed_bytes` at its bits, `coded_bytes`
-    in the file; `entropy` in bits for each value, None of floats."""
+    """Sizes of one tensor, as a run's `packed.json` has them: `raw_bytes` as float32, `packed_bytes` at its bits,
+    `coded_bytes` in the file; `entropy` in bits for each value, None of floats."""
     own = {name: int(told[name]) for name in ("values", "bits", "packed_bytes", "coded_bytes")}
     entropy = told["entropy"]
     return {"name": told["name"], **own, "raw_bytes": FLOAT_BYTES * own["values"],
             "entropy": None if entropy is None else float(entropy)}  # fmt: skip
 
 
-def score_packed(path: Path, base_model: nn.Module, task: Task, batches: Sequence[Any]) -> float:
-    """The task's metric of a packed file, decoded here and run by torch on the CPU."""
+def score_packed(
+    path: Path, base_model: nn.Module, task: Task, batches: Sequence[Any]
+) -> tuple[float, list[dict[str, Any]]]:
+    """The task's metric of a packed file, decoded here and run by torch on the CPU; what each tensor takes in it."""
     module = load_artifact(path, base_model)
     with torch.inference_mode():
         outputs = torch.cat([module(*task.inputs(batch)) for batch in batches])
-    return float(task.score(outputs, list(batches)))
+    coded = [tensor_sizes({**asdict(tensor), "packed_bytes": tensor.packed_bytes}) for tensor in module.meta["coded"]]
+    return float(task.score(outputs, list(batches))), coded
 
 
 def _component(path: Path, group: str, about: dict[str, str]) -> Any:

@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 from compress.files import write_atomic  # noqa: E402
 from compress.packed_artifact import repack_artifact  # noqa: E402
 from experiments.manifest import describe_code, library_versions  # noqa: E402
-from experiments.packed_evaluation import model_of, tensor_sizes  # noqa: E402
+from experiments.packed_evaluation import model_of  # noqa: E402
 from experiments.raw_table import read_raw  # noqa: E402
 from experiments.records_page import KeptFile  # noqa: E402
 
@@ -33,9 +32,7 @@ def main() -> None:
     rows, tensors = [], []
     for path in sorted(RECORDS.glob("*.packed")):
         before = path.stat().st_size
-        for tensor in repack_artifact(path, path, model_of(path)):
-            sizes = tensor_sizes({**asdict(tensor), "packed_bytes": tensor.packed_bytes})
-            tensors.append({"file": path.name, **sizes})
+        repack_artifact(path, path, model_of(path))
         if path.name in known and known[path.name].file_bytes == before == path.stat().st_size:
             # Of the newest version already.
             before = known[path.name].before_bytes
@@ -44,7 +41,7 @@ def main() -> None:
             text=True,
         )  # fmt: skip
         row = json.loads(done.stdout.splitlines()[-1])
-        row.pop("tensors")  # which only the run that packed it knows
+        tensors += [{"file": path.name, **sizes} for sizes in row.pop("tensors")]
         rows.append({**row, "before_bytes": before, **made})
         print(f"{path.name}: {before:,} -> {rows[-1]['file_bytes']:,} bytes, {rows[-1]['metric']:.2f}")
     _write("raw.csv", rows)

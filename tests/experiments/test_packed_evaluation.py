@@ -14,7 +14,6 @@ import torch
 from compress.application import apply_plan
 from compress.artifact import load_artifact, save_artifact
 from compress.errors import ArtifactError, CompressError
-from compress.files import write_json
 from compress.float_rounding import round_floats_
 from compress.packed_artifact import pack_artifact, repack_artifact
 from compress.packed_header import read_about
@@ -29,7 +28,7 @@ from experiments.config import build
 from experiments.config_names import names_of
 from experiments.data import load_digits
 from experiments.models import DigitsCNN, DigitsMLP, LeNet5
-from experiments.packed_evaluation import evaluate_file, model_of, told_sizes
+from experiments.packed_evaluation import evaluate_file, model_of
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "results" / "records"
@@ -69,6 +68,17 @@ def unpacked(folder):
     (folder / "manifest.json").write_text(before)
 
 
+@pytest.mark.parametrize("coder", ["auto", "zstd", "context"])
+def test_sizes_of_tensors_are_read_from_the_file_alone(path, tmp_path, coder):
+    other = tmp_path / "other.packed"
+    told = repack_artifact(path, other, DigitsCNN(), coder)
+    found = evaluate_file(other, limit=30)["tensors"]
+    assert [(t["name"], t["values"], t["bits"], t["packed_bytes"], t["coded_bytes"], t["entropy"]) for t in found] == [
+        (t.name, t.values, t.bits, t.packed_bytes, t.coded_bytes, t.entropy) for t in told
+    ]
+    assert 0 < sum(t["coded_bytes"] for t in found) < other.stat().st_size
+
+
 def test_a_fresh_process_needs_no_code_that_trains(path):
     trains = [
         ".".join(file.relative_to(ROOT).with_suffix("").parts)
@@ -98,22 +108,6 @@ def test_bytes_and_error_on_the_test_set(path):
     assert result["examples"] == len(labels)
     assert result["file_bytes"] == path.stat().st_size < 1500
     assert evaluate_file(path, limit=30)["examples"] == 30
-
-
-def test_sizes_are_those_that_the_run_told_of_this_file(tmp_path):
-    path, told = tmp_path / "artifact" / "weights.packed", tmp_path / "packed.json"
-    path.parent.mkdir()
-    path.write_bytes(b"0123456789")
-    assert told_sizes(path) is None
-    weight = {"name": "fc.weight", "values": 10, "bits": 3, "packed_bytes": 4, "coded_bytes": 2, "entropy": 2}
-    bias = {"name": "fc.bias", "values": 2, "bits": 32, "packed_bytes": 8, "coded_bytes": 8, "entropy": None}
-    write_json(told, {"file_bytes": 10, "tensors": [weight, bias]})
-    assert told_sizes(path) == [{**weight, "raw_bytes": 40}, {**bias, "raw_bytes": 8}]
-    path.write_bytes(b"of another time")
-    assert told_sizes(path) is None
-    write_json(told, {"file_bytes": 15, "tensors": [{"name": "fc.weight"}]})
-    with pytest.raises(ArtifactError, match=r"packed\.json is damaged"):
-        told_sizes(path)
 
 
 def test_a_fresh_process_needs_no_training_code(path):
