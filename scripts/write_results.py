@@ -102,7 +102,8 @@ pages: dict[str, Callable[[], str]] = {  # name of the page -> its Markdown
         _raw("mixed_precision", WidthRow), _raw("mixed_precision", AllocationRow, "allocations"),
         _command("mixed_precision")),
     "plan_damage": lambda: plan_damage_page.write_page(
-        _raw("plan_damage", DamageRow), trained=_raw("plan_damage", DamageRow, "trained")),
+        _raw("plan_damage", DamageRow), trained=_raw("plan_damage", DamageRow, "trained"),
+        again=_raw("plan_damage", DamageRow, "again")),
     "records": lambda: records_page.write_page(_records(), _raw("records", records_page.KeptFile),
                                                _raw("records", records_page.TensorRow, "tensors")),
     "coded_curve": lambda: coded_curve.write_page(_raw("coded_curve", coded_curve.CurveRow)),
