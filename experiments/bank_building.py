@@ -45,7 +45,7 @@ from experiments.zoo import load_network, read_rows
 log = logging.getLogger(__name__)
 # Settings of labels that are quickly measured anew; plans are not.
 _UNITS = {"context_masks", "repaired_masks", "trained_masks", "trained_steps"}
-_CHOICES = {"bits", "densities", "configs"}
+_CHOICES = {"bits", "densities", "configs", "repaired_choices"}
 _UNIT_LABELS = ("damage_", "std_err_", "macs_")
 # Criteria that are no features of units, to be judged beside those that are.
 _OTHER_CRITERIA = {"reconstruction": ReconstructionCriterion(), "ziplm": ZipLMCriterion()}
@@ -67,7 +67,7 @@ class BankSettings:
         context_masks, repaired_masks, trained_masks: of the unit labels in company, see `ContextOracle` and
             `RepairedOracle`; 0 for none of these labels.
         trained_steps: optimizer steps after each refit of `trained_masks`.
-        bits, densities, configs: of the layer labels, see `choice_tables`.
+        bits, densities, configs, repaired_choices: of the layer labels, see `choice_tables`.
         plan_bits: numbers of bits that plans store layers in; none leaves all weights floats.
         seed: of the plans, the repair and the training.
     """
@@ -86,6 +86,7 @@ class BankSettings:
     bits: tuple[int, ...] = (2, 3, 4, 6, 8)
     densities: tuple[float, ...] = (0.5, 0.25, 0.1)
     configs: int = 40
+    repaired_choices: bool = True
     plan_bits: tuple[int, ...] = ()
     finetune: dict[str, Any] = field(default_factory=lambda: {"optimizer": "adamw", "lr": 2e-3})
     seed: int = 0
@@ -216,7 +217,7 @@ def label_network(zoo: str, name: str, file: str, settings: BankSettings) -> flo
     made = {"code": describe_code(), "libraries": library_versions()} if known is None else known.about
     anew = _UNITS | _CHOICES if known is None else _differences(known.about["settings"], settings)
     choices, configs = (
-        choice_tables(subject, settings.bits, settings.densities, settings.configs)
+        choice_tables(subject, settings.bits, settings.densities, settings.configs, settings.repaired_choices)
         if known is None or anew & _CHOICES
         else (known.choices, known.configs)
     )

@@ -6,8 +6,8 @@ import numpy as np
 
 from autolabel.choice_bench import DENSE, ChoiceBench
 from autolabel.measuring import measure
-from autolabel.oracle import Moments
-from autolabel.oracles import LayerChoiceOracle
+from autolabel.oracle import Moments, Oracle
+from autolabel.oracles import LayerChoiceOracle, RepairedLayerChoiceOracle
 from compress.layer_choice import LayerChoice
 from experiments.seeding import derive_seed
 from experiments.subject import Subject
@@ -16,7 +16,7 @@ Table = dict[str, np.ndarray]
 
 
 def choice_tables(
-    subject: Subject, bits: Sequence[int], densities: Sequence[float], configs: int
+    subject: Subject, bits: Sequence[int], densities: Sequence[float], configs: int, repaired: bool = True
 ) -> tuple[Table, Table]:
     """`(choices, configs)` of one network.
 
@@ -27,18 +27,13 @@ def choice_tables(
         bits: widths that keep all weights; 32 bits go with each of the densities below 1.
         densities: parts of the weights that stay.
         configs: random configurations, a choice drawn for every layer.
+        repaired: measure each choice also after the weights made up for it, see `RepairedLayerChoiceOracle`.
     """
     structure, task = subject.structure, subject.task
     offers = [LayerChoiceOracle(bits), LayerChoiceOracle((32,), densities=densities)]
     oracles = [oracle for oracle in offers if oracle.choices]
-    tables = [measure(structure, None, task, subject.label, oracle) for oracle in oracles]
     offered = [choice for oracle in oracles for choice in oracle.layer_choices]
     bench = ChoiceBench(structure, task, oracles[0].quantizer, offered)
-    rows = structure.units.positions(bench.layers)
-    damage, error = (
-        np.concatenate([getattr(table, name)[rows] for table in tables], axis=1) for name in ("damage", "std_err")
-    )
-    spent = [np.full(len(table.choices), table.forward_macs / (len(rows) * len(table.choices))) for table in tables]
     n_layers, n_offered = len(bench.layers), len(offered)
     choices = {
         "network": np.zeros(n_layers * n_offered, dtype=np.int64),
@@ -49,11 +44,24 @@ def choice_tables(
         "weights": np.repeat(np.array(bench.sizes), n_offered),
         "weight_error": bench.storing_error(),
         "fisher_error": bench.storing_error(bench.fisher(subject.scored)),
-        "damage": damage.reshape(-1),
-        "std_err": error.reshape(-1),
-        "macs": np.tile(np.concatenate(spent), n_layers),
+        **_damages(subject, bench.layers, oracles),
     }
+    if repaired:
+        again = [RepairedLayerChoiceOracle(o.bits, densities=o.densities, seed=subject.seed) for o in oracles]
+        choices |= {f"{name}_repaired": value for name, value in _damages(subject, bench.layers, again).items()}
     return choices, _configs(subject, bench, offered, configs)
+
+
+def _damages(subject: Subject, layers: Sequence[str], oracles: Sequence[Oracle]) -> Table:
+    """`(n_layers * n_choices,)` damage, standard error and mean cost of each choice alone."""
+    rows = subject.structure.units.positions(layers)
+    tables = [measure(subject.structure, None, subject.task, subject.label, oracle) for oracle in oracles]
+    spent = [np.full(len(table.choices), table.forward_macs / (len(rows) * len(table.choices))) for table in tables]
+    return {
+        **{name: np.concatenate([getattr(table, name)[rows] for table in tables], axis=1).reshape(-1)
+           for name in ("damage", "std_err")},
+        "macs": np.tile(np.concatenate(spent), len(rows)),
+    }  # fmt: skip
 
 
 def _configs(subject: Subject, bench: ChoiceBench, offered: Sequence[LayerChoice], count: int) -> Table:

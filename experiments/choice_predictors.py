@@ -11,7 +11,9 @@ from autolabel.unit_labeler import UnitLabeler
 from experiments.who_predicts import SPLITS, Row, blind_folds
 from experiments.worker_pool import run_in_order
 
-STORED = "stored"
+STORED, STORED_REPAIRED = "stored", "stored_repaired"
+# Truth -> column of the bank's choices. What the weights of a layer can make up for is measured of single choices only.
+_TRUTHS = {STORED: "damage", STORED_REPAIRED: "damage_repaired"}
 _MEASURED = "damage_alone"
 _FEATURES = ("bits", "density", "weights", "weight_error", "fisher_error", "dropped_bits", "depth")
 # Formulas whose order is spent like a labeler's, too.
@@ -23,16 +25,20 @@ _PLACES = np.linspace(0.01, 0.99, 50)
 def judge_choices(bank: LabelBank) -> list[Row]:
     """One row for each scope, network and formula; configurations are predicted by sums over their layers.
 
-    Damages of single layers are measured on label examples, those of configurations judged on test examples.
+    Damages of single layers are measured on label examples, those of configurations judged on test examples. What
+    single layers lose after their repair is judged where the bank has it.
     """
     rows = []
     for number in range(len(bank.networks["name"])):
         choices = bank.rows("choices", number)
         for predictor, score in _predictors(choices):
-            rows += [_row(bank, number, scope, predictor, "", score) for scope in ("choices", "configs")]
+            rows += [_row(bank, number, STORED, scope, predictor, "", score) for scope in ("choices", "configs")]
         # What was measured of single layers predicts what they do together; noise below zero helps nobody.
         measured = np.maximum(choices["damage"], 0.0)
-        rows.append(_row(bank, number, "configs", _MEASURED, "measured", measured))
+        rows.append(_row(bank, number, STORED, "configs", _MEASURED, "measured", measured))
+        if _TRUTHS[STORED_REPAIRED] in choices:
+            known = [*((name, "", score) for name, score in _predictors(choices)), (_MEASURED, "measured", measured)]
+            rows += [_row(bank, number, STORED_REPAIRED, "choices", name, seen, score) for name, seen, score in known]
     return rows
 
 
@@ -50,17 +56,26 @@ def judge_choice_labelers(
         CompressError: if there are not two families and two tasks.
     """
     boards = choice_boards_of(bank)
+    truths = [truth for truth in _TRUTHS if all(truth in board.damage for board in boards)]
     numbers = {name: number for number, name in enumerate(bank.networks["name"].tolist())}
     folds = blind_folds(boards, splits)
-    pieces = [(train, [boards[i] for i in test], dict(labelers)) for _, test, train in folds]
+    pieces = [(train, [boards[i] for i in test], dict(labelers), truth) for truth in truths for _, test, train in folds]
+    tests = [(truth, split, test) for truth in truths for split, test, _ in folds]
     return [
-        _row(bank, numbers[boards[i].network], scope, name, split, score)
-        for (split, test, _), found in zip(folds, run_in_order(predict_choices, pieces, workers, on_fit), strict=True)
+        _row(bank, numbers[boards[i].network], truth, scope, name, split, score)
+        for (truth, split, test), found in zip(
+            tests, run_in_order(predict_choices, pieces, workers, on_fit), strict=True
+        )
         for name, scores in found.items()
         for i, score in zip(test, scores, strict=True)
-        # Alone a formula orders choices as it does anyway.
-        for scope in (("configs",) if name.endswith(_TYPICAL) else ("choices", "configs"))
+        for scope in _scopes(name, truth)
     ]
+
+
+def _scopes(name: str, truth: str) -> tuple[str, ...]:
+    # Alone a formula orders choices as it does anyway.
+    alone = () if name.endswith(_TYPICAL) else ("choices",)
+    return alone if truth == STORED_REPAIRED else (*alone, "configs")
 
 
 def choice_boards_of(bank: LabelBank) -> list[UnitBoard]:
@@ -80,17 +95,19 @@ def choice_boards_of(bank: LabelBank) -> list[UnitBoard]:
             UnitBoard(
                 name, str(bank.networks["family"][number]), str(bank.networks["task"][number]), _FEATURES,
                 np.stack([columns[feature] for feature in _FEATURES], axis=1).astype(np.float64), group,
-                {STORED: choices["damage"].astype(np.float64)}, ACROSS_LAYERS,
+                {truth: choices[column].astype(np.float64) for truth, column in _TRUTHS.items() if column in choices},
+                ACROSS_LAYERS,
             )
         )  # fmt: skip
     return found
 
 
 def predict_choices(
-    train: Sequence[UnitBoard], judged: Sequence[UnitBoard], labelers: Mapping[str, Callable[[], UnitLabeler]]
-) -> dict[str, list[np.ndarray]]:
+    train: Sequence[UnitBoard], judged: Sequence[UnitBoard], labelers: Mapping[str, Callable[[], UnitLabeler]],
+    truth: str = STORED,
+) -> dict[str, list[np.ndarray]]:  # fmt: skip
     """Labeler or formula -> `(n_choices,)` of each judged board: damage in parts of its network's mean damage."""
-    shares = [np.maximum(board.damage[STORED], 0.0) for board in train]
+    shares = [np.maximum(board.damage[truth], 0.0) for board in train]
     shares = [share / share.mean() for share in shares if share.any()]
     quantiles = [np.quantile(share, _PLACES, method="hazen") for share in shares]
     typical = np.mean(quantiles, axis=0) if quantiles else _PLACES
@@ -99,7 +116,7 @@ def predict_choices(
         for name in _ORDERS
     }
     for name, make in labelers.items():
-        labeler = make().fit(train, STORED)
+        labeler = make().fit(train, truth)
         scores = [labeler.predict(board) for board in judged]
         found[name] = [_at(score, typical) for score in scores]
     return found
@@ -111,10 +128,12 @@ def _at(score: np.ndarray, typical: np.ndarray) -> np.ndarray:
     return np.interp(place, _PLACES, typical) + 1e-9 * place
 
 
-def _row(bank: LabelBank, number: int, scope: str, predictor: str, seen: str, score: np.ndarray) -> Row:
+def _row(
+    bank: LabelBank, number: int, kind: str, scope: str, predictor: str, seen: str, score: np.ndarray
+) -> Row:  # fmt: skip
     """How well `(n_choices,)` scores of one network order them, or configurations by their sums."""
     choices = bank.rows("choices", number)
-    truth = choices["damage"]
+    truth = choices[_TRUTHS[kind]]
     if scope == "configs":
         configs = bank.rows("configs", number)
         score, truth = _taken(choices, configs["choices"].tolist()) @ score, configs["damage_test"]
@@ -122,7 +141,7 @@ def _row(bank: LabelBank, number: int, scope: str, predictor: str, seen: str, sc
     flat = not len(score) or np.ptp(score) <= 1e-12 * np.abs(score).max() or np.ptp(truth) == 0
     orders = [0.0 if flat else float(test(score, truth).statistic) for test in (spearmanr, kendalltau)]
     family, task, name = (str(bank.networks[column][number]) for column in ("family", "task", "name"))
-    return Row(STORED, scope, family, task, name, predictor, seen, *orders, None)
+    return Row(kind, scope, family, task, name, predictor, seen, *orders, None)
 
 
 def _predictors(choices: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:

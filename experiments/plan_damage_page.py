@@ -43,8 +43,8 @@ def write_page(
         (boards, "Plans of formulas and searches",
          "`results/plan_damage/raw.csv` (command: `results/plan_damage/made.json`)"),
         (again, "The same where zoo and bank were made anew",
-         "`results/plan_damage/again.csv` (command: `made_again.json`; of each family and task the best of 145 networks "
-         "is judged, not of 252, so that nine of the boards have another network)"),
+         "`results/plan_damage/again.csv` (command: `made_again.json`; of each family and task the best of 145 "
+         "networks is judged, not of 252, so that nine of the boards have another network)"),
         (trained, "Trained networks, with the regression that ships",
          "`results/plan_damage/trained.csv` (commands: `made_trained.json`, `made_trained_minilm.json`; the loss of "
          "MiniLM is the squared distance of its embeddings, no nats)"),

@@ -21,7 +21,7 @@ class BankJob:
         workers: processes.
         first, limit: label only the networks from this one on, counted from 0, and up to that one; None for all.
         plans, fractions, images, steps, context_masks, repaired_masks, trained_masks, trained_steps, bits, densities,
-            configs, plan_bits, seed: see `BankSettings`.
+            configs, repaired_choices, plan_bits, seed: see `BankSettings`.
     """
 
     name = "bank"
@@ -44,6 +44,7 @@ class BankJob:
         bits: tuple[int, ...] = (2, 3, 4, 6, 8),
         densities: tuple[float, ...] = (0.5, 0.25, 0.1),
         configs: int = 40,
+        repaired_choices: bool = True,
         plan_bits: tuple[int, ...] = (),
         seed: int = 0,
     ) -> None:
@@ -51,7 +52,8 @@ class BankJob:
         self.settings = BankSettings(
             plans=plans, fractions=tuple(fractions), images=images, steps=steps, context_masks=context_masks,
             repaired_masks=repaired_masks, trained_masks=trained_masks, trained_steps=trained_steps, bits=tuple(bits),
-            densities=tuple(densities), configs=configs, plan_bits=tuple(plan_bits), seed=seed,
+            densities=tuple(densities), configs=configs, repaired_choices=repaired_choices,
+            plan_bits=tuple(plan_bits), seed=seed,
         )  # fmt: skip
 
     def check(self, config: Config) -> None:

@@ -20,7 +20,7 @@ from compress.quantizers.mse import MseQuantizer
 from experiments import bank_building, bank_card
 from experiments.ablations import ablated_labelers
 from experiments.bank_building import BankSettings, build_bank
-from experiments.choice_predictors import judge_choices
+from experiments.choice_predictors import STORED_REPAIRED, judge_choices
 from experiments.config import ConfigError
 from experiments.jobs.bank import BankJob
 from experiments.jobs.pretrain import PretrainJob
@@ -112,6 +112,8 @@ def test_every_network_has_its_rows(built, zoo):
     assert np.bincount(bank.choices["network"]).tolist() == [3 * n for n in (3, 4)]
     assert set(bank.choices["choice"].tolist()) == {"2bit", "4bit", "32bit_d0.5"}
     assert (bank.choices["weight_error"] > 0).all()
+    assert np.isfinite(bank.choices["damage_repaired"]).all()
+    assert (bank.choices["macs_repaired"] > bank.choices["macs"]).all()
     assert [len(text.split()) for text in bank.configs["choices"]] == [3] * 5 + [4] * 5
     assert np.isfinite(bank.configs["damage_test"]).all()
     assert set(bank.networks) >= {"data_sha256", "seed", "code", "libraries"}
@@ -260,6 +262,8 @@ def test_boards_are_judged(built):
     assert {row.truth for row in judge_units(built[1])} == set(TRUTHS)
     choices = judge_choices(built[1])
     assert {(row.scope, row.predictor) for row in choices} >= {("choices", "fisher_error"), ("configs", "damage_alone")}
+    repaired = {(row.scope, row.predictor) for row in choices if row.truth == STORED_REPAIRED}
+    assert repaired == {("choices", name) for name in ("fisher_error", "weight_error", "dropped_bits", "damage_alone")}
     # One task: nothing is left for a labeler that must not have seen it.
     with pytest.raises(CompressError, match="at least two of each"):
         judge_predictions(predict_boards(boards, {"ridge": RidgePlanLabeler}, "finetuned"), "finetuned")
