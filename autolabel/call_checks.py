@@ -1,22 +1,27 @@
 """What `auto_compress` was called with, checked before any work: whatever is wrong is told by its parameter."""
 
+import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from compress.allocation import ALLOCATORS
 from compress.allocator import Constraints
 from compress.budget import Budget
 from compress.errors import BudgetError, CompressError, DataError, first_line
+from compress.graph import loose_weights
 from compress.quantizer import INTEGER_BITS
 from compress.statistics import check_batches
 from compress.structure import Structure
 from compress.task import Batch, Task, evaluate
 
+_LOG = logging.getLogger(__name__)
 _TASK = ("metric_name", "higher_is_better", "inputs", "loss", "score")
 _LABELER = ("name", "fit", "predict")
 _SEEDS = 2**31
@@ -52,6 +57,16 @@ def check_parts(
             raise DataError(_refusal(name, "a list of batches, such as [(inputs, labels), ...]", value))
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Gradients are taken and numbers are float32 in it, whatever context the caller is in."""
+    with (
+        torch.inference_mode(False), torch.enable_grad(),
+        torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False),
+    ):  # fmt: skip
+        yield
+
+
 def check_parameters(model: nn.Module, epochs: int) -> None:
     """Refuse a model whose bytes would be told wrong, or that is to be trained and cannot be.
 
@@ -66,6 +81,25 @@ def check_parameters(model: nn.Module, epochs: int) -> None:
     trained = not parameters or any(value.requires_grad for value in parameters)
     rule = "one with a parameter that requires a gradient, or epochs=0 must leave the fine-tuning out"
     _require("model", trained or not epochs, rule, type(model).__name__)
+
+
+def warn_of_weights(model: nn.Module, structure: Structure) -> None:
+    """Say which weights little can be done about, and what would change that."""
+    folded = [name or type(module).__name__ for name, module in model.named_modules() if is_parametrized(module)]
+    if folded:
+        _LOG.warning(
+            "Weights are computed in every forward by parametrizations of %s: little of these layers can go. Fold them "
+            "first: torch.nn.utils.parametrize.remove_parametrizations.", _some(folded),
+        )  # fmt: skip
+    if loose := loose_weights(structure.traced.module):
+        _LOG.warning(
+            "These weights are multiplied outside of any Linear, conv or embedding (x @ w): they stay float32, and the "
+            "refit leaves them alone: %s. Make them nn.Linear for both.", _some(loose),
+        )  # fmt: skip
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def check_numbers(sample: Any, search_plans: Any, bits: Any, epochs: Any, lr: Any, distill: Any, seed: Any) -> None:

@@ -11,7 +11,15 @@ import numpy as np
 from torch import fx, nn
 
 from autolabel.allocators import LearnedSearchAllocator
-from autolabel.call_checks import check_numbers, check_parameters, check_parts, check_removable, evaluate_dense
+from autolabel.call_checks import (
+    check_numbers,
+    check_parameters,
+    check_parts,
+    check_removable,
+    evaluate_dense,
+    undisturbed,
+    warn_of_weights,
+)
 from autolabel.labeler import Labeler
 from autolabel.labelers import GBDTLabeler
 from autolabel.learning import Learned, join_scores, learn_labels
@@ -34,6 +42,7 @@ from compress.criteria import FisherCriterion, ReconstructionCriterion, SecondOr
 from compress.criterion import score_units
 from compress.errors import ArtifactError, CompressError, DataError
 from compress.finetuning import finetune_
+from compress.graph import uncompiled
 from compress.latency_table import measure_latencies
 from compress.layer_choice import LayerChoice
 from compress.output_sensitivity import collect_output_sensitivity
@@ -80,6 +89,7 @@ class Compressed:
     structure: Structure
 
 
+@undisturbed()
 def auto_compress(
     model: nn.Module,
     task: Task,
@@ -130,6 +140,7 @@ def auto_compress(
         BudgetError: with the closest feasible budget. DataError, TraceError: for unfit data or models.
         CompressError: naming any other parameter that is out of range; nothing is measured before.
     """
+    model = uncompiled(model)
     check_parts(model, task, budget, labeler, allocator, constraints, {
         "calibration": calibration, **({"train": train} if epochs else {}),
         **{name: value for name, value in (("label", label), ("validation", validation)) if value is not None},
@@ -148,6 +159,7 @@ def auto_compress(
     silent = [name for name, _ in costs.uncounted if name in UNCOUNTED]
     if silent and budget.macs is not None:
         _LOG.warning("MACs of %s are not counted: a bound on MACs is one of all other layers.", ", ".join(silent))
+    warn_of_weights(model, structure)
     check_budget(structure.units, costs, budget, constraints, ("removed", *(f"{b}bit" for b in bits)))
     # Before hours of measuring: everything that will be read.
     if epochs:

@@ -31,6 +31,8 @@ LAYER_OPS = {
     ATEN.conv_transpose3d.input: "conv_transpose", ATEN.linear.default: "linear", ATEN.embedding.default: "embedding",
 }  # fmt: skip
 
+_PRODUCTS = (ATEN.matmul.default, ATEN.mm.default, ATEN.bmm.default, ATEN.addmm.default, ATEN.baddbmm.default)
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -99,6 +101,14 @@ def layers_of(module: fx.GraphModule) -> Iterator[Layer]:
         yield Layer(weight.target.removesuffix(".weight"), kind, node, weight.target, bias_name)
 
 
+def loose_weights(module: fx.GraphModule) -> list[str]:
+    """Parameters that multiply without being the weight of a layer (`x @ w`), in execution order."""
+    named = dict(module.named_parameters(remove_duplicate=False))
+    found = [str(read.target) for node in module.graph.nodes if node.target in _PRODUCTS
+             for read in node.args if is_parameter(read) and read.target in named]  # fmt: skip
+    return [name for name in dict.fromkeys(found) if named[name].dim() > 1]
+
+
 def is_parameter(node: Any) -> bool:
     """Whether `node` reads a parameter or buffer of the module."""
     return isinstance(node, fx.Node) and node.op == "get_attr" and node.target != "training"
@@ -157,11 +167,22 @@ def check_finite(model: nn.Module) -> None:
     for name, value in model.named_parameters():
         if isinstance(value, nn.parameter.UninitializedTensorMixin) or value.is_meta:
             raise DataError(f"Parameter {name!r} has no values yet (lazy or on the meta device). Load them first.")
+        if value.is_inference():
+            raise DataError(
+                f"Parameter {name!r} was made under torch.inference_mode, and no gradient can be taken of it. Build "
+                f"the model outside of it, or pass a deepcopy that was made outside."
+            )
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise DataError(f"Parameter {name!r} has NaN or infinite values. Load a sound checkpoint.")
     for name, value in model.named_buffers():
         if value.is_floating_point() and torch.isnan(value).any():
             raise DataError(f"Buffer {name!r} has NaN values. Load a sound checkpoint.")
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """What `torch.compile` was called with, whose names are not prefixed and whose forward can be traced."""
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else model
 
 
 def trace(model: nn.Module, example_inputs: Any) -> TracedGraph:
@@ -181,6 +202,7 @@ def trace(model: nn.Module, example_inputs: Any) -> TracedGraph:
     """
     if not isinstance(model, nn.Module):
         raise CompressError(f"The 'model' parameter must be a torch.nn.Module. Got {type(model).__name__}.")
+    model = uncompiled(model)
     args, kwargs = as_inputs(example_inputs)
     check_finite(model)
     with _left_as_found(model):

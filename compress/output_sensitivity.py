@@ -129,7 +129,7 @@ class _Probe(fx.Interpreter):
         return out
 
     def add(self, kind: str, value: Tensor, probes: int) -> None:
-        if not value.requires_grad:
+        if not value.requires_grad or not self._kept:
             return
         gradients = torch.autograd.grad(value, list(self._kept.values()), retain_graph=True, allow_unused=True)
         for name, gradient in zip(self._kept, gradients, strict=True):

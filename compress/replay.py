@@ -16,7 +16,7 @@ from compress.errors import CompressError, DataError
 from compress.gates import gated_module
 from compress.graph import ATEN, argument, is_parameter
 from compress.structure import Site, Structure
-from compress.suffix import Suffix
+from compress.suffix import Suffix, counts_examples
 from compress.task import Batch, Task, losses_of
 
 CONVS = (ATEN.conv1d.default, ATEN.conv2d.default, ATEN.conv3d.default, ATEN.conv1d.padding, ATEN.conv2d.padding,
@@ -113,6 +113,8 @@ class Replay:
         largest = largest // self._traced_examples() + 1
         unknown = any(isinstance(self.structure.traced.shapes.get(name), tuple)
                       and not isinstance(self.structure.values.get(name), Value) for name in frontier)  # fmt: skip
+        graph = self.structure.traced.graph
+        unknown |= any(_layout(self.structure, name) is None and counts_examples(graph, name) for name in frontier)
         fixed = self.structure.traced.fixed_batch is not None
         single = fixed or unknown or any(site.batch is None for site in sites)
         return Suffix(module, order, tuple(frontier), output, done, local, direct, macs, largest, single)

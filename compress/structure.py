@@ -251,16 +251,36 @@ def _memberships(p: Propagation) -> dict[int, set]:
 
 
 def _group(p: Propagation, members: dict[int, set]) -> dict[Any, list[tuple[int, Producer, int]]]:
-    """First producer and places -> its (root, producer, index), in execution order."""
+    """First producer, places and values -> its (root, producer, index), in execution order.
+
+    Channels of one layer that take different paths and meet again are in other values between: groups of their own, so
+    that none of these paths is left without a channel.
+    """
     groups: dict[Any, list[tuple[int, Producer, int]]] = {}
+    held = _holders(p, members)
     seen: set[int] = set()
     for producer in p.producers:
         roots = p.atoms.roots(p.parameters[producer.parameter].labels[producer.dim]).tolist()
         for index, root in enumerate(dict.fromkeys(roots)):
             if root in members and root not in seen:
                 seen.add(root)
-                groups.setdefault((producer.parameter, frozenset(members[root])), []).append((root, producer, index))
+                key = (producer.parameter, frozenset(members[root]), tuple(held.get(root, ())))
+                groups.setdefault(key, []).append((root, producer, index))
     return groups
+
+
+def _holders(p: Propagation, members: dict[int, set]) -> dict[int, list[tuple[int, int]]]:
+    """Removable root -> number and dimension of every value that it is in, in execution order."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    leaves = (leaf for value in p.values.values()
+              for leaf in pytree.tree_leaves(value, is_leaf=lambda leaf: isinstance(leaf, Value)))  # fmt: skip
+    for number, value in enumerate(leaves):
+        for dim, labels in enumerate(value.labels if isinstance(value, Value) else ()):
+            if labels is not None:
+                for root in np.unique(p.atoms.roots(labels)).tolist():
+                    if root in members:
+                        found.setdefault(root, []).append((number, dim))
+    return found
 
 
 def _block_third_sides(p: Propagation, roots: set[int]) -> bool:

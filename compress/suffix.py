@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from compress.graph import ATEN
 from compress.structure import Site
 
 
@@ -35,3 +36,17 @@ class Suffix:
     macs: float
     call_bytes: int
     single: bool
+
+
+def counts_examples(graph: fx.Graph, name: str) -> bool:
+    """Whether the value of this name is made with the number of examples (zeros for each of them, say)."""
+    left = [node for node in graph.nodes if node.name == name]
+    seen = set(left)
+    while left:
+        node = left.pop()
+        if node.target is ATEN.sym_size.int and node.args[1] == 0:
+            return True
+        new = set(node.all_input_nodes) - seen
+        seen |= new
+        left += new
+    return False

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from compress.errors import CompressError, DataError, first_line
 
 Batch = Any
+_ONE_TENSOR = "wrap the model in a module that returns that tensor alone"
 
 
 @runtime_checkable
@@ -59,10 +60,13 @@ def losses_of(task: Task, outputs: Any, batch: Batch) -> Tensor:
         losses = task.loss(outputs, batch)
     except (CompressError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, ValueError, TypeError, LookupError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        remedy = "Check the labels: their number, their type and their range."
+        if not isinstance(outputs, Tensor):
+            remedy = f"The model gives a {type(outputs).__name__}: {_ONE_TENSOR}, or have the task's loss read it."
         raise DataError(
             f"The task's loss cannot be computed on a batch of {_shapes(batch)} and outputs of {_shapes(outputs)}: "
-            f"{first_line(error)} Check the labels: their number, their type and their range."
+            f"{first_line(error)} {remedy}"
         ) from error
     n = task.inputs(batch)[0].shape[0]
     if not isinstance(losses, Tensor) or tuple(losses.shape) != (n,):
@@ -125,7 +129,7 @@ def evaluate(model: nn.Module, task: Task, batches: Iterable[Batch]) -> tuple[fl
             module.training = training
     if not all(isinstance(out, Tensor) for out in outputs):
         raise DataError(
-            f"The model gives a {type(outputs[0]).__name__}, and the metric needs one tensor, examples first. Wrap the "
-            f"model in a module that returns that tensor alone."
+            f"The model gives a {type(outputs[0]).__name__}, and the metric needs one tensor, examples first: "
+            f"{_ONE_TENSOR}."
         )
     return task.score(torch.cat(outputs), batches), float(np.concatenate(losses).mean())

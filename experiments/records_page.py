@@ -38,7 +38,7 @@ class KeptFile:
     """A file of `results/records/`, in the newest version of the format.
 
     Attributes:
-        file: its name; model, data: that it names.
+        file: its name; model, data: that it names; seed: of the run that made it.
         metric, error_percent: of the official test set, decoded in a fresh process.
         file_bytes: its size; before_bytes: in the version that it was written in.
         examples: that were scored.
@@ -47,6 +47,7 @@ class KeptFile:
     file: str
     model: str
     data: str
+    seed: int
     metric_name: str
     metric: float
     error_percent: float

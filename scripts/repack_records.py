@@ -31,9 +31,11 @@ def main() -> None:
     known = {row.file: row for row in read_raw(RECORDS / "raw.csv", KeptFile)}
     rows, tensors = [], []
     for path in sorted(RECORDS.glob("*.packed")):
+        if path.name not in known:
+            sys.exit(f"{path.name} has no row in {RECORDS / 'raw.csv'}, which tells its seed: add one first.")
         before = path.stat().st_size
         repack_artifact(path, path, model_of(path))
-        if path.name in known and known[path.name].file_bytes == before == path.stat().st_size:
+        if known[path.name].file_bytes == before == path.stat().st_size:
             # Of the newest version already.
             before = known[path.name].before_bytes
         done = subprocess.run(
@@ -42,7 +44,8 @@ def main() -> None:
         )  # fmt: skip
         row = json.loads(done.stdout.splitlines()[-1])
         tensors += [{"file": path.name, **sizes} for sizes in row.pop("tensors")]
-        rows.append({**row, "before_bytes": before, **made})
+        named = {name: row.pop(name) for name in ("file", "model", "data")}
+        rows.append({**named, "seed": known[path.name].seed, **row, "before_bytes": before, **made})
         print(f"{path.name}: {before:,} -> {rows[-1]['file_bytes']:,} bytes, {rows[-1]['metric']:.2f}")
     _write("raw.csv", rows)
     _write("tensors.csv", tensors)

@@ -154,6 +154,20 @@ def addmm(p: Propagation, node: fx.Node) -> Value:
     return p.align(node, [product, bias], product.shape)
 
 
+@rule(ATEN.baddbmm.default)
+def baddbmm(p: Propagation, node: fx.Node) -> Value:
+    """`bias + a @ b` of batches: scores of attention with a mask, of every head."""
+    bias, a, b = (p.value(n) for n in node.args[:3])
+    p.use(node, 1, 2, p.join(a.labels[2], b.labels[1], node))
+    shape = p.shape(node)
+    outer = p.align(node, [v.pick([0]) for v in (a, b)], shape[:1])
+    if len(outer.atoms):
+        p.atoms.attention.update(outer.atoms.tolist())
+    row, column = a.pick([1]), b.pick([2])
+    product = Value(shape, (*outer.labels, *row.labels, *column.labels), (*outer.batch, *row.batch, *column.batch))
+    return p.align(node, [product, bias], shape)
+
+
 @rule(ATEN.einsum.default)
 def einsum(p: Propagation, node: fx.Node) -> Any:
     """Equal letters are joined; letters that do not come out are summed over."""

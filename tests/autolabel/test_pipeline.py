@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import autolabel
 import compress
 from autolabel import pipeline
+from autolabel.call_checks import warn_of_weights
 from autolabel.labelers import MeanLabeler, RidgeLabeler
 from autolabel.learning import join_scores
 from autolabel.oracles import RemovalOracle
@@ -168,6 +169,9 @@ def test_models_that_cannot_be_judged_are_told_what_to_do():
             return super().loss(outputs[0], batch)
 
     batches = make_data(4, 3)
+    remedy = "gives a tuple: wrap the model in a module that returns that tensor alone, or have the task's loss read it"
+    with pytest.raises(DataError, match=remedy):
+        autolabel.auto_compress(Pair(), TASK, [], batches, batches[0][0], Budget(macs=0.5), epochs=0)
     with pytest.raises(DataError, match="gives a tuple, and the metric needs one tensor, examples first"):
         autolabel.auto_compress(Pair(), First(), [], batches, batches[0][0], Budget(macs=0.5), epochs=0)
     for dtype in (torch.bfloat16, torch.float16):
@@ -195,6 +199,52 @@ def test_macs_that_are_not_counted_are_told(caplog):
         caplog.clear()
         autolabel.auto_compress(Front(), TASK, [], batches, batches[0][0], Budget(weight_bytes=0.9), sample=0, epochs=0)
     assert "are not counted" not in caplog.text
+
+
+def test_weights_outside_of_layers_are_told_and_searched(caplog):
+    class Products(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Parameter(torch.randn(16, 12)), nn.Parameter(torch.randn(12, 4))
+
+        def forward(self, x):
+            return F.relu(x.flatten(1) @ self.first) @ self.second
+
+    torch.manual_seed(0)
+    batches = make_data(4, 3)
+    with caplog.at_level(logging.WARNING, "autolabel.call_checks"):
+        result = autolabel.auto_compress(Products(), TASK, [], batches, batches[0][0], Budget(macs=0.5), sample=0,
+                                         epochs=0)  # fmt: skip
+    assert "(x @ w): they stay float32, and the refit leaves them alone: first, second. Make them" in caplog.text
+    assert "plans/search" in result.validation
+    assert result.model.second.shape[0] <= 6
+
+
+def test_weights_that_forward_computes_are_told(caplog):
+    normed = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(16, 8)), nn.ReLU(),
+                           nn.Linear(8, 4))  # fmt: skip
+    warn_of_weights(normed, compress.analyze(normed, torch.randn(2, 1, 4, 4)))
+    assert "by parametrizations of 1: little of these layers can go. Fold them first" in caplog.text
+    assert "x @ w" not in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method.:DeprecationWarning")
+def test_the_context_of_the_caller_does_not_matter(trained):
+    batches = make_data(4, 3)
+    call = functools.partial(autolabel.auto_compress, task=TASK, train=batches[:1], calibration=batches,
+                             example_inputs=batches[0][0], budget=Budget(macs=0.5), sample=0)  # fmt: skip
+    expected = call(trained, epochs=1).model.state_dict()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = call(trained, epochs=1).model.state_dict()
+        assert not torch.is_grad_enabled()
+    compiled = call(torch.compile(trained), epochs=1).model.state_dict()
+    for other in (found, compiled):
+        assert list(other) == list(expected)
+        assert all(torch.equal(other[name], value) for name, value in expected.items())
+    with torch.inference_mode():
+        unfit = nn.Linear(2, 2)
+    with pytest.raises(DataError, match=r"'weight' was made under torch\.inference_mode"):
+        call(unfit, epochs=1)
 
 
 class Level:

@@ -31,7 +31,9 @@ def test_layers_that_others_did_not_compress_stand_alone():
 
 
 def test_files_that_are_kept_are_told_as_they_are_now():
-    kept = KeptFile("a.packed", "lenet5", "mnist", "accuracy_percent", 99.0, 1.0, 1234, 10_000, 1200, "c", "abc", "{}")
+    kept = KeptFile(
+        "a.packed", "lenet5", "mnist", 0, "accuracy_percent", 99.0, 1.0, 1234, 10_000, 1200, "c", "abc", "{}"
+    )
     assert "| a.packed | 1.00 | 1,234 | 1,200 |" in write_page(ROWS, [kept])
     tensors = [TensorRow("a.packed", "fc1.weight", 1000, 3, 375, 250, 4000, 2.25),
                TensorRow("a.packed", "fc1.bias", 10, 32, 40, 35, 40, None),

@@ -330,6 +330,50 @@ def _two_sequences(batch: int) -> tuple[Tensor, Tensor]:
     return sequence(4, 8)(batch), sequence(6, 5)(batch)
 
 
+@ZOO.add(sequence(5, 8), groups={"fused:head": 2, "fused:out": 6}, heads=("fused:head",))
+class ParallelBlock(nn.Module):
+    """Queries, keys, values and a gated MLP out of one product, and one product behind them: heads are no neurons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fused, self.out, self.classes = nn.Linear(8, 24 + 12), nn.Linear(8 + 6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v, up, gate = self.fused(x).split([8, 8, 8, 6, 6], -1)
+        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in (q, k, v))
+        heads = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.classes((x + self.out(torch.cat([heads, up * F.silu(gate)], -1))).mean(1))
+
+
+@ZOO.add(sequence(5, 8), groups={"qkv:head": 2}, heads=("qkv:head",))
+class BiasedScores(nn.Module):
+    """Scores and their mask in one product, as nn.MultiheadAttention does where its weights are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (b, t, _), later = x.shape, x.new_full((5, 5), float("-inf")).triu(1)
+        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2).flatten(0, 1) for part in self.qkv(x).chunk(3, -1))
+        weights = torch.baddbmm(later, q * 0.5, k.transpose(1, 2)).softmax(-1)
+        return self.out((weights @ v).view(b, 2, t, 4).transpose(1, 2).flatten(2))
+
+
+@ZOO.add(sequence(5, 4), groups={"embed:out": 8, "attn.in_proj_weight:out": 4})
+class ZeroAttention(nn.Module):
+    """nn.MultiheadAttention with a key of zeros for every example and head, made in forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attn = nn.Linear(4, 8), nn.MultiheadAttention(8, 2, batch_first=True, add_zero_attn=True)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.out((x + self.attn(x, x, x, need_weights=False)[0]).mean(1))
+
+
 @ZOO.add(_two_sequences, groups={"attn:head": 2, "attn.out_proj:out": 8}, heads=("attn:head",))
 class CrossAttention(nn.Module):
     """nn.MultiheadAttention with keys of another width, and its averaged weights as a second output."""

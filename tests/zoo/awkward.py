@@ -69,7 +69,7 @@ class ManyOutputs(nn.Module):
         return self.fc(b.mean((2, 3))), [a, b.mean(1)]
 
 
-@ZOO.add(image(3, 6, 6), groups={"conv1:out": 6, "conv2:out": 5})
+@ZOO.add(image(3, 6, 6), groups={"conv1:out": 2, "conv1:out/2": 4, "conv2:out": 5})
 class Buffers(nn.Module):
     """Per-channel buffers and constants, some of them made in forward."""
 
@@ -211,3 +211,17 @@ class TemporalShift(nn.Module):
         y[:, 0].mul_(2.0)
         y[:, :, 1:] += 1.0
         return self.fc3(torch.tanh(y))
+
+
+@ZOO.add(image(3, 6, 6), groups={"conv1:out": 5, "conv1:out/2": 5, "conv2:out": 4})
+class PooledHalf(nn.Module):
+    """Halves of one convolution meet again: a pooling in between must not be left without channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.fc = nn.Conv2d(3, 10, 3, padding=1), nn.Conv2d(10, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, v = self.conv1(x).chunk(2, 1)
+        x = F.relu(self.conv2(torch.cat([u, F.max_pool2d(v, 3, 1, 1)], 1)))
+        return self.fc(x.mean((2, 3)))
