@@ -14,6 +14,7 @@ from experiments.worker_pool import run_in_order
 STORED, STORED_REPAIRED = "stored", "stored_repaired"
 # Truth -> column of the bank's choices. What the weights of a layer can make up for is measured of single choices only.
 _TRUTHS = {STORED: "damage", STORED_REPAIRED: "damage_repaired"}
+STORED_TRUTHS = tuple(_TRUTHS)
 _MEASURED = "damage_alone"
 _FEATURES = ("bits", "density", "weights", "weight_error", "fisher_error", "dropped_bits", "depth")
 # Formulas whose order is spent like a labeler's, too.

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from compress.errors import ArtifactError
-from experiments.choice_predictors import STORED
+from experiments.choice_predictors import STORED_TRUTHS
 from experiments.figure_style import FAINT, MUTED, SERIES, dots_and_mean, new_figure, plain_rows
 from experiments.label_economy import STRATEGIES, EconomyRow, summarize_economy
 from experiments.plan_intervals import IntervalRow, summarize_intervals
@@ -32,6 +32,7 @@ _TRUTHS = {
     "repaired": "damage in thinned company after a refit",
     "trained": "damage in thinned company after a refit and some steps of training",
     "stored": "damage at once",
+    "stored_repaired": "damage after the repair",
 }
 _MOST = 14
 # In names of labelers that go without an ingredient: a table of their own.
@@ -49,7 +50,9 @@ the diagonal of the empirical Fisher matrix; *weight_error*: squared error as a 
 *dropped_bits*: bits saved, as a part of the network; *damage_alone*: the measured damages of the single layers, added
 up. *labeler/...*: order all choices of a network, learned from others; for configurations the part of a network's mean
 damage that choices at that place have on the others is added up, *.../typical* does so with the order of a formula.
-Single layers are measured and judged on label examples, configurations judged on test examples."""
+Single layers are measured and judged on label examples, configurations judged on test examples. *After the repair*: of
+single layers whose other weights made up for what went (SparseGPT's sweep) and for the rounding (GPTQ), repaired on one
+half of the label examples and judged on the other, and the reverse."""
 _FORMATTED = """Plans of one network and one size in bytes that remove units *and* store what stays in 2 to 8 bits: from
 many units in few bits to few units in many. Weights are rounded after the refit, and trained on as rounded ones.
 *fisher_error*: what rounding adds to the squared error of weights that stay, times half the diagonal of the empirical
@@ -119,7 +122,7 @@ def write_page(rows: Sequence[Row], command: str) -> str:
 
 def _whole(rows: Sequence[Row]) -> list[Row]:
     """What has no part of its own on the page: neither ablations, nor plans measured first, nor few bits."""
-    return [row for row in _plain(rows) if row.truth != STORED and row.scope != FORMATTED_PLANS]
+    return [row for row in _plain(rows) if row.truth not in STORED_TRUTHS and row.scope != FORMATTED_PLANS]
 
 
 def _plain(rows: Sequence[Row]) -> list[Row]:
@@ -135,7 +138,7 @@ def write_ingredients(rows: Sequence[Row]) -> str:
     shots = [row for row in shots if row.predictor in {r.predictor for r in shots if "+" in r.zero_shot}]
     page += ["## A few plans of the network measured first", "", _SHOTS, "", *_table_lines(summarize(shots), True)]
     page += _formatted_lines([row for row in rows if row.scope == FORMATTED_PLANS])
-    return "\n".join([*page, _STORED, "", *_tables([row for row in rows if row.truth == STORED])])
+    return "\n".join([*page, _STORED, "", *_tables([row for row in rows if row.truth in STORED_TRUTHS])])
 
 
 def write_others(rows: Sequence[Row]) -> str:
