@@ -34,7 +34,7 @@ from experiments.unit_economy import UnitEconomyRow  # noqa: E402
 from experiments.who_predicts import Row  # noqa: E402
 
 RESULTS = ROOT / "results"
-_WHO = ("raw", "trained", "formatted")
+_WHO = ("raw", "trained", "formatted", "choices_repaired")
 _PARTS = (("who_predicts_others", Row, leaderboard.write_others),
           ("label_economy", EconomyRow, leaderboard.write_economy),
           ("unit_economy", UnitEconomyRow, leaderboard.write_samplings),
