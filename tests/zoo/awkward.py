@@ -193,7 +193,7 @@ class SoftmaxChannels(nn.Module):
         return self.fc2(F.normalize(x, dim=-1) * x.mean(-1, keepdim=True))
 
 
-@ZOO.add(sequence(5, 4), groups={"fc1:out": 6, "fc2:out": 5})
+@ZOO.add(sequence(5, 4), groups={"fc1:out": 2, "fc1:out/2": 2, "fc1:out/3": 2, "fc2:out": 4})
 class TemporalShift(nn.Module):
     """Ranges of the channels written into a prepared tensor, and one channel changed in place."""
 
