@@ -1,6 +1,6 @@
 """The job that tries every method once, each by its override, on one dense network and one plan of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -22,26 +22,38 @@ class MethodsJob(TrialJob):
     Args:
         base: overrides of the run that every method is tried on.
         only: names of methods (their overrides), or None for all.
+        without: names of methods that the base has no place for.
+        further: how names of methods begin -> further overrides for these.
     """
 
     name = "methods"
     reports = ("methods.*",)
 
-    def __init__(self, base: Sequence[str] = ("experiment=quickstart",), only: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, base: Sequence[str] = ("experiment=quickstart",), only: Sequence[str] | None = None,
+        without: Sequence[str] = (), further: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(base)
         self.only = None if only is None else tuple(only)
+        self.without = tuple(without)
+        self.further = {start: tuple(more) for start, more in (further or {}).items()}
 
     @property
     def trials(self) -> list[CataloguedMethod]:
         """The run without any override, and the methods."""
-        return [BASE, *(method for method in catalogue() if self.only is None or method.name in self.only)]
+        wanted = [method for method in catalogue() if self.only is None or method.name in self.only]
+        return [BASE, *(method for method in wanted if method.name not in self.without)]
 
     def check(self, config: Config) -> None:
         """The base and every method must compose."""
         known = [method.name for method in catalogue()]
-        unknown = [name for name in self.only or () if name not in known]
-        if unknown:
-            raise ConfigError(f"job.only: there is no method {unknown[0]!r}. Known are {known}.")
+        for setting in ("only", "without"):
+            unknown = [name for name in getattr(self, setting) or () if name not in known]
+            if unknown:
+                raise ConfigError(f"job.{setting}: there is no method {unknown[0]!r}. Known are {known}.")
+        for start in self.further:
+            if not any(name.startswith(start) for name in known):
+                raise ConfigError(f"job.further: no method begins with {start!r}. Known are {known}.")
         super().check(config)
 
     def run(self, config: Config, run_dir: RunDir, tracker: Tracker) -> dict[str, Any]:
@@ -53,3 +65,7 @@ class MethodsJob(TrialJob):
         write_raw(run_dir, "methods.csv", [field.name for field in fields(type(rows[0]))], map(asdict, rows))
         write_raw(run_dir, "methods.layers.csv", ["method", "seed", *LAYER_COLUMNS], layers)
         return {"methods": {row.method or "base": row.metric for row in rows}}
+
+    def _overrides(self, config: Config, trial: CataloguedMethod) -> list[str]:
+        more = [own for start, overrides in self.further.items() if trial.name.startswith(start) for own in overrides]
+        return [*super()._overrides(config, trial), *more]

@@ -55,7 +55,20 @@ def test_a_configuration_is_composed_within_another(config):
 def test_unknown_methods_are_refused(config):
     with pytest.raises(ConfigError, match=r"job\.only.*penalty=l7"):
         MethodsJob(only=["penalty=l7"]).check(config)
+    with pytest.raises(ConfigError, match=r"job\.without.*penalty=l7"):
+        MethodsJob(without=["penalty=l7"]).check(config)
+    with pytest.raises(ConfigError, match=r"job\.further.*penalty=l7"):
+        MethodsJob(further={"penalty=l7": []}).check(config)
     MethodsJob(only=["penalty=l1 penalty.strength=1e-3"]).check(config)
+
+
+def test_some_methods_are_left_out_and_others_asked_for_in_other_words(config):
+    job = MethodsJob(BASE, without=["penalty=bn_l1"], further={"pattern=block": ["sparsify.density=0.1"]})
+    job.check(config)
+    everything = [method.name for method in catalogue()]
+    assert [trial.name for trial in job.trials] == ["", *(name for name in everything if name != "penalty=bn_l1")]
+    told = {trial.name: compose_config(job._overrides(config, trial)) for trial in job.trials}
+    assert [name for name, run in told.items() if run.sparsify.density == 0.1] == ["pattern=block"]
 
 
 def test_a_killed_job_goes_on_with_the_next_method(config, tmp_path, caplog):
