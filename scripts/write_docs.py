@@ -61,9 +61,10 @@ def methods() -> str:
     from experiments.methods_page import write_page
     from experiments.raw_table import read_raw
 
-    raw = ROOT / "results" / "methods" / "raw.csv"
-    rows = read_raw(raw, MethodRow) if raw.exists() else []
-    return write_page(rows, "`python -m experiments.run experiment=methods`")
+    files = [ROOT / "results" / "methods" / f"{name}.csv" for name in ("raw", "lenet5")]
+    rows, lenet5 = (read_raw(file, MethodRow) if file.exists() else [] for file in files)
+    command = "`python -m experiments.run experiment={}`".format
+    return write_page(rows, command("methods"), lenet5, command("methods_lenet5"))
 
 
 def _plain(text: str) -> str:

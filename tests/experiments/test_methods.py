@@ -116,3 +116,9 @@ def test_the_page_tells_what_is_known():
     assert line.endswith("| 98.50 | 97.50 | 1,000,000 | 0.88 | 23,464 |")
     (line,) = (line for line in page.splitlines() if line.startswith("| `penalty=bn_l1` |"))
     assert line.endswith("|  |  |  |  |  |")
+    page = write_page(
+        [row], "`the job`", [replace(row, density=0.1), replace(row, method="penalty=bn_l1")], "`its own`"
+    )
+    assert "(`its own`): one dense network of 99.00 %" in page
+    (line,) = (line for line in page.splitlines() if line.startswith("| `penalty=bn_l1` |"))
+    assert line.endswith("|  |  |  |  |  | 98.50 | 98.25 | 1.00 | 23,464 |")
