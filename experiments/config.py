@@ -186,10 +186,16 @@ def explain_composition(error: Exception, arguments: Iterable[str] = ()) -> str:
     found = re.search(r"Could not (?:override|append to config\. An item is already at) '([^']+)'", text)
     if found and "append" not in found.group(0):
         key = found.group(1)
-        if OmegaConf.select(OmegaConf.structured(Config), key) is not None:
-            return f"{key!r} has no value yet that could be overridden. Add it: '+{key}=...'"
         # The error carries the node that lacks the key; a component's keys stand in no schema.
         parent = getattr(error.__cause__, "parent_node", None)
+        if parent is not None and parent._get_full_key(None) == key:
+            # An override with a dict, one of whose keys is new.
+            lacking, known = getattr(error.__cause__, "key", ""), [f"{key}.{name}" for name in parent]
+            if known and _has_schema(parent):
+                return f"Unknown configuration key '{key}.{lacking}'.{_suggest(f'{key}.{lacking}', known)}"
+            return f"{key!r} has no {lacking!r} yet that could be overridden. Add it: '+{key}=...'"
+        if OmegaConf.select(OmegaConf.structured(Config), key) is not None:
+            return f"{key!r} has no value yet that could be overridden. Add it: '+{key}=...'"
         prefix = key.rpartition(".")[0]
         siblings = [f"{prefix}.{name}" if prefix else str(name) for name in parent or ()]
         return f"Unknown configuration key '{key}'.{_suggest(key, siblings)}"

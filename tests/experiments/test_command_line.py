@@ -174,6 +174,7 @@ def test_a_refused_command_leaves_a_finished_run_as_it_was(call, refused, own):
     [
         ("labelr=ridge", "Unknown configuration key 'labelr'. Did you mean 'labeler'?"),
         ("constraints.floors={a: 0.5}", "Add it: '+constraints.floors=...'"),
+        ("constraints={flor: 0.5}", "Unknown configuration key 'constraints.flor'. Did you mean 'constraints.floor'?"),
         ("budget.mcas=0.5", "Unknown configuration key 'budget.mcas'. Did you mean 'budget.macs'?"),
         ("+budget.mcas=0.5", "Unknown configuration key 'budget.mcas'. Did you mean 'budget.macs'?"),
         ("+sede=1", "Unknown configuration key 'sede'. Did you mean 'seed'?"),
