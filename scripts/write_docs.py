@@ -61,7 +61,7 @@ def methods() -> str:
     from experiments.methods_page import write_page
     from experiments.raw_table import read_raw
 
-    files = [ROOT / "results" / "methods" / f"{name}.csv" for name in ("raw", "lenet5")]
+    files = [ROOT / "results" / name / "raw.csv" for name in ("methods", "methods_lenet5")]
     rows, lenet5 = (read_raw(file, MethodRow) if file.exists() else [] for file in files)
     command = "`python -m experiments.run experiment={}`".format
     return write_page(rows, command("methods"), lenet5, command("methods_lenet5"))

@@ -64,10 +64,11 @@ def test_unknown_methods_are_refused(config):
 
 def test_some_methods_are_left_out_and_others_asked_for_in_other_words(config):
     job = MethodsJob(BASE, without=["penalty=bn_l1"], further={"pattern=block": ["sparsify.density=0.1"]})
-    job.check(config)
     everything = [method.name for method in catalogue()]
     assert [trial.name for trial in job.trials] == ["", *(name for name in everything if name != "penalty=bn_l1")]
-    told = {trial.name: compose_config(job._overrides(config, trial)) for trial in job.trials}
+    some = ("", "pattern=block", "pattern=n_of_m")
+    told = {trial.name: compose_config(job._overrides(config, trial)) for trial in job.trials if trial.name in some}
+    assert set(told) == set(some)
     assert [name for name, run in told.items() if run.sparsify.density == 0.1] == ["pattern=block"]
 
 
@@ -119,6 +120,6 @@ def test_the_page_tells_what_is_known():
     page = write_page(
         [row], "`the job`", [replace(row, density=0.1), replace(row, method="penalty=bn_l1")], "`its own`"
     )
-    assert "(`its own`): one dense network of 99.00 %" in page
+    assert "(`its own`, Intel Xeon): one dense network of 99.00 %" in " ".join(page.split())
     (line,) = (line for line in page.splitlines() if line.startswith("| `penalty=bn_l1` |"))
     assert line.endswith("|  |  |  |  |  | 98.50 | 98.25 | 1.00 | 23,464 |")
